@@ -1,0 +1,178 @@
+"""The main job on real images, from the teacher to the report, and its figures as a table.
+
+    LORKD_DATA=FOLDER python benchmarks/medmnist_small.py --out RUN
+
+Stages that RUN holds already are not repeated. Writes benchmarks/results/medmnist-small.json and
+medmnist-small.md, and its table into the README: accuracy and AUC of teacher and experts on the
+whole test splits through their engines (95 % bootstrap intervals), parameters, latency and memory
+ratios, parity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lorkd_deploy import benchmark, decompose, export, load_bundle, report, teacher, verify
+from lorkd_deploy.deploy.verify import Verification
+from lorkd_deploy.profiling.profile import EngineProfile, Interval, Profile, Score
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- results: begin; ", "<!-- results: end -->"
+# Test AUC that an expert has to reach: what a plain multi-task network was seen to reach, less a
+# margin for the seed.
+FLOORS = {"breast": 0.80, "pneumonia": 0.93, "retina": 0.66, "blood": 0.985}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True, type=Path, help="the run's folder")
+    run = parser.parse_args().out
+    if not (run / "teacher").exists():
+        teacher("medmnist-small", run, resume=True)
+    if not (run / "bundle").exists():
+        decompose("medmnist-small", run, resume=True)
+    export(run, "onnx", teacher=True)
+    verified = verify(run)
+    profile = benchmark(run)
+    report(run)
+    figures = collect(run, verified, profile)
+    (RESULTS / "medmnist-small.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (RESULTS / "medmnist-small.md").write_text(markdown(figures))
+    README.write_text(with_results(README.read_text(), markdown(figures)))
+    failed = [r["task"] for r in figures["tasks"] if not r["passed"]]
+    print(markdown(figures), f"below a floor: {', '.join(failed)}" if failed else "all floors met")
+    return 1 if failed or not all(check.passed for check in verified) else 0
+
+
+def collect(run: Path, verified: list[Verification], profile: Profile) -> dict[str, Any]:
+    """Everything the table says, as JSON."""
+    bundle, foundation = load_bundle(run), load_bundle(run / "teacher")
+    mentor = next(e for e in profile.engines if e.kind == "teacher")
+    rows = []
+    for engine in (e for e in profile.engines if e.kind == "expert"):
+        (task,) = engine.tasks
+        known, own = _score(mentor, task), _score(engine, task)
+        against = next(c for c in profile.comparisons if c.engine == engine.engine)
+        floor = FLOORS[task]
+        rows.append(
+            {
+                "task": task,
+                "department": engine.department,
+                "images": own.images,
+                "majority": own.majority,
+                "floor": floor,
+                "passed": _value(own.auc) >= floor
+                and min(own.accuracy.value, known.accuracy.value) > own.majority,
+                "teacher": known.model_dump(mode="json"),
+                "expert": own.model_dump(mode="json"),
+                "difference": [d.model_dump(mode="json") for d in against.scores],
+                "p50_ms": engine.latency.p50.model_dump(),
+                "speed_up": [r.model_dump(mode="json") for r in against.latency],
+                "memory_ratio": against.memory,
+                "size_ratio": against.size,
+                "bytes": engine.bytes,
+            }
+        )
+    return {
+        "created": profile.created,
+        "recipe": bundle.manifest.recipe,
+        "training": {
+            name: json.loads((run / "history" / f"{name}.json").read_text())
+            for name in ("teacher", "bundle")
+        },
+        "parameters": {
+            "teacher": foundation.manifest.parameters,
+            "student": bundle.manifest.parameters,
+        },
+        "bundle_bytes": sum(entry.bytes for entry in bundle.manifest.files.values()),
+        "teacher_p50_ms": mentor.latency.p50.model_dump(),
+        "teacher_bytes": mentor.bytes,
+        "tasks": rows,
+        "parity": [check.model_dump(mode="json", exclude={"folder"}) for check in verified],
+        "protocol": profile.protocol.model_dump(mode="json", exclude={"order"}),
+        "environment": profile.environment.model_dump(mode="json"),
+        "versions": bundle.manifest.versions,
+        "notes": list(profile.notes),
+    }
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The table that the README shows, and below it what it takes to judge it."""
+    lines = [
+        "| task | test images | majority | teacher AUC | expert AUC | teacher accuracy "
+        "| expert accuracy | faster | smaller | less memory |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in figures["tasks"]:
+        known, own = row["teacher"], row["expert"]
+        lines.append(
+            f"| {row['task']} | {row['images']} | {row['majority']:.3f} | {_shown(known['auc'])} "
+            f"| {_shown(own['auc'])} | {_shown(known['accuracy'])} | {_shown(own['accuracy'])} "
+            f"| {row['speed_up'][0]['ratio']['value']:.1f} × | {row['size_ratio']:.1f} × "
+            f"| {row['memory_ratio']:.1f} × |"
+        )
+    environment, protocol = figures["environment"], figures["protocol"]
+    load = environment["load"]
+    times = {name: part["seconds"] / 60 for name, part in figures["training"].items()}
+    worst = max(c["max_abs"] for p in figures["parity"] for c in p["parity"]["compared"])
+    lines += [
+        "",
+        "AUC and accuracy on the whole test split through the ONNX engines, fp32, with 95 % "
+        "bootstrap intervals; *faster* is the teacher's median latency over the expert's at batch "
+        f"1 (p50 {figures['teacher_p50_ms']['value']:.1f} ms on this machine), paired by round.",
+        "",
+        f"Measured {figures['created'][:10]} on {environment['cpu']}, "
+        f"{environment['allowed_cpus']} CPUs, {protocol['threads']} thread(s), "
+        f"{protocol['rounds']} rounds, load average {load['before'][0]:.1f} before and "
+        f"{load['after'][0]:.1f} after; Python {environment['python']}, "
+        f"torch {figures['versions']['torch']}, "
+        f"onnxruntime {environment['packages'].get('onnxruntime', '?')}. Teacher training "
+        f"{times['teacher']:.0f} min, decomposition {times['bundle']:.0f} min on the CPU. "
+        f"Largest parity difference of any engine {worst:.2g}. "
+        f"Bundle of {len(figures['tasks'])} experts {figures['bundle_bytes'] / 2**20:.1f} MiB, "
+        f"teacher {figures['teacher_bytes'] / 2**20:.1f} MiB.",
+        "",
+    ]
+    return "\n".join([*lines, f"Experts below the teacher: {_below(figures['tasks'])}.", ""])
+
+
+def _below(rows: list[dict[str, Any]]) -> str:
+    """Every task and metric in which the expert scores less, and whether noise could be why."""
+    found = []
+    for row in rows:
+        for metric in ("auc", "accuracy"):
+            gap = row["difference"][0][metric]
+            if gap["value"] < 0:
+                sure = "beyond" if gap["high"] < 0 else "within"
+                found.append(f"{row['task']} {metric} by {-gap['value']:.3f} ({sure} the interval)")
+    return ", ".join(found) if found else "none"
+
+
+def with_results(readme: str, table: str) -> str:
+    """The README with `table` between its two marks."""
+    before, _, rest = readme.partition(BEGIN)
+    mark, _, rest = rest.partition("\n")
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{mark}\n{table}{END}{after}"
+
+
+def _score(engine: EngineProfile, task: str) -> Score:
+    return next(score for score in engine.scores if score.task == task)
+
+
+def _value(interval: Interval | None) -> float:
+    return float("nan") if interval is None else interval.value
+
+
+def _shown(interval: dict[str, float] | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{interval['value']:.3f} ({interval['low']:.3f}–{interval['high']:.3f})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

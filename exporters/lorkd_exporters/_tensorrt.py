@@ -1,0 +1,244 @@
+"""What TensorRT and TensorRT for RTX have in common: build from ONNX, load, run.
+
+`trt` is the module of either. Networks are strongly typed: precision is what the ONNX model says,
+on TensorRT 10, 11 and RTX alike. Running needs a GPU and is not run in this project's own tests;
+it is written against the documented API (10.3 to 11.4, RTX 1.7).
+
+Engines are never refitted: wrong outputs were reported (pytorch/TensorRT#3437,
+NVIDIA/TensorRT#3628), and 11.3.0 can drop a bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lorkd_deploy.errors import ArtifactError
+from lorkd_deploy.runtime import F32, EngineFiles, EngineSpec
+from lorkd_deploy.storage import write_atomic
+from lorkd_exporters._cuda import Device, gpus
+from lorkd_exporters._nodes import with_nodes
+
+ENGINE = "model.engine"
+LOG = "build.log"
+LAYERS = "layers.json"
+MIB = 2**20  # bytes
+
+
+class Options(BaseModel):
+    """What `--option` can say to both."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_batch: int = Field(default=1, ge=1, description="smallest batch that it takes")
+    opt_batch: int = Field(default=1, ge=1, description="the batch that it is tuned for")
+    max_batch: int = Field(default=32, ge=1, description="largest batch that it takes at once")
+    workspace: int | None = Field(default=None, ge=1, description="MiB the builder may use")
+    level: int = Field(default=3, ge=0, le=5, description="how long the builder may search")
+    tf32: bool = Field(
+        default=False, description="fp32 with 10 bits of mantissa where it is faster"
+    )
+
+    @model_validator(mode="after")
+    def _batches_are_in_order(self) -> Options:
+        batches = (self.min_batch, self.opt_batch, self.max_batch)
+        if list(batches) != sorted(batches):
+            raise ValueError(
+                f"min_batch {batches[0]}, opt_batch {batches[1]}, max_batch {batches[2]} "
+                "are not in ascending order"
+            )
+        return self
+
+
+Configure = Callable[[Any, Any], None]  # of builder and config: what only one of the two has
+
+
+def build(  # noqa: PLR0917
+    trt: Any,
+    onnx_path: Path,
+    folder: Path,
+    spec: EngineSpec,
+    options: Options,
+    configure: Configure,
+    name: str = ENGINE,
+) -> EngineFiles:
+    """Write engine and build log to `folder`, and where there is a GPU the layers as JSON.
+
+    Raises `ArtifactError` with the builder's own words where it can't.
+    """
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    network.name = spec.precision  # the only thing in an engine that its reader can ask for
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx_path.read_bytes()):  # by content: the log gets no path
+        nodes = {parser.get_error(i).node_operator() for i in range(parser.num_errors)}
+        said = f"{', '.join(sorted(nodes))}: {logger.worst}"
+        raise _failed(f"{trt.__name__} can't take this model: {said}", onnx_path)
+    config = builder.create_builder_config()
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace * MIB)
+    config.builder_optimization_level = options.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    config.add_optimization_profile(_profile(builder, network.get_input(0), options))
+    configure(builder, config)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise _failed(f"{trt.__name__} can't build the engine: {logger.worst}", onnx_path)
+    write_atomic(folder / name, bytes(memoryview(engine)))
+    write_atomic(folder / LOG, "\n".join([*logger.lines, ""]).encode())
+    files = [name, LOG]
+    if gpus():
+        write_atomic(folder / LAYERS, _layers(trt, folder / name))
+        files.append(LAYERS)
+    return EngineFiles(
+        tuple(files),
+        {
+            "runtime": trt.__name__,
+            "version": trt.__version__,
+            "precision": spec.precision,
+            "options": options.model_dump(mode="json"),
+        },
+    )
+
+
+class TensorRtRunner:
+    """A loaded engine on the first GPU: float32 `(N, 3, S, S)` → float32 logits `(N, K)`.
+
+    Batches above the engine's largest are run in parts.
+    """
+
+    def __init__(self, trt: Any, path: Path, threads: int, *, host_code: bool = False) -> None:
+        self._device = Device()
+        try:
+            self._engine = _loaded(trt, path, host_code=host_code)
+            self._context = self._engine.create_execution_context()
+            names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+            side = {self._engine.get_tensor_mode(name): name for name in names}
+            kinds = [self._engine.get_tensor_dtype(name) for name in names]
+            if len(side) != 2 or kinds != [trt.float32] * 2:
+                raise ArtifactError(f"this is no engine of a classifier: it has {', '.join(names)}")
+            self._input, output = side[trt.TensorIOMode.INPUT], side[trt.TensorIOMode.OUTPUT]
+            shapes = self._engine.get_tensor_profile_shape(self._input, 0)
+            self._least, self._most = int(shapes[0][0]), int(shapes[2][0])
+            self._shape = tuple(int(n) for n in shapes[2][1:])
+            self._classes = int(self._engine.get_tensor_shape(output)[1])
+            self._from = self._device.allocate(4 * self._most * int(np.prod(self._shape)))
+            self._to = self._device.allocate(4 * self._most * self._classes)
+            self._context.set_tensor_address(self._input, self._from)
+            self._context.set_tensor_address(output, self._to)
+        except BaseException:
+            self._device.close()
+            raise
+        self._open = True
+        self.facts: dict[str, Any] = {
+            "runtime": trt.__name__,
+            "version": trt.__version__,
+            "provider": gpus()[0].name,
+            "precision": self._engine.name,
+            "threads": threads,
+        }
+
+    def __call__(self, batch: F32) -> F32:
+        """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
+        fits = batch.dtype == np.float32 and batch.shape[1:] == self._shape
+        if not self._open or not fits or not len(batch):
+            what = "it is closed" if not self._open else f"it takes float32 (N, *{self._shape})"
+            raise ArtifactError(f"the engine failed on {batch.dtype} {batch.shape}: {what}")
+        self._device.use()
+        data = np.ascontiguousarray(batch)
+        starts = range(0, len(data), self._most)
+        return np.concatenate([self._part(data[i : i + self._most]) for i in starts])
+
+    def _part(self, part: F32) -> F32:
+        if len(part) < self._least or not self._context.set_input_shape(self._input, part.shape):
+            raise ArtifactError(
+                f"the engine takes batches of {self._least} to {self._most}, not {len(part)}",
+                fix="export it with another --option min_batch=…",
+            )
+        self._device.upload(self._from, part)
+        if not self._context.execute_async_v3(self._device.stream):
+            raise ArtifactError(f"the engine failed on {part.dtype} {part.shape}")
+        return self._device.download(self._to, (len(part), self._classes))
+
+    def close(self) -> None:
+        """Free the GPU's memory; calling the runner after this raises `ArtifactError`."""
+        if self._open:
+            self._open = False
+            self._device.use()
+            del self._context, self._engine
+            self._device.close()
+
+    def __enter__(self) -> TensorRtRunner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _profile(builder: Any, tensor: Any, options: Options) -> Any:
+    profile = builder.create_optimization_profile()
+    rest = tuple(tensor.shape)[1:]
+    batches = (options.min_batch, options.opt_batch, options.max_batch)
+    profile.set_shape(tensor.name, *((batch, *rest) for batch in batches))
+    return profile
+
+
+def _loaded(trt: Any, path: Path, *, host_code: bool = False) -> Any:
+    """The engine of a file. Raises `ArtifactError` for one that is damaged or of another GPU."""
+    logger = _logger(trt)
+    runtime = trt.Runtime(logger)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise ArtifactError(
+            f"{trt.__name__} can't load the engine: {logger.worst}",
+            where=path,
+            fix="an engine runs on the GPU and version that it was built for: run `lorkd export` "
+            "on this device",
+        )
+    return engine
+
+
+def _layers(trt: Any, path: Path) -> bytes:
+    inspector = _loaded(trt, path).create_engine_inspector()
+    text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return text.encode()
+
+
+def _logger(trt: Any) -> Any:
+    """Collects what the library says, from INFO on; `worst` is its first error."""
+
+    class Lines(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []
+            self.worst = "it gives no reason"
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity <= trt.ILogger.INFO:
+                self.lines.append(f"{severity.name}: {text}")
+            if severity <= trt.ILogger.ERROR and self.worst == "it gives no reason":
+                self.worst = " ".join(text.split())[:400]
+
+    return Lines()
+
+
+def _failed(what: str, onnx_path: Path) -> ArtifactError:
+    return ArtifactError(
+        with_nodes(what, onnx_path),
+        fix="choose another --precision, or another target; `lorkd doctor` shows what is here",
+    )

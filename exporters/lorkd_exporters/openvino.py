@@ -1,0 +1,233 @@
+"""OpenVINO: the fused model as IR (`.xml`, `.bin`), its arithmetic written down and pinned.
+
+Left to itself the CPU computes in bf16 wherever it can, and takes f16 for bf16, without a word. So
+the inference precision stands in the IR, is set when the engine is opened, and is read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
+from lorkd_deploy.runtime import (
+    F32,
+    EngineFiles,
+    EngineSpec,
+    NoOptions,
+    Probe,
+    RunOptions,
+    engine_path,
+    parse_options,
+    require_precision,
+)
+from lorkd_exporters._nodes import with_nodes
+
+if TYPE_CHECKING:
+    import openvino  # type: ignore[import-untyped]
+
+MODEL = "model.xml"
+WEIGHTS = "model.bin"
+INSTALL = "python -m pip install 'lorkd-deploy[openvino]'"
+
+
+class Options(BaseModel):
+    """What `--option` can say to this target."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = Field(default="CPU", description="CPU, GPU or NPU, as OpenVINO calls them")
+
+
+def probe() -> Probe:
+    """Whether OpenVINO is here, and what its CPU can do."""
+    try:
+        import openvino
+    except ImportError as exc:
+        missing = isinstance(exc, ModuleNotFoundError)
+        reason = "openvino is not installed" if missing else f"openvino is broken: {exc}"
+        return Probe(False, False, None, reason=reason, fix=INSTALL)
+    version = _version(openvino.__version__)
+    core = openvino.Core()
+    if "CPU" not in core.available_devices:
+        return Probe(False, False, version, reason="it was installed without CPU", fix=INSTALL)
+    return Probe(True, True, version, tuple(_precisions(core, "CPU")), converted=("int8",))
+
+
+def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
+    """Write the IR for `spec.options["device"]`.
+
+    `fp16` halves the weights; the arithmetic is f16 where the device has it and f32 elsewhere,
+    which the facts say. Raises `RuntimeUnavailableError` for a device or precision that isn't
+    here, `UsageError` for an unknown option, `ArtifactError` for an operator that OpenVINO lacks.
+    """
+    options = parse_options("openvino", Options, spec.options)
+    require_precision("openvino", "fp32", probe())
+    import openvino
+
+    core = openvino.Core()
+    hint = _hint(core, options.device, spec.precision)
+    try:
+        # Not `convert_model`: it reports to the vendor over the network.
+        model = core.read_model(onnx_path)
+    except RuntimeError as exc:
+        raise ArtifactError(
+            f"OpenVINO can't take this model: {with_nodes(_said(exc), onnx_path)}"
+        ) from exc
+    described = {
+        "device": options.device,
+        "precision": spec.precision,
+        "inference_precision": hint,
+    }
+    for name, value in described.items():
+        model.set_rt_info(value, ["lorkd", name])
+    openvino.save_model(model, folder / MODEL, compress_to_fp16=spec.precision == "fp16")
+    return EngineFiles((MODEL, WEIGHTS), {"options": options.model_dump()})
+
+
+def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRunner:
+    """Compile the IR for its device with `options.threads` threads, for latency.
+
+    Raises `ArtifactError` for a missing or damaged file, `RuntimeUnavailableError` where OpenVINO,
+    the device or the arithmetic isn't here.
+    """
+    parse_options("openvino", NoOptions, options.options)
+    found = probe()
+    if not found.can_run:
+        raise RuntimeUnavailableError(f"openvino can't run here: {found.reason}", fix=found.fix)
+    paths = [engine_path(folder, name) for name in files]
+    import openvino
+
+    core = openvino.Core()
+    try:
+        model = core.read_model(*paths)
+        device, precision, hint = (
+            str(model.get_rt_info(["lorkd", name]).value)
+            for name in ("device", "precision", "inference_precision")
+        )
+    except RuntimeError as exc:
+        raise ArtifactError(
+            f"{paths[0].name} is damaged or no engine: {_said(exc)}",
+            where=folder,
+            fix="run `lorkd export` again",
+        ) from exc
+    _require_device(core, device)
+    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    if device == "CPU":
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    try:
+        compiled = core.compile_model(model, device, settings)
+    except RuntimeError as exc:
+        raise ArtifactError(
+            f"OpenVINO can't compile the engine for {device}: {_said(exc)}", where=folder
+        ) from exc
+    real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if real != hint:
+        raise RuntimeUnavailableError(
+            f"{device} of this machine would compute in {real}, the engine asks for {hint}",
+            fix="run `lorkd export` on this machine, or choose another --precision",
+        )
+    facts = {
+        "runtime": "openvino",
+        "version": found.version,
+        "provider": device,
+        "precision": precision,
+        "inference_precision": hint,
+        "threads": options.threads,
+    }
+    return OpenVinoRunner(compiled, facts)
+
+
+class OpenVinoRunner:
+    """A compiled model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`."""
+
+    def __init__(self, compiled: openvino.CompiledModel, facts: dict[str, Any]) -> None:
+        kinds = [v.get_element_type().get_type_name() for v in compiled.inputs + compiled.outputs]
+        if kinds != ["f32", "f32"]:
+            raise ArtifactError(
+                f"this model is no engine: it maps {len(compiled.inputs)} tensors to "
+                f"{len(compiled.outputs)} ({', '.join(kinds)}), a float32 one to a float32 one "
+                "is needed"
+            )
+        self._infer: Callable[..., Any] = compiled.create_infer_request().infer
+        self.facts = facts
+
+    def __call__(self, batch: F32) -> F32:
+        """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
+        try:
+            if batch.dtype != np.float32:  # which OpenVINO would convert without a word
+                raise TypeError("float32 is needed")
+            # The request owns its output and reuses it: what is given away is a copy.
+            logits: F32 = self._infer([batch], share_inputs=True)[0]
+        except Exception as exc:  # the binding raises what it likes
+            raise ArtifactError(
+                f"the engine failed on {batch.dtype} {batch.shape}: {_said(exc)}"
+            ) from exc
+        return logits
+
+    def close(self) -> None:
+        """Free the model; calling the runner after this raises `ArtifactError`."""
+        self._infer = _closed
+
+    def __enter__(self) -> OpenVinoRunner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _precisions(core: openvino.Core, device: str) -> dict[str, str]:
+    """Precision → the inference precision that stands for it on `device`."""
+    able = set(core.get_property(device, "OPTIMIZATION_CAPABILITIES"))
+    plain = "f32" if "FP32" in able else "f16"
+    found = {"fp32": "f32"} if "FP32" in able else {}
+    found["fp16"] = "f16" if "FP16" in able else "f32"
+    if "BF16" in able:
+        found["bf16"] = "bf16"
+    if "INT8" in able:
+        found["int8"] = plain  # of whatever isn't quantised
+    return found
+
+
+def _hint(core: openvino.Core, device: str, precision: str) -> str:
+    _require_device(core, device)
+    able = _precisions(core, device)
+    if precision not in able:
+        raise RuntimeUnavailableError(
+            f"openvino can't do {precision} on the {device} of this machine",
+            fix=f"it can do: {', '.join(able)}",
+        )
+    return able[precision]
+
+
+def _require_device(core: openvino.Core, device: str) -> None:
+    if device not in core.available_devices:
+        raise RuntimeUnavailableError(
+            f"OpenVINO finds no {device} on this machine",
+            fix=f"it finds: {', '.join(core.available_devices)}",
+        )
+
+
+def _version(full: str) -> str:
+    """`2026.4.1` of `2026.4.1-22982-e213a147257-releases/2026/4`."""
+    return full.partition("-")[0]
+
+
+def _said(exc: Exception) -> str:
+    """The last line of an OpenVINO error: those above name its source files."""
+    lines = [line.strip(" -") for line in str(exc).splitlines() if line.strip()]
+    return (lines or [type(exc).__name__])[-1][:300]
+
+
+def _closed(*_: object, **__: object) -> Any:
+    raise RuntimeError("it is closed")

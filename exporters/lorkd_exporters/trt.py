@@ -1,0 +1,129 @@
+"""TensorRT 10.3 and later, and 11: the engine is built on the GPU that it runs on.
+
+Not run in this project's own tests, which have no GPU: written against the documented API of 10.3
+(JetPack 6) and 11.4, over the same code as `trt-rtx`, whose builder runs everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lorkd_deploy.errors import RuntimeUnavailableError, UsageError
+from lorkd_deploy.runtime import (
+    EngineFiles,
+    EngineSpec,
+    NoOptions,
+    Probe,
+    RunOptions,
+    engine_path,
+    parse_options,
+    require_precision,
+)
+from lorkd_deploy.storage import write_atomic
+from lorkd_exporters import _tensorrt
+from lorkd_exporters._cuda import gpus
+
+PRECISIONS = ("fp32", "fp16", "int8")
+OLDEST = (10, 3)
+COMPATIBLE = "model.version-compatible.engine"  # holds host code: the name allows it to be loaded
+INSTALL = "use the TensorRT of JetPack, or python -m pip install 'lorkd-deploy[tensorrt]'"
+
+
+class Options(_tensorrt.Options):
+    """What `--option` can say to this target."""
+
+    timing_cache: str | None = Field(
+        default=None, description="a file; kept from build to build it makes the next one faster"
+    )
+    hardware: Literal["NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"] = Field(
+        default="NONE", description="other GPUs that it may run on, at some cost of speed"
+    )
+    version_compatible: bool = Field(default=False, description="runs on later minor versions too")
+    dla: int | None = Field(
+        default=None, ge=0, description="Jetson's DLA core to use, with the GPU for the rest"
+    )
+
+
+def probe() -> Probe:
+    """Whether TensorRT is here, new enough, and has a GPU; it can't build without one."""
+    try:
+        import tensorrt  # type: ignore[import-not-found]
+    except ImportError as exc:
+        missing = isinstance(exc, ModuleNotFoundError)
+        reason = "tensorrt is not installed" if missing else f"tensorrt is broken: {exc}"
+        return Probe(False, False, None, reason=reason, fix=INSTALL)
+    version: str = tensorrt.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        reason = f"TensorRT {version} is too old: {'.'.join(map(str, OLDEST))} is needed"
+        return Probe(False, False, version, reason=reason, fix=INSTALL)
+    if not gpus():
+        fix = "run `lorkd export` on the machine with the GPU"
+        return Probe(False, False, version, reason="there is no GPU here", fix=fix)
+    return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:])
+
+
+def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
+    """Build on the first GPU, with `spec.options` as `Options` says."""
+    options = parse_options("trt", Options, spec.options)
+    require_precision("trt", spec.precision, probe())
+    import tensorrt
+
+    def configure(builder: Any, config: Any) -> None:
+        cache = None if options.timing_cache is None else Path(options.timing_cache)
+        if cache is not None:
+            known = cache.read_bytes() if cache.is_file() else b""
+            config.set_timing_cache(config.create_timing_cache(known), False)
+        if options.hardware != "NONE":
+            level = getattr(tensorrt.HardwareCompatibilityLevel, options.hardware, None)
+            if level is None:
+                raise _too_old(f"hardware={options.hardware}", tensorrt.__version__)
+            config.hardware_compatibility_level = level
+        if options.version_compatible:
+            config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)
+        if options.dla is not None:
+            _use_dla(tensorrt, builder, config, options.dla, spec.precision)
+        configs.append(config)
+
+    configs: list[Any] = []
+    name = COMPATIBLE if options.version_compatible else _tensorrt.ENGINE
+    files = _tensorrt.build(tensorrt, onnx_path, folder, spec, options, configure, name)
+    if options.timing_cache is not None:
+        timings = configs[0].get_timing_cache().serialize()
+        write_atomic(Path(options.timing_cache), bytes(memoryview(timings)))
+    return files
+
+
+def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.TensorRtRunner:
+    """Load the engine on the first GPU; `RuntimeUnavailableError` where there is none."""
+    parse_options("trt", NoOptions, options.options)
+    found = probe()
+    if not found.can_run:
+        raise RuntimeUnavailableError(f"trt can't run here: {found.reason}", fix=found.fix)
+    path = engine_path(folder, files[0])
+    import tensorrt
+
+    return _tensorrt.TensorRtRunner(
+        tensorrt, path, options.threads, host_code=path.name == COMPATIBLE
+    )
+
+
+def _use_dla(trt: Any, builder: Any, config: Any, core: int, precision: str) -> None:
+    if core >= builder.num_DLA_cores:
+        raise RuntimeUnavailableError(
+            f"there is no DLA core {core}: TensorRT {trt.__version__} finds "
+            f"{builder.num_DLA_cores} here",
+            fix="DLA needs a Jetson with one, and TensorRT 10.3 to 10.7 or 11.4.1 and later",
+        )
+    if precision not in ("fp16", "int8"):
+        raise UsageError(f"a DLA core can't do {precision}", fix="--precision fp16")
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _too_old(option: str, version: str) -> RuntimeUnavailableError:
+    return RuntimeUnavailableError(f"TensorRT {version} has no {option}", fix=INSTALL)

@@ -1,0 +1,90 @@
+"""TensorRT for RTX: builds ahead of time for given compute capabilities, without a GPU.
+
+The machine that builds needs no GPU, the one that runs has one of the capabilities built for. It
+is not Jetson's TensorRT: that is the target `trt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lorkd_deploy.errors import RuntimeUnavailableError
+from lorkd_deploy.runtime import (
+    EngineFiles,
+    EngineSpec,
+    NoOptions,
+    Probe,
+    RunOptions,
+    engine_path,
+    parse_options,
+    require_precision,
+)
+from lorkd_exporters import _tensorrt
+from lorkd_exporters._cuda import gpus
+
+PRECISIONS = ("fp32", "fp16", "int8")
+SUPPORTED = (75, 80, 86, 89, 120, 121)
+INSTALL = "python -m pip install 'lorkd-deploy[tensorrt-rtx]'"
+Capability = Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
+
+
+class Options(_tensorrt.Options):
+    """What `--option` can say to this target."""
+
+    compute_capabilities: tuple[Capability, ...] = Field(
+        default=("SM86", "SM89", "SM120"), min_length=1, description="GPUs to build for"
+    )
+
+
+def probe() -> Probe:
+    """Whether TensorRT for RTX is here; it runs where one of its GPUs is."""
+    try:
+        import tensorrt_rtx  # type: ignore[import-untyped]
+    except ImportError as exc:
+        missing = isinstance(exc, ModuleNotFoundError)
+        reason = "tensorrt_rtx is not installed" if missing else f"tensorrt_rtx is broken: {exc}"
+        return Probe(False, False, None, reason=reason, fix=INSTALL)
+    version: str = tensorrt_rtx.__version__
+    found = gpus()
+    if found and found[0].capability in SUPPORTED:
+        return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:])
+    here = f"the GPU here is none ({found[0].name})" if found else "there is none here"
+    return Probe(
+        True,
+        False,
+        version,
+        PRECISIONS,
+        reason=f"it runs on GeForce RTX and RTX PRO GPUs, and {here}",
+        fix="copy the folder to the machine with the GPU and run `lorkd verify` there",
+        converted=PRECISIONS[1:],
+    )
+
+
+def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
+    """Build for `spec.options["compute_capabilities"]`; see `_tensorrt.Options` for the rest."""
+    options = parse_options("trt-rtx", Options, spec.options)
+    require_precision("trt-rtx", spec.precision, probe())
+    import tensorrt_rtx
+
+    def configure(_: Any, config: Any) -> None:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for index, name in enumerate(options.compute_capabilities):
+            config.set_compute_capability(getattr(tensorrt_rtx.ComputeCapability, name), index)
+
+    return _tensorrt.build(tensorrt_rtx, onnx_path, folder, spec, options, configure)
+
+
+def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.TensorRtRunner:
+    """Load the engine on the first GPU; `RuntimeUnavailableError` where there is none."""
+    parse_options("trt-rtx", NoOptions, options.options)
+    found = probe()
+    if not found.can_run:
+        raise RuntimeUnavailableError(f"trt-rtx can't run here: {found.reason}", fix=found.fix)
+    path = engine_path(folder, files[0])
+    import tensorrt_rtx
+
+    return _tensorrt.TensorRtRunner(tensorrt_rtx, path, options.threads)

@@ -1,0 +1,62 @@
+"""Decompose a medical foundation model into light experts and deploy one engine a department.
+
+Every command of `lorkd` is a function here, with the same name and defaults. Nothing heavy is
+imported before it is used: `import lorkd_deploy` needs neither torch nor a runtime.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lorkd_deploy.bundle.read import Bundle as Bundle
+    from lorkd_deploy.bundle.read import load_bundle as load_bundle
+    from lorkd_deploy.delta import delta_weight as delta_weight
+    from lorkd_deploy.demonstration import demo as demo
+    from lorkd_deploy.deploy.export import export as export
+    from lorkd_deploy.deploy.fuse import fuse as fuse
+    from lorkd_deploy.deploy.predict import predict as predict
+    from lorkd_deploy.deploy.verify import verify as verify
+    from lorkd_deploy.errors import LorkdError as LorkdError
+    from lorkd_deploy.experts import add_experts as add_experts
+    from lorkd_deploy.inspection import inspect as inspect
+    from lorkd_deploy.machine import doctor as doctor
+    from lorkd_deploy.profiling.benchmark import benchmark as benchmark
+    from lorkd_deploy.profiling.compare import compare as compare
+    from lorkd_deploy.recipe import load_recipe as load_recipe
+    from lorkd_deploy.recipe import shipped_recipes as shipped_recipes
+    from lorkd_deploy.reporting.report import report as report
+    from lorkd_deploy.training.decompose import decompose as decompose
+    from lorkd_deploy.training.teacher import teacher as teacher
+
+_HOME = {
+    "Bundle": "bundle.read",
+    "LorkdError": "errors",
+    "add_experts": "experts",
+    "benchmark": "profiling.benchmark",
+    "compare": "profiling.compare",
+    "decompose": "training.decompose",
+    "delta_weight": "delta",
+    "demo": "demonstration",
+    "doctor": "machine",
+    "export": "deploy.export",
+    "fuse": "deploy.fuse",
+    "inspect": "inspection",
+    "load_bundle": "bundle.read",
+    "load_recipe": "recipe",
+    "predict": "deploy.predict",
+    "report": "reporting.report",
+    "shipped_recipes": "recipe",
+    "teacher": "training.teacher",
+    "verify": "deploy.verify",
+}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the names are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

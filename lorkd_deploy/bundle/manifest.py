@@ -1,0 +1,148 @@
+"""What a bundle's `manifest.json` says: a decomposition, or the teacher in the same form.
+
+    BUNDLE/
+      manifest.json
+      base.safetensors             W0 and everything else that all tasks share, by torch name
+      experts/TASK.safetensors     `LAYER.A`, `LAYER.B`; norm tensors and `head.*` by torch name
+      template.onnx                the graph with norms folded, without its weights
+      parity/ENGINE.safetensors    logits of the unfused torch model, written before any export:
+                                   `inputs` (n, K) for the generated inputs; for test images of a
+                                   task `TASK.index`, `.sha256` (m, 32), `.logits` (m, K) and, only
+                                   where the recipe ships them, `.images` (m, S, S, 3)
+
+A tensor in `experts/TASK` overrides the one of the same name in `base`; the teacher's bundle has
+experts without factors: heads only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.recipe import NAME
+
+SCHEMA = 1
+TEACHER = "teacher"  # the engine's name of a teacher bundle
+MANIFEST = "manifest.json"
+BASE = "base.safetensors"
+TEMPLATE = "template.onnx"
+# Names become folders and files, so one from a foreign manifest must not lead out of its folder.
+Name = Annotated[str, Field(pattern=NAME.pattern)]
+
+
+def expert_file(task: str) -> str:
+    """Where a task's own tensors lie, relative to the bundle."""
+    return f"experts/{task}.safetensors"
+
+
+def parity_file(engine: str) -> str:
+    """Where an engine's reference logits lie, relative to the bundle."""
+    return f"parity/{engine}.safetensors"
+
+
+class Entry(BaseModel):
+    """Base of every part of the manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(Entry):
+    sha256: str
+    bytes: int
+
+
+class TaskEntry(Entry):
+    """One label set. `metrics` is `{"teacher" | "expert": {"accuracy": …, "auc": …}}`."""
+
+    name: Name
+    department: Name
+    classes: tuple[str, ...]
+    kind: Literal["multiclass", "multilabel"]
+    data: dict[str, Any]
+    rank: int | None = None
+    alpha: float | None = None
+    metrics: dict[str, dict[str, float]] = {}
+
+
+class LayerEntry(Entry):
+    """A layer with experts: `name + '.weight'` of `shape` gets ΔW = scale · view(B @ A)."""
+
+    name: str
+    kind: Literal["conv2d", "linear"]
+    shape: tuple[int, ...]
+
+
+class FoldEntry(Entry):
+    """A BatchNorm directly behind a convolution; its affine may be absent (no `.weight`)."""
+
+    conv: str
+    norm: str
+    eps: float
+
+
+class Binding(Entry):
+    """Which folded tensor fills which initialiser of the template.
+
+    The source is transposed first, then reshaped to `shape` where that is given.
+    """
+
+    initializer: str
+    source: str
+    transpose: bool = False
+    shape: tuple[int, ...] | None = None
+
+
+class GraphEntry(Entry):
+    """The ONNX template: float32 `(N, 3, size, size)` named `input` → `(N, K)` named `output`."""
+
+    opset: int
+    input: str
+    output: str
+    bindings: tuple[Binding, ...]
+
+
+class ParityEntry(Entry):
+    """The generated parity inputs: rebuilt anywhere from `seed`, checked by `sha256`."""
+
+    inputs: int
+    seed: int
+    sha256: str
+
+
+class Manifest(Entry):
+    schema_version: int = SCHEMA
+    kind: Literal["experts", "teacher"]
+    name: str
+    architecture: str
+    parameters: dict[str, int]
+    preprocess: Preprocess
+    preprocess_sha256: str
+    tasks: tuple[TaskEntry, ...]
+    layers: tuple[LayerEntry, ...]
+    folds: tuple[FoldEntry, ...]
+    graph: GraphEntry
+    parity: ParityEntry
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    versions: dict[str, str]
+    created: str
+    files: dict[str, FileEntry]
+
+    @property
+    def departments(self) -> dict[str, tuple[str, ...]]:
+        """Department → its tasks, in the recipe's order."""
+        found: dict[str, tuple[str, ...]] = {}
+        for task in self.tasks:
+            found[task.department] = (*found.get(task.department, ()), task.name)
+        return found
+
+    def engines(self) -> dict[str, tuple[TaskEntry, ...]]:
+        """Engine name → the tasks whose logits it gives, side by side in this order.
+
+        A decomposition has an engine for each task; the teacher is one engine for all tasks.
+        """
+        if self.kind == "teacher":
+            return {TEACHER: self.tasks}
+        return {task.name: (task,) for task in self.tasks}

@@ -1,0 +1,117 @@
+"""Write a bundle: every file hashed into the manifest, the folder in place only when complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorkd_deploy.bundle import manifest as layout
+from lorkd_deploy.bundle.manifest import (
+    FileEntry,
+    FoldEntry,
+    GraphEntry,
+    LayerEntry,
+    Manifest,
+    ParityEntry,
+    TaskEntry,
+)
+from lorkd_deploy.errors import BundleError
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.storage import (
+    Tensors,
+    canonical_json,
+    folder_atomic,
+    sha256_bytes,
+    write_atomic,
+    write_tensors,
+)
+
+
+def write_bundle(
+    path: str | Path,
+    *,
+    kind: str,
+    name: str,
+    architecture: str,
+    parameters: Mapping[str, int],
+    preprocess: Preprocess,
+    tasks: Sequence[TaskEntry],
+    layers: Sequence[LayerEntry],
+    folds: Sequence[FoldEntry],
+    graph: GraphEntry,
+    template: bytes,
+    base: Tensors,
+    experts: Mapping[str, Tensors],
+    parity: ParityEntry,
+    logits: Mapping[str, Tensors],
+    recipe: Mapping[str, Any],
+    recipe_sha256: str,
+    versions: Mapping[str, str],
+    created: str,
+) -> Manifest:
+    """Write the bundle folder `path` and give its manifest; replaces an older bundle there.
+
+    `experts` has one entry a task, `logits` one an engine (`parity/ENGINE.safetensors`, written
+    from the unfused torch model). The remaining arguments are the manifest's fields. A failure
+    leaves what was there before.
+    Raises `BundleError` where the parts don't belong together, `OSError` for a full disk.
+    """
+    described = Manifest.model_validate(
+        {
+            "kind": kind,
+            "name": name,
+            "architecture": architecture,
+            "parameters": dict(parameters),
+            "preprocess": preprocess,
+            "preprocess_sha256": preprocess.sha256,
+            "tasks": tuple(tasks),
+            "layers": tuple(layers),
+            "folds": tuple(folds),
+            "graph": graph,
+            "parity": parity,
+            "recipe": dict(recipe),
+            "recipe_sha256": recipe_sha256,
+            "versions": dict(versions),
+            "created": created,
+            "files": {},
+        }
+    )
+    _belong_together(described, experts, logits)
+    with folder_atomic(Path(path)) as folder:
+        files: dict[str, Tensors] = {layout.BASE: base}
+        files |= {layout.expert_file(task): tensors for task, tensors in experts.items()}
+        files |= {layout.parity_file(engine): tensors for engine, tensors in logits.items()}
+        for relative, tensors in files.items():
+            write_tensors(folder / relative, tensors)
+        write_atomic(folder / layout.TEMPLATE, template)
+        entries = {name: _entry(folder / name) for name in sorted([*files, layout.TEMPLATE])}
+        complete = described.model_copy(update={"files": entries})
+        write_atomic(folder / layout.MANIFEST, manifest_json(complete))
+    return complete
+
+
+def manifest_json(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`; fields at their default are left out to keep it small."""
+    value = manifest.model_dump(mode="json", exclude_defaults=True)
+    return canonical_json(value | {"schema_version": manifest.schema_version})
+
+
+def _entry(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(sha256=sha256_bytes(data), bytes=len(data))
+
+
+def _belong_together(
+    manifest: Manifest, experts: Mapping[str, Tensors], logits: Mapping[str, Tensors]
+) -> None:
+    tasks = {task.name for task in manifest.tasks}
+    if len(tasks) != len(manifest.tasks) or tasks != set(experts):
+        raise BundleError(
+            f"tasks ({', '.join(sorted(tasks))}) and experts ({', '.join(sorted(experts))}) differ"
+        )
+    if set(logits) != set(manifest.engines()):
+        raise BundleError(
+            f"engines ({', '.join(sorted(manifest.engines()))}) and parity logits "
+            f"({', '.join(sorted(logits))}) differ"
+        )

@@ -1,0 +1,74 @@
+"""The command line: one file a command, thin over the function of the same name.
+
+`main` is the edge where every error becomes a message and an exit code: 0 done, 1 a fault that
+the message explains, 2 wrong usage, 3 a failed gate, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import cast
+
+import typer
+
+from lorkd_deploy.cli import render
+from lorkd_deploy.cli.app import app
+from lorkd_deploy.cli.faults import missing_package, out_of_memory, system_fault
+from lorkd_deploy.errors import LorkdError, UsageError
+
+# click's ClickException; newer versions of typer carry a click of their own.
+CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])
+STOPPED = 130
+RESUMABLE = {"teacher", "decompose"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; what is no user's fault keeps its traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    render.listen()
+    try:
+        code = app(arguments or ["--help"], prog_name="lorkd", standalone_mode=False)
+        sys.stdout.flush()
+        if code == STOPPED:  # newer versions of typer take Ctrl-C themselves
+            return _stopped(arguments)
+        return code if isinstance(code, int) else 0
+    except LorkdError as exc:
+        fault = exc
+    except CommandError as exc:
+        fault = _usage(exc)
+    except (KeyboardInterrupt, typer.Abort):
+        return _stopped(arguments)
+    except BrokenPipeError:
+        # The reader has gone (`lorkd … | head`); Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as exc:
+        fault = missing_package(exc)
+    except OSError as exc:
+        fault = system_fault(exc)
+    except (MemoryError, RuntimeError) as exc:
+        fault = out_of_memory(exc)
+    render.error(fault, as_json=as_json)
+    return fault.exit_code
+
+
+def _usage(exc: Exception) -> UsageError:
+    message = getattr(exc, "format_message", exc.__str__)()
+    context = getattr(exc, "ctx", None)
+    command = "lorkd" if context is None else context.command_path
+    return UsageError(message, fix=f"`{command} --help` shows the usage and examples")
+
+
+def _stopped(arguments: list[str]) -> int:
+    if arguments[:1] == ["benchmark"]:
+        then = "the rounds that are done are kept, the same command with --resume goes on"
+    elif arguments[:1] and arguments[0] in RESUMABLE:
+        then = "the last checkpoint is whole, the same command with --resume goes on"
+    else:
+        then = "nothing half-written was left, the same command starts again"
+    render.stop_drawing()
+    sys.stderr.write(f"stopped: {then}\n")
+    return STOPPED

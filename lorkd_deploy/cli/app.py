@@ -1,0 +1,72 @@
+"""The commands in the order in which a run needs them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lorkd_deploy import __version__
+from lorkd_deploy.cli import recipe
+from lorkd_deploy.cli.benchmark import benchmark
+from lorkd_deploy.cli.compare import compare
+from lorkd_deploy.cli.decompose import decompose
+from lorkd_deploy.cli.demo import demo
+from lorkd_deploy.cli.doctor import doctor
+from lorkd_deploy.cli.export import export
+from lorkd_deploy.cli.fuse import fuse
+from lorkd_deploy.cli.inspect import inspect
+from lorkd_deploy.cli.predict import predict
+from lorkd_deploy.cli.report import report
+from lorkd_deploy.cli.teacher import teacher
+from lorkd_deploy.cli.verify import verify
+
+app = typer.Typer(
+    name="lorkd",
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (
+    demo,
+    teacher,
+    decompose,
+    fuse,
+    export,
+    verify,
+    benchmark,
+    report,
+    compare,
+    predict,
+    inspect,
+    doctor,
+):
+    app.command()(command)
+app.add_typer(recipe.app, name="recipe")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lorkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def lorkd(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Decompose a medical foundation model into light experts, one verified engine a department.
+
+    A run goes: teacher, decompose, export, verify, benchmark, report. Not a medical device.
+
+    \b
+    Examples:
+      lorkd demo
+      lorkd decompose medmnist-small --out runs/small
+      lorkd export runs/small
+    """

@@ -1,0 +1,33 @@
+"""`lorkd decompose`"""
+
+from __future__ import annotations
+
+from lorkd_deploy.cli.options import Json, NewRun, Overrides, Quiet, RecipeName, Resume
+from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.trained import show
+
+
+def decompose(
+    recipe: RecipeName,
+    out: NewRun,
+    overrides: Overrides = [],
+    resume: Resume = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train W0 and the experts under RUN's teacher, and write the bundle.
+
+    Uses the GPU if there is one. Ctrl-C leaves the last checkpoint whole; --resume goes on.
+
+    \b
+    Examples:
+      lorkd decompose medmnist-small --out runs/small
+      lorkd decompose medmnist-small --out runs/small --resume
+      lorkd decompose medmnist-small --out runs/rank8 --set experts.rank=8 --set train.epochs=3
+    """
+    from lorkd_deploy import decompose as train_experts
+
+    output = Output(as_json=as_json, quiet=quiet)
+    result = train_experts(recipe, out, set=overrides, resume=resume, progress=output.progress())
+    show(output, result)
+    output.text(f"next: lorkd export {out}")

@@ -1,0 +1,26 @@
+"""`lorkd doctor`"""
+
+from __future__ import annotations
+
+from lorkd_deploy.cli.options import Json, Quiet
+from lorkd_deploy.cli.render import Output
+
+
+def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
+    """Say what of torch, GPU and runtimes works on this machine, and what to do about the rest.
+
+    \b
+    Examples:
+      lorkd doctor
+      lorkd doctor --json
+    """
+    from lorkd_deploy import doctor as check
+
+    output = Output(as_json=as_json, quiet=quiet)
+    checks = check()
+    output.table(
+        "This machine",
+        ("what", "status", "found", "to do"),
+        [(found.name, found.status, found.found, found.fix) for found in checks],
+    )
+    output.result(checks)

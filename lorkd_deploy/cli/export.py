@@ -1,0 +1,78 @@
+"""`lorkd export`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorkd_deploy.cli import proof
+from lorkd_deploy.cli.options import Departments, Json, Precision, Quiet, Run, Tasks, key_value
+from lorkd_deploy.cli.render import MIB, Output
+
+
+def export(
+    run: Run,
+    target: Annotated[
+        str,
+        typer.Option("--target", metavar="TARGET", help="The runtime to build for."),
+    ] = "onnx",
+    precision: Precision = "fp32",
+    option: Annotated[
+        list[str],
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="One of the target's own options; may be repeated. A wrong one lists them all.",
+            show_default=False,
+        ),
+    ] = [],
+    department: Departments = [],
+    task: Tasks = [],
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="Export the foundation model too.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where the engines go.", show_default="RUN/export"
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build one engine a task, each proven equal to the model it came from.
+
+    Parity figures go into artifact.json; outside the tolerance nothing is written, exit 3.
+
+    \b
+    Examples:
+      lorkd export runs/small
+      lorkd export runs/small --precision fp16
+      lorkd export runs/small --target openvino --precision bf16
+      lorkd export runs/small --target openvino --option device=GPU
+      lorkd export runs/small --department eye-clinic --teacher
+      lorkd export runs/small --task breast --out engines
+    """
+    from lorkd_deploy import export as build
+
+    output = Output(as_json=as_json, quiet=quiet)
+    artifacts = build(
+        run,
+        target,
+        precision=precision,
+        options=dict(map(key_value, option)),
+        department=department,
+        task=task,
+        teacher=teacher,
+        out=out,
+        progress=output.progress(),
+    )
+    output.table(
+        f"Engines in {artifacts[0].folder.parents[len(Path(artifacts[0].name).parts) - 1]}",
+        ("engine", "MiB", "build s", *proof.COLUMNS),
+        [(a.name, a.bytes / MIB, a.build_seconds, *proof.cells(a.parity)) for a in artifacts],
+    )
+    output.text(f"next: lorkd verify {run}")
+    output.result([{**a.model_dump(mode="json"), "folder": str(a.folder)} for a in artifacts])

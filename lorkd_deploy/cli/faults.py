@@ -1,0 +1,61 @@
+"""Foreign errors that a user can mend, mapped once, at the edge."""
+
+from __future__ import annotations
+
+import errno
+
+from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError
+
+# Module → the extra that installs it.
+EXTRAS = {
+    "accelerate": "train",
+    "medmnist": "train",
+    "onnxscript": "train",
+    "timm": "train",
+    "torch": "train",
+    "torchvision": "train",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "jinja2": "report",
+    "plotly": "report",
+}
+SYSTEM = {
+    errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
+    errno.EACCES: ("access is not permitted", "check who owns the file, or choose another folder"),
+    errno.EPERM: ("access is not permitted", "check who owns the file, or choose another folder"),
+    errno.EROFS: ("the disk can only be read", "choose a folder on a disk that can be written"),
+    errno.EMFILE: ("too many files are open", "raise the limit with `ulimit -n`"),
+}
+
+
+def missing_package(exc: ModuleNotFoundError) -> LorkdError:
+    """A package of an extra that isn't installed; any other missing module is a bug and raised."""
+    name = (exc.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        raise exc
+    return RuntimeUnavailableError(
+        f"{name} is not installed",
+        fix=f"python -m pip install 'lorkd-deploy[{EXTRAS[name]}]'",
+    )
+
+
+def out_of_memory(exc: MemoryError | RuntimeError) -> LorkdError:
+    """Memory of the machine or the GPU that is used up; any other error is a bug and raised."""
+    full = isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError"
+    if not full and "can't allocate memory" not in str(exc):
+        raise exc
+    said = (str(exc).strip().splitlines() or ["no more can be had"])[0]
+    return LorkdError(
+        f"there is not enough memory: {said}",
+        fix="end other programs, or lower the batch size (train.batch_size, "
+        "teacher.train.batch_size) or preprocess.size",
+    )
+
+
+def system_fault(exc: OSError) -> LorkdError:
+    """A full disk, a missing permission and the like, with the file it happened to."""
+    what, fix = SYSTEM.get(exc.errno or 0, (exc.strerror or str(exc), None))
+    return LorkdError(what, where=exc.filename, fix=fix)

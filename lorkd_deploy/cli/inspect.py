@@ -1,0 +1,84 @@
+"""`lorkd inspect`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorkd_deploy.cli import proof
+from lorkd_deploy.cli.options import Json, Quiet
+from lorkd_deploy.cli.render import MIB, Output
+
+if TYPE_CHECKING:
+    from lorkd_deploy.inspection import BundleContents
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A run, a bundle, or an engine's folder.", show_default=False
+        ),
+    ],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a bundle or an engine holds: tasks, ranks, sizes, hashes, where it came from.
+
+    \b
+    Examples:
+      lorkd inspect runs/small
+      lorkd inspect runs/small/export/eye-clinic/retina/onnx-fp32
+    """
+    from lorkd_deploy import inspect as look
+
+    output = Output(as_json=as_json, quiet=quiet)
+    found = look(path)
+    for contents in (found.teacher, found.bundle):
+        if contents is not None:
+            _show(output, contents)
+    if found.engines:
+        output.table(
+            "Engines",
+            ("engine", "MiB", "from bundle", *proof.COLUMNS),
+            [
+                (e.name, e.bytes / MIB, e.record.bundle_sha256[:12], *proof.cells(e.record.parity))
+                for e in found.engines
+            ],
+        )
+    output.result(found)
+
+
+def _show(output: Output, contents: BundleContents) -> None:
+    title = "Teacher" if contents.kind == "teacher" else "Bundle"
+    scored = "teacher" if contents.kind == "teacher" else "expert"
+    output.table(
+        f"{title} {contents.name}: {contents.architecture}",
+        ("department", "task", "classes", "rank", "alpha", "accuracy", "AUC", "data"),
+        [
+            (
+                task.department,
+                task.name,
+                len(task.classes),
+                task.rank,
+                task.alpha,
+                task.metrics.get(scored, {}).get("accuracy"),
+                task.metrics.get(scored, {}).get("auc"),
+                task.data.get("source"),
+            )
+            for task in contents.tasks
+        ],
+    )
+    sizes = ", ".join(f"{part} {size / MIB:.2f}" for part, size in contents.bytes.items())
+    parameters = ", ".join(f"{part} {count:,}" for part, count in contents.parameters.items())
+    versions = ", ".join(f"{name} {version}" for name, version in contents.versions.items())
+    output.text(f"MiB: {sizes}")
+    output.text(f"parameters: {parameters}; experts on {contents.expert_layers} layers")
+    output.text(f"made {contents.created} with {versions}")
+    output.text(f"bundle sha256 {contents.sha256}")
+    output.text(f"recipe sha256 {contents.recipe_sha256}")
+    output.text(
+        f"input {contents.preprocess.size} px, preprocessing sha256 {contents.preprocess_sha256}\n"
+    )

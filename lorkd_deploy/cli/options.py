@@ -1,0 +1,79 @@
+"""Arguments and options that several commands share, each named and explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorkd_deploy.errors import UsageError
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A shipped recipe's name (see `lorkd recipe list`), or a YAML file.",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key of the recipe, e.g. train.epochs=3; may be repeated.",
+        show_default=False,
+    ),
+]
+NewRun = Annotated[
+    Path, typer.Option("--out", metavar="RUN", help="The run's folder.", show_default=False)
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint of the same recipe.")
+]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run's folder, or its bundle.", show_default=False),
+]
+Departments = Annotated[
+    list[str],
+    typer.Option(
+        "--department",
+        metavar="D",
+        help="Only this department's tasks; may be repeated.",
+        show_default="all",
+    ),
+]
+Tasks = Annotated[
+    list[str],
+    typer.Option(
+        "--task", metavar="T", help="Only this task; may be repeated.", show_default="all"
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        help="The engine's arithmetic: fp32, fp16, bf16 or int8, as far as the target has it.",
+    ),
+]
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """`KEY=VALUE` with a YAML value; raises `UsageError` for anything else."""
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--option {text!r} is not of the form KEY=VALUE")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise UsageError(f"--option {text!r}: the value is not valid YAML") from exc

@@ -1,0 +1,78 @@
+"""`lorkd predict`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorkd_deploy.cli.options import Json, Precision, Quiet, Run
+from lorkd_deploy.cli.render import Output
+
+SHOWN = 3  # classes an image; --json and --csv have all
+
+
+def predict(
+    run: Run,
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE-OR-FOLDER...",
+            help="PNG, JPEG or NumPy .npy files, or folders of them.",
+            show_default=False,
+        ),
+    ],
+    task: Annotated[
+        str, typer.Option("--task", metavar="T", help="What to classify.", show_default=False)
+    ],
+    target: Annotated[
+        str, typer.Option("--target", metavar="TARGET", help="The exported engine's runtime.")
+    ] = "onnx",
+    precision: Precision = "fp32",
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv", metavar="F", help="Write the probabilities there too.", show_default=False
+        ),
+    ] = None,
+    save_input: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-input",
+            metavar="F.npy",
+            help="Write the preprocessed images, float32 (N, 3, H, W).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Class probabilities of images from the exported engine. Not a medical device.
+
+    \b
+    Examples:
+      lorkd predict runs/small --task breast scan.png
+      lorkd predict runs/small --task breast scans/ --csv breast.csv
+    """
+    from lorkd_deploy import predict as classify
+
+    output = Output(as_json=as_json, quiet=quiet)
+    predictions = classify(
+        run, task, images, target=target, precision=precision, csv=csv, save_input=save_input
+    )
+    output.table(
+        f"{task}: {len(predictions)} images",
+        ("image", "label", "most probable"),
+        [(entry.file, entry.label, _ranked(entry.probabilities)) for entry in predictions],
+    )
+    for file in (csv, save_input):
+        if file is not None:
+            output.text(f"wrote {file}")
+    output.result(predictions)
+
+
+def _ranked(probabilities: dict[str, float]) -> str:
+    ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in ranked[:SHOWN])
+    return shown + (", …" if len(ranked) > SHOWN else "")

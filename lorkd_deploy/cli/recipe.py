@@ -1,0 +1,98 @@
+"""`lorkd recipe list`, `show` and `validate`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorkd_deploy.cli.options import Json, Overrides, Quiet
+from lorkd_deploy.cli.render import Output
+
+app = typer.Typer(
+    help="Read and check recipes: what one run does.\n\nExamples: `lorkd recipe list`, "
+    "`lorkd recipe show demo`, `lorkd recipe validate mine.yaml`.",
+)
+
+
+@app.command("list")
+def list_recipes(as_json: Json = False, quiet: Quiet = False) -> None:
+    """List the recipes that come with the package.
+
+    \b
+    Examples:
+      lorkd recipe list
+      lorkd recipe list --json
+    """
+    from lorkd_deploy.recipe import load_recipe, shipped_recipes
+
+    output = Output(as_json=as_json, quiet=quiet)
+    recipes = {name: load_recipe(path) for name, path in shipped_recipes().items()}
+    output.table(
+        "Shipped recipes",
+        ("name", "departments", "tasks", "what it does"),
+        [(n, len(r.departments), len(r.tasks), r.description) for n, r in recipes.items()],
+    )
+    output.result(
+        [
+            {
+                "name": name,
+                "description": recipe.description,
+                "departments": [department.name for department in recipe.departments],
+                "tasks": [task.name for task in recipe.tasks],
+            }
+            for name, recipe in recipes.items()
+        ]
+    )
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A shipped recipe's name.", show_default=False)
+    ],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print a shipped recipe with its comments, as a start for one's own.
+
+    \b
+    Examples:
+      lorkd recipe show demo
+      lorkd recipe show medmnist-small > mine.yaml
+    """
+    from lorkd_deploy.errors import unknown_name
+    from lorkd_deploy.recipe import load_recipe, shipped_recipes
+
+    output = Output(as_json=as_json, quiet=quiet)
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise unknown_name("recipe", name, shipped)
+    output.text(shipped[name].read_text(encoding="utf-8").rstrip("\n"))
+    output.result(load_recipe(name))
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file.", show_default=False)],
+    overrides: Overrides = [],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a recipe and list all its faults at once, each with its place.
+
+    \b
+    Examples:
+      lorkd recipe validate mine.yaml
+      lorkd recipe validate mine.yaml --set train.epochs=3
+    """
+    from lorkd_deploy.recipe import load_recipe
+
+    output = Output(as_json=as_json, quiet=quiet)
+    recipe = load_recipe(file, overrides)
+    output.text(
+        f"{file} is valid: {recipe.name}, {len(recipe.departments)} departments, "
+        f"{len(recipe.tasks)} tasks"
+    )
+    output.result({"valid": True, "name": recipe.name, "sha256": recipe.sha256})

@@ -1,0 +1,227 @@
+"""The only place that prints: results on stdout, progress, messages and errors on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+MIB = 2**20  # bytes
+PIPE_WIDTH = 160  # columns of a table that is written to a file or a pipe
+LOG_SECONDS = 30  # between two lines of progress where stderr is no terminal
+Row = Sequence[object]
+
+
+class Output:
+    """What one command shows: one JSON document, or text and tables, or nothing (`quiet`)."""
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        logging.getLogger("lorkd_deploy").setLevel(logging.WARNING if quiet else logging.INFO)
+
+    def progress(self) -> Progress:
+        """A bar on stderr, which leaves stdout to the result; in a log file, a line at times."""
+        if self.quiet:
+            return Silent()
+        return Bar() if sys.stderr.isatty() else Lines()
+
+    def result(self, value: object) -> None:
+        """The command's result: with `--json` the document on stdout, else nothing."""
+        if self.as_json:
+            json.dump(plain(value), sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write("\n")
+
+    def warning(self, line: str) -> None:
+        """What has to be read even with `--quiet` and `--json`: a line on stderr."""
+        logging.getLogger("lorkd_deploy").warning("%s", line)
+
+    def text(self, line: str) -> None:
+        """One line for a reader."""
+        if not self.as_json and not self.quiet:
+            sys.stdout.write(line + "\n")
+
+    def table(self, title: str, columns: Row, rows: Iterable[Row]) -> None:
+        """Rows below their column names; figures to the right, a dash for what isn't there."""
+        if self.as_json or self.quiet:
+            return
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        cells = [list(row) for row in rows]
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for index, name in enumerate(columns):
+            figures = not any(isinstance(row[index], str) for row in cells)
+            table.add_column(str(name), justify="right" if figures else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*(_cell(value) for value in row))
+        _console(sys.stdout).print(table)
+
+
+class Bar:
+    """Draws a `lorkd_deploy.progress.Progress` on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: RichProgress | None = None
+        self._task: Any = None
+
+    def start(self, what: str, total: int) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        stop_drawing()
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}", markup=False),
+            console=_console(sys.stderr),
+        )
+        self._task = self._bar.add_task(what, total=total, shown="")
+        self._bar.start()
+        _drawn.append(self)
+
+    def advance(self, steps: int = 1, **shown: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps)
+            if shown:
+                self._bar.update(self._task, shown=_joined(shown))
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            _drawn.remove(self)
+        self._bar = None
+
+    def above(self, line: str) -> None:
+        """Write a line above the bar while it is drawn."""
+        if self._bar is not None:
+            self._bar.console.print(line, soft_wrap=True)
+
+
+class Lines:
+    """A `lorkd_deploy.progress.Progress` for a log: a line on stderr every half minute."""
+
+    def start(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._last = time.monotonic()
+
+    def advance(self, steps: int = 1, **shown: str) -> None:
+        self._done += steps
+        if time.monotonic() - self._last >= LOG_SECONDS:
+            self._last = time.monotonic()
+            line = f"{self._what} {self._done}/{self._total}  {_joined(shown)}"
+            sys.stderr.write(line.rstrip() + "\n")
+
+    def stop(self) -> None: ...
+
+
+_drawn: list[Bar] = []  # the bar on the screen, if there is one
+
+
+def stop_drawing() -> None:
+    """End the bar that is on the screen, so that what comes next starts on a line of its own."""
+    for bar in list(_drawn):
+        bar.stop()
+
+
+class Messages(logging.Handler):
+    """The library's log on stderr, above a bar that is being drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        text = prefix + record.getMessage()
+        for bar in _drawn:
+            bar.above(text)
+        if not _drawn:
+            sys.stderr.write(text + "\n")
+
+
+def listen() -> None:
+    """Show the library's log from now on."""
+    logger = logging.getLogger("lorkd_deploy")
+    if not any(isinstance(handler, Messages) for handler in logger.handlers):
+        logger.addHandler(Messages())
+
+
+def error(fault: LorkdError, *, as_json: bool) -> None:
+    """An error as what, where and what to do: on stderr, and with `--json` on stdout too."""
+    stop_drawing()
+    sys.stderr.write(f"error: {fault}\n")
+    if as_json:
+        document = {
+            "error": {
+                "kind": type(fault).__name__,
+                "what": fault.what,
+                "where": fault.where,
+                "fix": fault.fix,
+                "exit_code": fault.exit_code,
+            }
+        }
+        json.dump(document, sys.stdout, indent=1, ensure_ascii=False)
+        sys.stdout.write("\n")
+
+
+def plain(value: object) -> Any:
+    """`value` as JSON can hold it: models and dataclasses as objects, NaN and ±inf as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else plain(_fields(value))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        dumped: dict[str, Any] = value.model_dump(mode="json")
+        return dumped
+    raise TypeError(f"{type(value).__name__} is no result that JSON can hold")
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False)
+
+
+def _joined(shown: dict[str, str]) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "–"
+    return str(value)

@@ -1,0 +1,202 @@
+"""One engine on disk: its files, what it came from and how it was proven, in `artifact.json`.
+
+EXPORT/DEPARTMENT/TASK/TARGET-PRECISION/      an expert's engine
+EXPORT/teacher/TARGET-PRECISION/              the foundation model's
+  artifact.json  model.onnx …
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lorkd_deploy import __version__
+from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry
+from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.errors import ArtifactError, BundleError
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.run import open_run
+from lorkd_deploy.runtime import Runner, RunOptions, exporter
+from lorkd_deploy.storage import canonical_json, inside, read_json, sha256_file, write_atomic
+
+SCHEMA = 1
+ARTIFACT = "artifact.json"
+EXPORT_AGAIN = "run `lorkd export` again"
+
+
+class Part(BaseModel):
+    """Base of every part of an artifact's record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineFile(Part):
+    name: str
+    sha256: str
+    bytes: int
+
+
+class EngineTask(Part):
+    """One task of an engine; its logits are columns `start` up to `stop` of the output."""
+
+    name: str
+    kind: Literal["multiclass", "multilabel"]
+    classes: tuple[str, ...]
+    start: int
+    stop: int
+
+
+class Artifact(Part):
+    """What `artifact.json` says. `folder`, where it was read, is not part of it.
+
+    `engine` is the engine's name in the bundle: a task, or `teacher`, which is then the
+    department's name too. `files` has the engine first. `facts` is what the runtime says that it
+    did: version, provider, threads.
+    """
+
+    schema_version: int = SCHEMA
+    engine: str
+    department: str
+    tasks: tuple[EngineTask, ...]
+    target: str
+    precision: str
+    files: tuple[EngineFile, ...] = Field(min_length=1)
+    onnx_sha256: str
+    bundle_sha256: str
+    preprocess: Preprocess
+    preprocess_sha256: str
+    parity: Parity
+    facts: dict[str, Any]
+    build_seconds: float
+    environment: dict[str, str]
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @property
+    def name(self) -> str:
+        """Its folder below RUN/export, e.g. `lungs/xray/onnx-fp32`."""
+        return engine_folder(self.department, self.engine, self.target, self.precision)
+
+    @property
+    def bytes(self) -> int:
+        """Size of everything that the engine needs to run."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the engine's files, the engine first."""
+        return tuple(file.name for file in self.files)
+
+    def task(self, name: str) -> EngineTask:
+        """One of its tasks; raises `KeyError`."""
+        return {task.name: task for task in self.tasks}[name]
+
+
+def engine_folder(department: str, engine: str, target: str, precision: str) -> str:
+    """Where an engine lies below RUN/export."""
+    place = TEACHER if engine == TEACHER else f"{department}/{engine}"
+    return f"{place}/{target}-{precision}"
+
+
+def engine_tasks(entries: tuple[TaskEntry, ...]) -> tuple[EngineTask, ...]:
+    """The tasks of an engine with the columns of their logits."""
+    tasks: list[EngineTask] = []
+    start = 0
+    for entry in entries:
+        stop = start + len(entry.classes)
+        tasks.append(
+            EngineTask(
+                name=entry.name, kind=entry.kind, classes=entry.classes, start=start, stop=stop
+            )
+        )
+        start = stop
+    return tuple(tasks)
+
+
+def write_artifact(artifact: Artifact, folder: Path) -> Artifact:
+    """Write `folder/artifact.json`; gives the artifact that lies there."""
+    write_atomic(folder / ARTIFACT, canonical_json(artifact.model_dump(mode="json")))
+    return artifact.model_copy(update={"folder": folder})
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read `folder/artifact.json`; the engine's files are not looked at.
+
+    Raises `ArtifactError` where it is missing, damaged or of a newer schema.
+    """
+    file = folder / ARTIFACT
+    raw = read_json(file, ArtifactError)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise ArtifactError(
+            f"the engine's record has schema {version}, this version reads up to {SCHEMA}",
+            where=file,
+            fix="upgrade lorkd-deploy on this machine",
+        )
+    try:
+        return Artifact.model_validate(raw).model_copy(update={"folder": folder})
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"artifact.json is not valid at {place}: {first['msg']}", where=file, fix=EXPORT_AGAIN
+        ) from exc
+
+
+def artifact_folders(export: Path) -> list[Path]:
+    """Every folder below `export` that holds an engine's record, sorted."""
+    found = [*export.glob(f"*/*/{ARTIFACT}"), *export.glob(f"*/*/*/{ARTIFACT}")]
+    folders = [file.parent for file in found]
+    # A name with a dot in front is an export that was killed on its way.
+    return sorted(f for f in folders if not f.name.startswith("."))
+
+
+def find_artifacts(run: str | Path, out: str | Path | None = None) -> list[Artifact]:
+    """Every engine below RUN/export (`out`, if given), sorted by folder.
+
+    Raises `ArtifactError` for a damaged record, `BundleError` where there is no run.
+    """
+    export = open_run(run).export if out is None else Path(out)
+    return [read_artifact(folder) for folder in artifact_folders(export)]
+
+
+def check_files(artifact: Artifact) -> None:
+    """Raise `ArtifactError` where a file of the engine is missing or not as it was written."""
+    for entry in artifact.files:
+        try:
+            file = inside(artifact.folder, entry.name)
+        except BundleError as exc:
+            raise ArtifactError(exc.what, where=exc.where, fix=exc.fix) from exc
+        if not file.is_file():
+            raise ArtifactError(f"{entry.name} is missing", where=artifact.folder, fix=EXPORT_AGAIN)
+        if file.stat().st_size != entry.bytes or sha256_file(file) != entry.sha256:
+            raise ArtifactError(
+                f"{entry.name} has changed since it was exported",
+                where=artifact.folder,
+                fix=EXPORT_AGAIN,
+            )
+
+
+def open_engine(artifact: Artifact, options: RunOptions | None = None) -> Runner:
+    """Check the files and open the engine.
+
+    Raises `ArtifactError` for a damaged one, `RuntimeUnavailableError` where its runtime can't
+    run here.
+    """
+    check_files(artifact)
+    runtime = exporter(artifact.target)
+    return runtime.open(artifact.folder, artifact.file_names, options or RunOptions())
+
+
+def environment() -> dict[str, str]:
+    """The machine and the packages that built an engine, without a name or path of it."""
+    found = {
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "lorkd-deploy": __version__,
+    }
+    return found | {name: metadata.version(name) for name in ("numpy", "onnx")}

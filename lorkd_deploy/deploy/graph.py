@@ -1,0 +1,102 @@
+"""Put an expert's fused weights into the graph template: one torch export serves every task."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy import __version__
+from lorkd_deploy.bundle.manifest import Binding
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnx
+
+F32 = npt.NDArray[np.float32]
+HEAD = ("head.weight", "head.bias")
+
+
+def onnx_model(bundle: Bundle, engine: str, *, tensors: Mapping[str, F32] | None = None) -> bytes:
+    """The ONNX model of one engine: float32 `(N, 3, S, S)` → logits `(N, K)`.
+
+    `tensors` are the initialisers by name, `bundle.fuse(engine)` if they are not given. Every one
+    is bound exactly once and the result passes the ONNX checker. Equal bundles give equal bytes:
+    there is no time and no path in it. Raises `UsageError` for an unknown engine, `BundleError`
+    where the tensors are not exactly the template's.
+    """
+    import onnx
+
+    tasks = bundle.engine(engine)
+    values = bundle.fuse(engine) if tensors is None else tensors
+    classes = sum(len(task.classes) for task in tasks)
+    model = onnx.ModelProto.FromString(bundle.template())
+    _bind(model.graph, bundle, values, classes)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = classes
+    model.producer_name, model.producer_version = "lorkd-deploy", __version__
+    onnx.helper.set_model_props(model, metadata(bundle, engine))
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise BundleError(
+            f"the filled graph of {engine} is not valid ONNX: {exc}", where=bundle.path
+        ) from exc
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def metadata(bundle: Bundle, engine: str) -> dict[str, str]:
+    """What an engine says of itself, as ONNX `metadata_props`; values are JSON or plain text."""
+    preprocess = bundle.manifest.preprocess
+    described = [
+        {"name": t.name, "department": t.department, "kind": t.kind, "classes": list(t.classes)}
+        for t in bundle.engine(engine)
+    ]
+    return {
+        "lorkd.engine": engine,
+        "lorkd.tasks": json.dumps(described, ensure_ascii=False),
+        "lorkd.preprocess": json.dumps(preprocess.model_dump(mode="json"), sort_keys=True),
+        "lorkd.preprocess_sha256": preprocess.sha256,
+        "lorkd.bundle_sha256": bundle.sha256,
+        "lorkd.version": __version__,
+    }
+
+
+def _bind(graph: onnx.GraphProto, bundle: Bundle, values: Mapping[str, F32], classes: int) -> None:
+    """Fill every initialiser that the manifest binds; whatever is left over is an error."""
+    bindings = {binding.initializer: binding for binding in bundle.manifest.graph.bindings}
+    empty = {i.name for i in graph.initializer if not i.raw_data and math.prod(i.dims)}
+    for what, names in (
+        ("bound more than once", len(bundle.manifest.graph.bindings) - len(bindings)),
+        ("not in the graph", set(bindings) - empty),
+        ("left without a weight", empty - set(values)),
+        ("given but not in the graph", set(values) - empty),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:5]) if isinstance(names, set) else names
+            raise BundleError(f"initialisers {what}: {shown}", where=bundle.path)
+    for initializer in graph.initializer:
+        if initializer.name not in empty:
+            continue
+        value = values[initializer.name]
+        expected = _shape(tuple(initializer.dims), bindings[initializer.name], classes)
+        if value.shape != expected or value.dtype != np.float32:
+            raise BundleError(
+                f"{initializer.name} is {value.dtype} {value.shape}, "
+                f"the graph needs float32 {expected}",
+                where=bundle.path,
+            )
+        initializer.dims[:] = expected
+        initializer.raw_data = value.astype("<f4", copy=False).tobytes()
+
+
+def _shape(dims: tuple[int, ...], binding: Binding, classes: int) -> tuple[int, ...]:
+    """The initialiser's shape in this engine: the template's, with the head's class count."""
+    if binding.source not in HEAD:
+        return dims
+    return (*dims[:-1], classes) if binding.transpose or len(dims) == 1 else (classes, *dims[1:])

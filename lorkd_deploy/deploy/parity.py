@@ -1,0 +1,222 @@
+"""The proof that an engine equals the model it came from: its logits beside reference logits.
+
+The reference was written from the unfused torch model before any export and lies in the bundle,
+under its hash. `bundle/manifest.py` says how the tensors are laid out; `reference_tensors` makes
+them, `reference.py` reads them and runs the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.recipe import ToleranceSpec
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+
+INPUTS = "inputs"
+
+
+class Tolerance(NamedTuple):
+    """How far an engine may be from the model it came from.
+
+    `logits` is the largest difference on test images, `inputs` that on generated inputs, both as a
+    fraction of max(1, max |reference logit|); `flips` the share of labels of test images that may
+    differ (rounded up, so that one near a tie may).
+    """
+
+    logits: float
+    flips: float
+    inputs: float
+
+
+# The recipe's `parity.tolerance` overrides it. Generated inputs have no label that means anything,
+# and lie outside of what int8 is calibrated on: it clips them, so they show only a gross fault.
+TOLERANCE = {
+    "fp32": Tolerance(1e-4, 0.005, 1e-4),
+    "fp16": Tolerance(1e-2, 0.01, 1e-2),
+    "bf16": Tolerance(5e-2, 0.02, 5e-2),
+    "int8": Tolerance(0.5, 0.05, 1.5),
+}
+
+
+class ImageReference(NamedTuple):
+    """A task's parity images: rows of its test split, hashes of the raw images, their logits.
+
+    `rows` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; `images`, only where
+    they are shipped, uint8 `(m, S, S, 3)` at network size.
+    """
+
+    rows: I64
+    sha256: U8
+    logits: F32
+    images: U8 | None = None
+
+
+class Part(BaseModel):
+    """Base of the parts of a parity record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compared(Part):
+    """One task's logits from the engine beside the reference, over `rows` images.
+
+    `max_abs`, `mean_abs` and `cosine` (the worst row's) leave out rows that are not finite, of
+    which there are `non_finite`; they are None where no row is left. `flips` counts rows with
+    another label (multi-label: labels with another sign), `certain_flips` those among them whose
+    reference margin exceeds twice the tolerance, so that rounding can't excuse them;
+    `flips_allowed` is None where flips near a tie aren't limited.
+    """
+
+    task: str
+    on: Literal["inputs", "images"]
+    rows: int
+    tolerance: float
+    max_abs: float | None
+    mean_abs: float | None
+    cosine: float | None
+    flips: int
+    certain_flips: int
+    non_finite: int
+    flips_allowed: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row is finite and within the tolerance, and few enough labels flipped."""
+        close = self.max_abs is not None and self.max_abs <= self.tolerance
+        few = self.flips_allowed is None or self.flips <= self.flips_allowed
+        return close and few and not self.certain_flips and not self.non_finite
+
+    def __str__(self) -> str:
+        what = "generated inputs" if self.on == "inputs" else "test images"
+        if self.non_finite:
+            figures = f"{self.non_finite} rows are not finite"
+        else:
+            figures = f"max |difference| {self.max_abs:.3g} (tolerance {self.tolerance:.3g})"
+        allowed = "" if self.flips_allowed is None else f" ({self.flips_allowed} allowed)"
+        return (
+            f"{self.task}, {self.rows} {what}: {figures}, "
+            f"{self.flips} labels flipped{allowed}, {self.certain_flips} of them beyond doubt"
+        )
+
+
+class Parity(Part):
+    """The verdict on one engine and the figures behind it.
+
+    `images_not_here` says for a task why its test images weren't used; `reasons` why the engine
+    failed, or why it was not run.
+    """
+
+    status: Literal["passed", "failed", "not run here"]
+    compared: tuple[Compared, ...] = ()
+    images_not_here: dict[str, str] = {}
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def max_abs(self) -> float | None:
+        """The largest difference in all of `compared`; None where nothing was compared."""
+        return max((c.max_abs for c in self.compared if c.max_abs is not None), default=None)
+
+    @property
+    def flips(self) -> int:
+        """Flipped labels in all of `compared`."""
+        return sum(c.flips for c in self.compared)
+
+
+def reference_tensors(
+    inputs_logits: F32,
+    images: Mapping[str, tuple[I64, U8, F32, U8 | None]],
+) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of one engine's `parity/ENGINE.safetensors`.
+
+    `inputs_logits` `(n, K)` are the unfused model's on `parity_inputs(n, …)`, `images` is an
+    `ImageReference`, or its fields, for each task of the engine. Raises `ModelError` for logits
+    that are not finite: nothing could be proven by them.
+    """
+    tensors: dict[str, npt.NDArray[Any]] = {INPUTS: np.asarray(inputs_logits, np.float32)}
+    for task, fields in images.items():
+        given = ImageReference(*fields)
+        count = len(given.rows)
+        if given.sha256.shape != (count, 32) or len(given.logits) != count:
+            raise ValueError(f"rows, hashes and logits of {task} are not of one length")
+        tensors[f"{task}.index"] = np.asarray(given.rows, np.int64)
+        tensors[f"{task}.sha256"] = np.asarray(given.sha256, np.uint8)
+        tensors[f"{task}.logits"] = np.asarray(given.logits, np.float32)
+        if given.images is not None:
+            tensors[f"{task}.images"] = np.asarray(given.images, np.uint8)
+    for name, value in tensors.items():
+        if value.dtype == np.float32 and not np.isfinite(value).all():
+            raise ModelError(
+                f"the trained model's logits are not finite ({name})",
+                fix="lower the learning rate, or look at the training history",
+            )
+    return tensors
+
+
+def compare(
+    task: TaskEntry, on: Literal["inputs", "images"], expected: F32, found: F32, allowed: Tolerance
+) -> Compared:
+    """Figures of `found` against `expected`, both `(n, K)` logits of one task, n ≥ 1."""
+    share = allowed.logits if on == "images" else allowed.inputs
+    tolerance = share * max(1.0, float(np.abs(expected).max()))
+    finite = np.isfinite(found).all(axis=1)
+    reference, engine = expected[finite].astype(np.float64), found[finite].astype(np.float64)
+    difference = np.abs(reference - engine)
+    flips, margins = _flips(reference, engine, task.kind)
+    some = len(reference) > 0
+    return Compared(
+        task=task.name,
+        on=on,
+        rows=len(expected),
+        tolerance=tolerance,
+        max_abs=float(difference.max()) if some else None,
+        mean_abs=float(difference.mean()) if some else None,
+        cosine=float(_cosine(reference, engine).min()) if some else None,
+        flips=int(flips.sum()),
+        certain_flips=int((flips & (margins > 2 * tolerance)).sum()),
+        non_finite=int((~finite).sum()),
+        flips_allowed=math.ceil(allowed.flips * flips.size) if on == "images" else None,
+    )
+
+
+def tolerance_of(precision: str, override: Mapping[Any, ToleranceSpec] | None = None) -> Tolerance:
+    """The tolerance of a precision, `override` (by precision) first.
+
+    Raises `UsageError` for a precision that has none.
+    """
+    if precision not in TOLERANCE:
+        raise UsageError(
+            f"there is no parity tolerance for {precision}", fix=f"known: {', '.join(TOLERANCE)}"
+        )
+    known, given = TOLERANCE[precision], (override or {}).get(precision)
+    if given is None:
+        return known
+    logits = known.logits if given.logits is None else given.logits
+    flips = known.flips if given.flips is None else given.flips
+    return Tolerance(logits, flips, known.inputs * logits / known.logits)
+
+
+def _flips(reference: Any, engine: Any, kind: str) -> tuple[Any, Any]:
+    """Which labels differ, and how far the reference was from giving another one."""
+    if kind == "multilabel":  # each logit decides for itself, by its sign
+        return (reference > 0) != (engine > 0), np.abs(reference)
+    ordered = np.sort(reference, axis=1)
+    return reference.argmax(axis=1) != engine.argmax(axis=1), ordered[:, -1] - ordered[:, -2]
+
+
+def _cosine(reference: Any, engine: Any) -> Any:
+    """Cosine of each pair of rows; two rows of zeros are equal."""
+    lengths = np.linalg.norm(reference, axis=1) * np.linalg.norm(engine, axis=1)
+    same = (reference == engine).all(axis=1)
+    products = (reference * engine).sum(axis=1)
+    return np.where(same, 1.0, products / np.where(lengths > 0, lengths, 1.0))

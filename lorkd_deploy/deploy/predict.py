@@ -1,0 +1,179 @@
+"""`lorkd predict`: class probabilities of image files from an exported engine."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from lorkd_deploy import metrics
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.artifact import (
+    ARTIFACT,
+    EXPORT_AGAIN,
+    Artifact,
+    EngineTask,
+    engine_folder,
+    open_engine,
+    read_artifact,
+)
+from lorkd_deploy.deploy.export import cpus
+from lorkd_deploy.errors import ArtifactError, ImageError, UsageError
+from lorkd_deploy.preprocess import U8, Preprocess, read_image
+from lorkd_deploy.run import Run, open_run
+from lorkd_deploy.runtime import ALIASES, F32, RunOptions
+from lorkd_deploy.storage import write_atomic
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".npy"}
+BATCH = 32
+log = logging.getLogger(__name__)
+
+
+class Prediction(BaseModel):
+    """What an engine says of one image file.
+
+    `probabilities` has every class in the bundle's order: they sum to 1, or, of a multi-label
+    task, are one yes or no each. `label` is the most probable class; of a multi-label task all
+    with at least 0.5, joined by a comma.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    task: str
+    probabilities: dict[str, float]
+    label: str
+
+
+def predict(
+    run: str | Path,
+    task: str,
+    images: Sequence[str | Path],
+    *,
+    target: str = "onnx",
+    precision: str = "fp32",
+    csv: str | Path | None = None,
+    save_input: str | Path | None = None,
+) -> list[Prediction]:
+    """Classify image files, and those in folders (all levels, sorted), by a task's engine.
+
+    `csv` writes the answers to a file, `save_input` the network's input as `.npy`, float32
+    `(N, 3, S, S)`. Other files in folders are left out and named in the log. Raises `UsageError`
+    for an unknown task or no image, `ImageError` for an image that can't be used,
+    `ArtifactError` for an engine that is missing, damaged or of another bundle; nothing is
+    written then.
+    """
+    artifact = _artifact(open_run(run), task, ALIASES.get(target, target), precision)
+    files = _files([Path(path) for path in images])
+    described = artifact.task(task)
+    inputs: list[F32] = []
+    answers: list[Prediction] = []
+    with open_engine(artifact, RunOptions(threads=cpus())) as runner:
+        for start in range(0, len(files), BATCH):
+            chunk = files[start : start + BATCH]
+            batch = artifact.preprocess.normalise(
+                np.stack([_read(file, artifact.preprocess) for file in chunk])
+            )
+            logits = runner(batch)[:, described.start : described.stop]
+            answers += _predictions(chunk, described, logits)
+            if save_input is not None:
+                inputs.append(batch)
+    if save_input is not None:
+        stream = io.BytesIO()
+        np.save(stream, np.concatenate(inputs), allow_pickle=False)
+        write_atomic(Path(save_input), stream.getvalue())
+    if csv is not None:
+        write_atomic(Path(csv), _table(answers, described))
+    return answers
+
+
+def _artifact(run: Run, task: str, target: str, precision: str) -> Artifact:
+    """The task's exported engine, where it belongs and of this run's bundle."""
+    bundle = load_bundle(run.bundle)
+    entry = bundle.task(task)
+    name = engine_folder(entry.department, entry.name, target, precision)
+    folder = run.export / name
+    if not (folder / ARTIFACT).exists():
+        beside = sorted(f.parent.name for f in folder.parent.glob(f"[!.]*/{ARTIFACT}"))
+        raise ArtifactError(
+            f"task {task} has no engine {target}-{precision}",
+            where=folder,
+            fix=f"exported: {', '.join(beside)}"
+            if beside
+            else f"lorkd export {run.path} --task {task} --target {target}",
+        )
+    artifact = read_artifact(folder)
+    same = (artifact.name, artifact.bundle_sha256) == (name, bundle.sha256)
+    same = same and artifact.preprocess.sha256 == bundle.manifest.preprocess_sha256
+    if not same:
+        raise ArtifactError(
+            "this engine belongs to another task, bundle or preprocessing",
+            where=folder,
+            fix=EXPORT_AGAIN,
+        )
+    if artifact.parity.status != "passed":
+        log.warning("this engine is not verified: run `lorkd verify %s` on this device", run.path)
+    return artifact
+
+
+def _files(given: Sequence[Path]) -> list[Path]:
+    """The images named, and those below folders in the order of their paths."""
+    files: list[Path] = []
+    skipped: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                usable = file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+                (files if usable else skipped).append(file)
+    if skipped:
+        shown = ", ".join(str(file) for file in skipped[:10]) + (", …" if len(skipped) > 10 else "")
+        log.warning("%d files are no PNG, JPEG or .npy and left out: %s", len(skipped), shown)
+    if not files:
+        raise UsageError(
+            "there is no image to classify",
+            where=", ".join(str(path) for path in given) or None,
+            fix="give PNG, JPEG or NumPy .npy files, or a folder of them",
+        )
+    return files
+
+
+def _read(file: Path, preprocess: Preprocess) -> U8:
+    """One image at network size; every fault names the file."""
+    try:
+        return preprocess.geometry(read_image(file))
+    except ImageError as exc:
+        raise ImageError(exc.what, where=file, fix=exc.fix) from exc
+
+
+def _predictions(files: Sequence[Path], task: EngineTask, logits: F32) -> Iterator[Prediction]:
+    if not np.isfinite(logits).all():
+        raise ArtifactError(
+            "the engine gives logits that are not finite", fix="run `lorkd verify` on this device"
+        )
+    for file, row in zip(files, metrics.probabilities(logits, task.kind), strict=True):
+        by_class = dict(zip(task.classes, row.tolist(), strict=True))
+        if task.kind == "multilabel":
+            label = ", ".join(name for name, p in by_class.items() if p >= 0.5)
+        else:
+            label = task.classes[int(row.argmax())]
+        yield Prediction(file=str(file), task=task.name, probabilities=by_class, label=label)
+
+
+def _table(answers: Sequence[Prediction], task: EngineTask) -> bytes:
+    """The answers as CSV: one row an image, one column a class."""
+    import csv
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "task", "label", *(f"p({name})" for name in task.classes)])
+    for answer in answers:
+        row = [f"{p:.8g}" for p in answer.probabilities.values()]
+        writer.writerow([answer.file, answer.task, answer.label, *row])
+    return text.getvalue().encode()

@@ -1,0 +1,140 @@
+"""`lorkd verify`: everything that was exported, checked again from the bundle alone."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from lorkd_deploy.bundle.manifest import TEACHER
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.artifact import (
+    Artifact,
+    artifact_folders,
+    check_files,
+    engine_tasks,
+    open_engine,
+    read_artifact,
+    write_artifact,
+)
+from lorkd_deploy.deploy.export import cpus
+from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.errors import ArtifactError, LorkdError
+from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.run import Run, open_run
+from lorkd_deploy.runtime import RunOptions, exporter
+
+
+class Verification(BaseModel):
+    """The verdict on one engine; `engine` is its folder below RUN/export.
+
+    `reasons` says why it did not pass. `parity` is None where it came to no run, for a fault of
+    the files.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    engine: str
+    passed: bool
+    reasons: tuple[str, ...] = ()
+    parity: Parity | None = None
+
+
+def verify(run: str | Path, *, progress: Progress | None = None) -> list[Verification]:
+    """Check every engine below RUN/export: hashes, place, origin, preprocessing and parity.
+
+    An engine that can't be run on this machine has not passed. One whose proof was left to the
+    device it is for gets the figures written into its record when it passes here. Raises
+    `BundleError` where there is no run, `ArtifactError` where nothing was exported.
+    """
+    opened = open_run(run)
+    folders = artifact_folders(opened.export)
+    if not folders:
+        raise ArtifactError(
+            "nothing was exported yet", where=opened.export, fix=f"lorkd export {opened.path}"
+        )
+    sources = _Sources(opened)
+    shown = progress or Silent()
+    shown.start("verifying", len(folders))
+    try:
+        verdicts = []
+        for folder in folders:
+            verdicts.append(_verify(folder, sources))
+            shown.advance(engine=verdicts[-1].engine)
+    finally:
+        shown.stop()
+    return verdicts
+
+
+class _Sources:
+    """The run's bundles; opening one checks all its hashes, and fails each of its engines."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    @cached_property
+    def experts(self) -> Reference:
+        return Reference(load_bundle(self.run.bundle))
+
+    @cached_property
+    def teacher(self) -> Reference:
+        alone = self.run.bundle == self.run.path and self.experts.bundle.manifest.kind == TEACHER
+        return self.experts if alone else Reference(load_bundle(self.run.teacher))
+
+    def of(self, artifact: Artifact) -> Reference:
+        """The reference of the bundle that an engine says it comes from."""
+        return self.teacher if artifact.engine == TEACHER else self.experts
+
+
+def _verify(folder: Path, sources: _Sources) -> Verification:
+    name = folder.relative_to(sources.run.export).as_posix()
+    try:
+        artifact = read_artifact(folder)
+        reference = sources.of(artifact)
+        faults = _contradictions(artifact, name, reference)
+        check_files(artifact)
+        if faults:
+            return Verification(engine=name, passed=False, reasons=tuple(faults))
+        parity = _parity(artifact, reference)
+    except LorkdError as exc:
+        return Verification(engine=name, passed=False, reasons=(exc.what,))
+    if parity.status == "passed" and artifact.parity.status == "not run here":
+        write_artifact(artifact.model_copy(update={"parity": parity}), folder)
+    reasons = (
+        parity.reasons
+        if parity.status == "failed"
+        else tuple(f"parity was not run: {reason}" for reason in parity.reasons)
+    )
+    return Verification(
+        engine=name, passed=parity.status == "passed", reasons=reasons, parity=parity
+    )
+
+
+def _parity(artifact: Artifact, reference: Reference) -> Parity:
+    able = exporter(artifact.target).probe()
+    if not able.can_run:
+        reason = able.reason or f"{artifact.target} can't run on this machine"
+        return Parity(status="not run here", reasons=(reason,))
+    with open_engine(artifact, RunOptions(threads=cpus())) as runner:
+        return reference.check(artifact.engine, runner, artifact.precision)
+
+
+def _contradictions(artifact: Artifact, name: str, reference: Reference) -> list[str]:
+    """Where the record disagrees with its place or with the bundle it names."""
+    bundle = reference.bundle
+    faults = []
+    if artifact.name != name:
+        faults.append(f"this is the engine {artifact.name}, moved to another's place")
+    if artifact.bundle_sha256 != bundle.sha256:
+        faults.append("it was exported from another bundle than the one that is here")
+    known = bundle.manifest.preprocess_sha256
+    if not artifact.preprocess.sha256 == artifact.preprocess_sha256 == known:
+        faults.append("its preprocessing is not the bundle's")
+    entries = bundle.manifest.engines().get(artifact.engine)
+    if entries is None or engine_tasks(entries) != artifact.tasks:
+        faults.append("its tasks or classes are not the bundle's")
+    elif artifact.engine != TEACHER and entries[0].department != artifact.department:
+        faults.append("its department is not the bundle's")
+    return faults

@@ -1,0 +1,74 @@
+"""Classifier heads, one a task, each with its own number of classes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+from torch import Tensor, nn
+
+from lorkd_deploy.errors import UsageError
+from lorkd_deploy.experts.model import ExpertModel
+
+
+class TaskHeads(nn.Module):
+    """One `Linear` a task: features `(N, F)` → a tuple with each task's logits.
+
+    Entry `t` is `(n_t, classes[t])`: the rows of task `t`, in the batch's order, none if it is
+    absent, so a loss for each task needs neither padding nor masks. An absent task's head gets no
+    gradient.
+    """
+
+    def __init__(self, features: int, classes: Sequence[int]) -> None:
+        super().__init__()
+        if not classes or min(classes) < 1:
+            raise UsageError(f"classes a task are {tuple(classes)}, wanted at least one each")
+        self.tasks = nn.ModuleList(nn.Linear(features, k) for k in classes)
+
+    def head(self, task: int) -> nn.Linear:
+        """The layer of one task."""
+        return cast(nn.Linear, self.tasks[task])
+
+    def forward(self, features: Tensor, task: Tensor | int) -> tuple[Tensor, ...]:
+        return tuple(self._of(t, features, task) for t in range(len(self.tasks)))
+
+    def _of(self, t: int, features: Tensor, task: Tensor | int) -> Tensor:
+        head = self.head(t)
+        if isinstance(task, Tensor):
+            rows = features[task.to(features.device) == t]
+        else:
+            rows = features if task == t else features[:0]
+        if not len(rows):
+            return features.new_empty(0, head.out_features)
+        logits: Tensor = head(rows)
+        return logits
+
+
+class Outputs(NamedTuple):
+    """Features `(N, F)` in the batch's order, and each task's logits `(n_t, K_t)`."""
+
+    features: Tensor
+    logits: tuple[Tensor, ...]
+
+
+class ExpertClassifier(nn.Module):
+    """A backbone with experts and a head for each task, in one forward.
+
+    `backbone` maps `(N, 3, H, W)` to `(N, features)`; see `TaskHeads` for the logits' form.
+    """
+
+    def __init__(self, backbone: ExpertModel, features: int, classes: Sequence[int]) -> None:
+        super().__init__()
+        if len(classes) != backbone.tasks:
+            raise UsageError(f"{len(classes)} heads were asked for {backbone.tasks} tasks")
+        self.backbone = backbone
+        self.heads = TaskHeads(features, classes)
+
+    def forward(self, x: Tensor, task: Tensor | int) -> Outputs:
+        features = self.backbone(x, task)
+        return Outputs(features, self.heads(features, task))
+
+    def dense(self, task: int) -> tuple[nn.Module, nn.Linear]:
+        """The plain backbone with W_t, and the task's head, in eval mode; both are copies."""
+        return self.backbone.dense(task), copy.deepcopy(self.heads.head(task)).eval()

@@ -1,0 +1,111 @@
+"""Layers with experts: g = (W0 + ΔW_t) h for each sample's own task t.
+
+Each is the plain layer it replaces (same class, same weight, same names) with two stacks of
+factors, A `(T, r·kh, Cin·kw)` and B `(T, Cout·kh, r·kh)`. Where ranks differ between tasks, `r`
+is the largest, and the smaller experts' surplus rows of A and columns of B are zero: their
+gradients are then exactly zero too, so they stay zero under any optimiser.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lorkd_deploy.delta import delta_weight
+from lorkd_deploy.experts.absent import ExpertStack
+from lorkd_deploy.experts.routing import Router
+from lorkd_deploy.experts.separation import separate_conv2d, separate_linear
+
+
+class _ExpertLayer(nn.Module):
+    """The factors of one layer, and what they amount to."""
+
+    kind: ClassVar[Literal["conv2d", "linear"]]
+    name: str
+    ranks: tuple[int, ...]
+    alpha: float
+    router: Router
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    A: nn.Parameter
+    B: nn.Parameter
+    plain_type: type[nn.Module]
+
+    @classmethod
+    def around(
+        cls, layer: nn.Module, name: str, ranks: Sequence[int], alpha: float, router: Router
+    ) -> _ExpertLayer:
+        """An expert layer that shares `layer`'s parameters, hooks and settings."""
+        made = cls.__new__(cls)
+        made.__dict__.update(layer.__dict__)
+        made._parameters = dict(layer._parameters)
+        made.plain_type = type(layer)
+        made.name, made.ranks, made.alpha, made.router = name, tuple(ranks), alpha, router
+        made._add_factors()
+        return made
+
+    def plain(self) -> nn.Module:
+        """The layer as it was before, sharing this one's weight and bias."""
+        layer = self.plain_type.__new__(self.plain_type)
+        mine = ("plain_type", "name", "ranks", "alpha", "router")
+        layer.__dict__.update({k: v for k, v in self.__dict__.items() if k not in mine})
+        kept = {k: v for k, v in self._parameters.items() if k not in ("A", "B")}
+        layer._parameters = kept
+        return layer
+
+    def _add_factors(self) -> None:
+        weight = self.weight
+        tasks, rank = len(self.ranks), max(self.ranks)
+        cout, cin, kh, kw = (*weight.shape, 1, 1)[:4]
+        a = weight.new_zeros(tasks, rank * kh, cin * kw)
+        for mine, r in zip(a, self.ranks, strict=True):
+            nn.init.kaiming_uniform_(mine[: r * kh], a=math.sqrt(5))
+        self.A = ExpertStack(a)
+        self.B = ExpertStack(weight.new_zeros(tasks, cout * kh, rank * kh))
+
+    def scale(self) -> float | Tensor:
+        """α / r: one number, or `(T, 1, 1)` where ranks differ."""
+        scales = [self.alpha / rank for rank in self.ranks]
+        if len(set(scales)) == 1:
+            return scales[0]
+        return torch.tensor(scales, dtype=self.A.dtype, device=self.A.device).view(-1, 1, 1)
+
+    def factors(self, task: int) -> tuple[Tensor, Tensor]:
+        """A `(r·kh, Cin·kw)` and B `(Cout·kh, r·kh)` of one task, views."""
+        height = self.weight.shape[2] if self.weight.dim() == 4 else 1
+        rows = self.ranks[task] * height
+        return self.A[task, :rows], self.B[task, :, :rows]
+
+    def dense_weight(self, task: int) -> Tensor:
+        """W0 + ΔW_t, a new tensor."""
+        a, b = self.factors(task)
+        delta = delta_weight(a, b, self.alpha / self.ranks[task], self.weight.shape)
+        return self.weight + delta
+
+    def extra_repr(self) -> str:
+        described = cast(Any, self.plain_type).extra_repr(self)
+        return f"{described}, tasks={len(self.ranks)}, rank={max(self.ranks)}"
+
+
+class ExpertConv2d(_ExpertLayer, nn.Conv2d):  # type: ignore[misc]
+    """`nn.Conv2d` (groups 1) with an expert a task: `(N, Cin, H, W)` → `(N, Cout, H', W')`."""
+
+    kind = "conv2d"
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() != 4:
+            raise ValueError(f"{self.name}: wanted (N, C, H, W), got {tuple(input.shape)}")
+        return separate_conv2d(self, input, self.router.enter(self.name, input))
+
+
+class ExpertLinear(_ExpertLayer, nn.Linear):  # type: ignore[misc]
+    """`nn.Linear` with an expert a task: `(N, …, Cin)` → `(N, …, Cout)`."""
+
+    kind = "linear"
+
+    def forward(self, input: Tensor) -> Tensor:
+        return separate_linear(self, input, self.router.enter(self.name, input))

@@ -1,0 +1,159 @@
+"""A module whose layers have experts: one forward for a mixed batch, one dense module a task."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
+from lorkd_deploy.experts.norms import PerTaskNorm
+from lorkd_deploy.experts.routing import Router, plan_route
+
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class BoundLayer:
+    """A layer with experts: its name in the plain module, and its weight's shape."""
+
+    name: str
+    kind: Literal["conv2d", "linear"]
+    shape: tuple[int, ...]
+
+
+class ExpertModel(nn.Module):
+    """What `add_experts` returns: `student(x, task=ids)`.
+
+    `module` is the module that was given, its layers replaced in place, so W0 is the module's own
+    weight. `layers` have experts; `skipped` are (name, reason) of weights that have none.
+    """
+
+    def __init__(
+        self, module: nn.Module, tasks: int, router: Router, skipped: tuple[tuple[str, str], ...]
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.tasks = tasks
+        self.skipped = skipped
+        self._router = router
+
+    @property
+    def layers(self) -> tuple[BoundLayer, ...]:
+        """Every layer with experts, in the module's order."""
+        return tuple(
+            BoundLayer(name, layer.kind, tuple(layer.weight.shape))
+            for name, layer in self._experts()
+        )
+
+    def forward(self, x: Tensor, task: Tensor | int) -> Any:
+        """The module's output for `x` `(N, …)`, each sample by the expert of its own task.
+
+        `task` is int64 `(N,)` in any order, or one int for all. The samples pass the module
+        sorted by task; outputs are put back in the batch's order.
+
+        Raises `UsageError` for wrong ids, and `ModelError` naming a layer whose input's leading
+        dimension isn't the batch, or which has experts but was never called.
+        """
+        router = self._router
+        if router.route is not None:
+            raise ModelError("an ExpertModel can't be called from inside its own forward")
+        router.route = plan_route(task, x.shape[0], self.tasks, x.device)
+        router.called.clear()
+        try:
+            output = self.module(router.route.sort(x))
+            self._check_called()
+            return router.route.restore(output)
+        finally:
+            router.route = None
+
+    def base_state(self) -> dict[str, Tensor]:
+        """What all tasks share, under the plain module's names, detached."""
+        own = set()
+        for name, module in self.module.named_modules():
+            if isinstance(module, ExpertConv2d | ExpertLinear):
+                own |= {_join(name, "A"), _join(name, "B")}
+            elif isinstance(module, PerTaskNorm):
+                own |= {_join(name, key) for key in module.state_dict()}
+        state = self.module.state_dict()
+        return {k: v for k, v in state.items() if k not in own and not k.endswith(_COUNTER)}
+
+    def expert_state(self, task: int) -> dict[str, Tensor]:
+        """One expert: `LAYER.A`, `LAYER.B`, and a per-task norm's tensors under plain names."""
+        self._check_task(task)
+        state = {}
+        for name, layer in self._experts():
+            a, b = layer.factors(task)
+            state[_join(name, "A")], state[_join(name, "B")] = a.detach(), b.detach()
+        for name, module in self.module.named_modules():
+            if isinstance(module, PerTaskNorm):
+                own = module.tasks[task].state_dict()
+                state |= {_join(name, k): v for k, v in own.items() if k != _COUNTER}
+        return state
+
+    def dense(self, task: int) -> nn.Module:
+        """A plain copy of the module that was given, with W_t and the task's norms, in eval mode.
+
+        Its norms are not folded; nothing of it is shared with this model.
+        """
+        self._check_task(task)
+        module = copy.deepcopy(self.module)
+
+        def plain(old: nn.Module) -> nn.Module:
+            if isinstance(old, ExpertConv2d | ExpertLinear):
+                fused = old.dense_weight(task).detach()
+                layer = old.plain()
+                layer.weight = nn.Parameter(fused, requires_grad=old.weight.requires_grad)
+                return layer
+            return old.tasks[task] if isinstance(old, PerTaskNorm) else old
+
+        return replace_modules(module, plain).eval()
+
+    def _experts(self) -> list[tuple[str, ExpertConv2d | ExpertLinear]]:
+        modules = self.module.named_modules()
+        return [(n, m) for n, m in modules if isinstance(m, ExpertConv2d | ExpertLinear)]
+
+    def _check_called(self) -> None:
+        bound = [
+            m.name
+            for m in self.module.modules()
+            if isinstance(m, ExpertConv2d | ExpertLinear | PerTaskNorm)
+        ]
+        missing = [name for name in bound if name not in self._router.called]
+        if missing:
+            shown = ", ".join(repr(name) for name in missing[:5])
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise ModelError(
+                f"the forward never calls {shown}{more}, so its experts have no effect (such a "
+                "layer's weight is read directly, as MultiheadAttention reads out_proj's, or the "
+                "layer isn't used)",
+                where=missing[0],
+                fix=f"leave it without experts: add_experts(…, skip={missing[:5]!r})",
+            )
+
+    def _check_task(self, task: int) -> None:
+        if not 0 <= task < self.tasks:
+            raise UsageError(f"there is no task {task}: the model has tasks 0 to {self.tasks - 1}")
+
+
+def replace_modules(root: nn.Module, change: Any) -> nn.Module:
+    """`root` with `change(module)` in every place where a module stands, parents first."""
+    made: dict[nn.Module, nn.Module] = {}
+
+    def visit(module: nn.Module) -> nn.Module:
+        if module not in made:
+            made[module] = made_here = change(module)
+            if made_here is module:
+                for name, child in module._modules.items():  # twice if registered twice
+                    if child is not None:
+                        setattr(module, name, visit(child))
+        return made[module]
+
+    return visit(root)
+
+
+def _join(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key

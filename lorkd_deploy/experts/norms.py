@@ -1,0 +1,50 @@
+"""Norm layers with weights, and for BatchNorm statistics, of their own for each task."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from lorkd_deploy.experts.routing import Router
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def has_own_state(module: nn.Module) -> bool:
+    """A norm layer that holds weights or running statistics, so that tasks can differ in it."""
+    kept = list(module.parameters(recurse=False)) + list(module.buffers(recurse=False))
+    return isinstance(module, NORMS) and bool(kept)
+
+
+class PerTaskNorm(nn.Module):
+    """One norm layer a task, each seeing its own task's samples only: `(N, …)` → `(N, …)`.
+
+    A BatchNorm in training whose task has a single value a channel (one sample of 1 × 1) uses its
+    running statistics for that batch and leaves them as they are: a variance of one value says
+    nothing.
+    """
+
+    def __init__(self, norm: nn.Module, name: str, tasks: int, router: Router) -> None:
+        super().__init__()
+        self.name = name
+        self.router = router
+        self.tasks = nn.ModuleList(copy.deepcopy(norm) for _ in range(tasks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        route = self.router.enter(self.name, x)
+        return torch.cat([_apply(self.tasks[task], x[rows]) for task, rows in route.segments()])
+
+
+def _apply(norm: nn.Module, x: Tensor) -> Tensor:
+    batch_norm = isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats
+    if batch_norm and x.numel() == x.shape[1]:
+        norm.eval()
+        try:
+            return cast(Tensor, norm(x))
+        finally:
+            norm.train()
+    return cast(Tensor, norm(x))

@@ -1,0 +1,127 @@
+# ruff: noqa: PLR0917 (autograd.Function.forward takes its tensors one by one)
+"""Mixed products of rows: y = (W0 + B_t A_t) h for rows sorted by task, in two exact forms.
+
+Both take `x` `(M, Cin)`, `w0` `(Cout, Cin)`, `a` `(P, r, Cin)`, `b` `(P, Cout, r)` (α / r is in
+`b` already) for the `P` tasks present, and give `(M, Cout)`. A `Span` is a group of tasks with
+equally many rows: one batched matrix product. Derivatives are written out, since autograd's own
+would copy each slice of the rows into a tensor of the batch's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lorkd_deploy.delta import delta_weight
+
+
+class Span(NamedTuple):
+    """Adjacent tasks (places in the route) and their adjacent rows."""
+
+    tasks: slice
+    rows: slice
+
+
+def blocks(rows: Tensor, spans: Sequence[Span]) -> Iterator[tuple[slice, Tensor]]:
+    """Each span's tasks and its rows as `(tasks, rows a task, C)`, views of `rows` `(M, C)`."""
+    for tasks, where in spans:
+        part = rows[where]
+        yield tasks, part.view(tasks.stop - tasks.start, -1, part.shape[-1])
+
+
+def multiply(x: Tensor, w: Tensor, spans: Sequence[Span]) -> Tensor:
+    """Rows `(M, K)` times their own task's matrix of `w` `(P, K, C)`: `(M, C)`."""
+    y = x.new_empty(x.shape[0], w.shape[2])
+    for (tasks, into), (_, part) in zip(blocks(y, spans), blocks(x, spans), strict=True):
+        torch.bmm(part, w[tasks], out=into)
+    return y
+
+
+def add_product(y: Tensor, x: Tensor, w: Tensor, spans: Sequence[Span]) -> Tensor:
+    """`y += multiply(x, w, spans)`, in place."""
+    for (tasks, into), (_, part) in zip(blocks(y, spans), blocks(x, spans), strict=True):
+        into.baddbmm_(part, w[tasks])
+    return y
+
+
+def outer(y: Tensor, x: Tensor, tasks: int, spans: Sequence[Span]) -> Tensor:
+    """Sum over each task's rows of y xᵀ: `(M, C)`, `(M, K)` → `(P, C, K)`."""
+    if y.shape[1] > x.shape[1]:  # many times faster with the narrow one transposed (MKL, CPU)
+        return outer(x, y, tasks, spans).mT
+    sums = x.new_empty(tasks, y.shape[1], x.shape[1])
+    for (here, left), (_, right) in zip(blocks(y, spans), blocks(x, spans), strict=True):
+        torch.bmm(left.mT, right, out=sums[here])
+    return sums
+
+
+class FusedRows(torch.autograd.Function):
+    """One dense weight a task: no pass over the activations beyond the plain layer's own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w0: Tensor, a: Tensor, b: Tensor, bias: Tensor | None,
+        spans: Sequence[Span],
+    ) -> Tensor:  # fmt: skip
+        weights = delta_weight(a, b, 1.0, w0.shape).add_(w0)
+        ctx.save_for_backward(x, a, b, weights)
+        ctx.spans = spans
+        y = multiply(x, weights.mT, spans)
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, a, b, weights = ctx.saved_tensors
+        dx = multiply(dy, weights, ctx.spans) if ctx.needs_input_grad[0] else None
+        dw = outer(dy, x, len(weights), ctx.spans)
+        bias = dy.sum(0) if ctx.needs_input_grad[4] else None
+        return dx, dw.sum(0), b.mT @ dw, dw @ a.mT, bias, None
+
+
+class LowRankRows(torch.autograd.Function):
+    """One product of W0 for all rows, and r numbers a row more for its own task.
+
+    Those are kept as columns, `(P, r, rows a task)` a span: matrices a few columns wide are
+    several times slower than ones a few rows high.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w0: Tensor, a: Tensor, b: Tensor, bias: Tensor | None,
+        spans: Sequence[Span],
+    ) -> Tensor:  # fmt: skip
+        y = x @ w0.t() if bias is None else torch.addmm(bias, x, w0.t())
+        b = b.mT.contiguous()
+        columns = _project(x, a, spans)
+        ctx.save_for_backward(x, w0, a, b, *columns)
+        ctx.spans = spans
+        return _expand(y, columns, b, spans)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, w0, a, b, *columns = ctx.saved_tensors
+        spans = ctx.spans
+        dcolumns = _project(dy, b, spans)
+        dx = _expand(dy @ w0, dcolumns, a, spans) if ctx.needs_input_grad[0] else None
+        dw0 = dy.t() @ x if ctx.needs_input_grad[1] else None
+        da = torch.cat([d @ part for d, (_, part) in zip(dcolumns, blocks(x, spans), strict=True)])
+        db = torch.cat([c @ part for c, (_, part) in zip(columns, blocks(dy, spans), strict=True)])
+        bias = dy.sum(0) if ctx.needs_input_grad[4] else None
+        return dx, dw0, da, db.mT, bias, None
+
+
+def _project(x: Tensor, w: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+    """Rows `(M, C)` by their own task's `w` `(P, r, C)`: columns `(tasks, r, rows)` a span."""
+    return [torch.bmm(w[tasks], part.mT) for tasks, part in blocks(x, spans)]
+
+
+def _expand(y: Tensor, columns: list[Tensor], w: Tensor, spans: Sequence[Span]) -> Tensor:
+    """`y += columnsᵀ w`, in place, with each task's own `w` `(P, r, C)`."""
+    for part, (tasks, into) in zip(columns, blocks(y, spans), strict=True):
+        into.baddbmm_(part.mT, w[tasks])
+    return y

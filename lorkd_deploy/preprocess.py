@@ -1,0 +1,165 @@
+"""From a stored image to the network's input: one definition for training, checks and predict.
+
+Pure NumPy and Pillow, so that the same file gives the same bytes with and without torch.
+The definition travels in every bundle with its hash; a runtime with another hash is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lorkd_deploy.errors import ImageError
+from lorkd_deploy.storage import canonical_json, sha256_bytes
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+SMALLEST_SIDE = 8  # px; below this an upscaled image holds nothing a network could have learnt
+
+
+class Preprocess(BaseModel):
+    """Image uint8 → resize (and centre crop) → RGB → (x / 255 − mean) / std, float32, CHW."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int = Field(ge=8, le=2048, description="side of the square network input, px")
+    resize_shorter: int | None = Field(
+        default=None,
+        description="resize the shorter side to this, then centre-crop to `size`; "
+        "unset: resize both sides to `size`",
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Preprocess:
+        if self.resize_shorter is not None and self.resize_shorter < self.size:
+            raise ValueError("resize_shorter must not be smaller than size")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the definition, stored in bundle and engine."""
+        return sha256_bytes(canonical_json(self.model_dump(mode="json")))
+
+    def geometry(self, image: U8) -> U8:
+        """Resize one uint8 image `(H, W)`, `(H, W, 1)` or `(H, W, 3)` to RGB `(size, size, 3)`."""
+        rgb = to_rgb(image)
+        height, width = rgb.shape[:2]
+        if self.resize_shorter is None:
+            target = (self.size, self.size)
+        else:
+            ratio = self.resize_shorter / min(height, width)
+            target = (max(self.size, round(width * ratio)), max(self.size, round(height * ratio)))
+        if (width, height) != target:
+            resized = Image.fromarray(rgb).resize(target, _FILTERS[self.interpolation])
+            rgb = np.asarray(resized, dtype=np.uint8)
+        top = (rgb.shape[0] - self.size) // 2
+        left = (rgb.shape[1] - self.size) // 2
+        return np.ascontiguousarray(rgb[top : top + self.size, left : left + self.size])
+
+    def normalise(self, images: U8) -> F32:
+        """uint8 `(N, size, size, 3)` → float32 `(N, 3, size, size)`."""
+        scale = (1.0 / (255.0 * np.asarray(self.std, np.float64))).astype(np.float32)
+        shift = (np.asarray(self.mean, np.float64) / np.asarray(self.std, np.float64)).astype(
+            np.float32
+        )
+        values = images.astype(np.float32) * scale - shift
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+    def __call__(self, images: Iterable[U8]) -> F32:
+        """Images of any size → network input float32 `(N, 3, size, size)`."""
+        return self.normalise(np.stack([self.geometry(image) for image in images]))
+
+
+def to_rgb(image: npt.NDArray[Any]) -> U8:
+    """Grey `(H, W)` / `(H, W, 1)` or RGB `(H, W, 3)` uint8 → RGB `(H, W, 3)` uint8.
+
+    The only place where grey becomes RGB. Raises `ImageError` for any other dtype or shape.
+    """
+    if image.dtype != np.uint8:
+        raise ImageError(
+            f"the image holds {image.dtype} values, 8-bit (uint8) is needed",
+            fix="map it to 8 bits with the window that the training images had",
+        )
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ImageError(
+            f"the image has shape {image.shape}, (H, W), (H, W, 1) or (H, W, 3) is needed"
+        )
+    if min(image.shape[:2]) < SMALLEST_SIDE:
+        raise ImageError(
+            f"the image is {image.shape[1]} × {image.shape[0]} px, "
+            f"at least {SMALLEST_SIDE} × {SMALLEST_SIDE} are needed",
+            fix="check that the file is the whole image",
+        )
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+def read_image(path: Path) -> U8:
+    """One PNG, JPEG or `.npy` file as uint8 `(H, W)` or `(H, W, 3)`.
+
+    Raises `ImageError` for a file that is no image, for 16-bit values (no window is defined
+    for them) and for transparent pixels (what lies behind them is unknown).
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            _refuse_16_bit(image, path)
+            image.load()
+            return _as_array(image, path)
+    except FileNotFoundError:
+        raise ImageError(
+            "the image does not exist", where=path, fix="check the path for a misspelling"
+        ) from None
+    except (UnidentifiedImageError, OSError, ValueError, EOFError, SyntaxError) as exc:
+        raise ImageError(
+            f"the file can't be read as an image: {exc}",
+            where=path,
+            fix="give a PNG, a JPEG or a NumPy .npy file",
+        ) from exc
+    except Image.DecompressionBombError as exc:
+        raise ImageError(f"the image is too large to be safe: {exc}", where=path) from exc
+
+
+def _refuse_16_bit(image: ImageFile.ImageFile, path: Path) -> None:
+    """Before the pixels are read: of 16-bit colour Pillow would quietly keep the upper 8 bits."""
+    raw = " ".join(str(tile[3]) for tile in image.tile)  # how the file stores them: "RGB;16B"
+    if ";16" in raw or image.mode.startswith(("I", "F")):
+        raise ImageError(
+            f"the image is not 8-bit (Pillow mode {raw or image.mode})",
+            where=path,
+            fix="map it to 8 bits with the window that the training images had",
+        )
+
+
+def _as_array(image: Image.Image, path: Path) -> U8:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = np.asarray(image.convert("RGBA"))
+        if rgba[..., 3].min() < 255:
+            raise ImageError(
+                "the image has transparent pixels",
+                where=path,
+                fix="save it without an alpha channel",
+            )
+        return np.ascontiguousarray(rgba[..., :3])
+    if image.mode in ("L", "1"):
+        return np.asarray(image.convert("L"))
+    return np.asarray(image.convert("RGB"))

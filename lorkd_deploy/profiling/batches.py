@@ -1,0 +1,51 @@
+"""The batch size at which an engine does most images a second, found before the rounds begin."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.profiling.process import EngineProcess, WorkerError
+from lorkd_deploy.profiling.profile import Protocol
+
+GAIN = 1.02  # a larger batch has to do so much more to be worth its wait
+LONGEST = 4.0  # seconds a call, beyond which no larger batch is tried
+log = logging.getLogger(__name__)
+
+
+def best_batch(engine: Artifact, protocol: Protocol) -> int:
+    """Double the batch from 1 up to `protocol.largest_batch` while throughput grows.
+
+    Two sizes in a row without a gain end the search, and so does one that the engine can't do.
+    Raises `WorkerError` where it can't do a single image.
+    """
+    best, fastest, without = 0, 0.0, 0
+    size = 1
+    with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
+        process.open()
+        while size <= protocol.largest_batch and without < 2:
+            try:
+                _, data = process.ask(
+                    "measure",
+                    shape=[size, *protocol.input_shape],
+                    seed=protocol.seed,
+                    iterations=2 * size,
+                    seconds=0.1,
+                    warmup=size,
+                )
+            except WorkerError as exc:
+                if not best:
+                    raise
+                log.info("%s does no batch of %d: %s", engine.name, size, exc.what)
+                break
+            seconds = float(np.median(np.frombuffer(data, np.int64))) / 1e9
+            if size / seconds > GAIN * fastest:
+                best, fastest, without = size, size / seconds, 0
+            else:
+                without += 1
+            if seconds > LONGEST:
+                break
+            size *= 2
+    return best

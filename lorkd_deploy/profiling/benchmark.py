@@ -1,0 +1,235 @@
+"""`lorkd benchmark`: every engine of a run beside the foundation model, by one protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.errors import UsageError
+from lorkd_deploy.profiling.conditions import OTHERS, THROTTLED
+from lorkd_deploy.profiling.environment import environment, load_average
+from lorkd_deploy.profiling.gates import ROUNDS, check, parse_gates
+from lorkd_deploy.profiling.kept import ROUNDS_FOLDER, Kept
+from lorkd_deploy.profiling.measuring import Measured, check_writable, measure
+from lorkd_deploy.profiling.notes import notes_of, unscored
+from lorkd_deploy.profiling.pipeline import SIDE
+from lorkd_deploy.profiling.profile import (
+    ANSWERS,
+    CALLS,
+    PROFILE,
+    Comparison,
+    Difference,
+    EngineProfile,
+    Load,
+    Profile,
+    Protocol,
+    Score,
+)
+from lorkd_deploy.profiling.rounds import comparison, engine_profile, single_calls
+from lorkd_deploy.profiling.schedule import choose_cpus, orders
+from lorkd_deploy.profiling.scoring import (
+    TaskAnswers,
+    answers,
+    difference,
+    open_task,
+    score,
+    tensors,
+)
+from lorkd_deploy.profiling.selection import is_teacher, select_engines, teacher_for
+from lorkd_deploy.profiling.summary import MARGIN
+from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.recipe import BenchmarkSpec, Recipe, parse_recipe
+from lorkd_deploy.run import open_run
+from lorkd_deploy.storage import canonical_json, exclusive, sha256_file, write_atomic, write_tensors
+
+
+def benchmark(
+    run: str | Path,
+    *,
+    department: Sequence[str] = (),
+    task: Sequence[str] = (),
+    target: Sequence[str] = (),
+    teacher: bool = True,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    iterations: int | None = None,
+    threads: int | None = None,
+    repeats: int | None = None,
+    largest_batch: int | None = None,
+    assertions: Sequence[str] = (),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measure the exported engines of RUN and of its teacher; writes `RUN/profile/profile.json`.
+
+    `department`, `task` and `target` choose engines (all, if empty). What is None is as the recipe
+    says (`benchmark:`); with `assertions` (`p90_ms<8`; see `gates.METRICS`) ten rounds. Whether
+    each of them holds stands in the profile. `resume` goes on with a benchmark that was stopped:
+    its rounds are kept until it has ended. Raises `ArtifactError` where there is nothing to
+    measure or the teacher is missing, `UsageError` for a name that doesn't exist, more threads
+    than CPUs or another benchmark to resume, `WorkerError` for an engine that fails, `LorkdError`
+    where RUN can't be written. An earlier profile stays as it was then.
+    """
+    gates = parse_gates(assertions)
+    folder = open_run(run)
+    bundle = load_bundle(folder.bundle)
+    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
+    engines, notes = select_engines(
+        folder.path, bundle, department=department, task=task, target=target, teacher=teacher
+    )
+    if gates and rounds is None:
+        rounds = ROUNDS
+    given: dict[str, float | None] = {
+        "rounds": rounds,
+        "seconds": seconds,
+        "iterations": iterations,
+        "threads": threads,
+        "repeats": repeats,
+        "largest_batch": largest_batch,
+    }
+    protocol = _protocol(bundle, recipe, engines, {k: v for k, v in given.items() if v is not None})
+    shown = progress or Silent()
+    check_writable(folder.profile)
+    with exclusive(folder.profile, "benchmark"):
+        before = load_average()
+        kept = Kept(folder.profile / ROUNDS_FOLDER, protocol, engines, resume=resume)
+        protocol, measured, taken_over = measure(engines, kept, shown)
+        machine = environment().model_copy(
+            update={"load": Load(before=before, after=load_average())}
+        )
+        scored = _score(engines, recipe, bundle, protocol, shown)
+        profiles, comparisons = _sum_up(engines, protocol, measured, scored)
+        tasks = [task for task in _tasks(engines, bundle) if task.name not in scored]
+        notes += unscored(tasks)
+        notes += notes_of(engines, profiles, protocol, machine, taken_over)
+        write_tensors(folder.profile / CALLS, single_calls(measured))
+        write_tensors(folder.profile / ANSWERS, tensors(scored.values()))
+        profile = Profile(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            name=bundle.manifest.name,
+            bundle_sha256=bundle.sha256,
+            preprocess_sha256=bundle.manifest.preprocess_sha256,
+            protocol=protocol,
+            environment=machine,
+            engines=profiles,
+            comparisons=comparisons,
+            calls_sha256=sha256_file(folder.profile / CALLS),
+            answers_sha256=sha256_file(folder.profile / ANSWERS),
+            assertions=tuple(check(gates, profiles, comparisons)),
+            notes=tuple(notes),
+        )
+        write_atomic(folder.profile / PROFILE, canonical_json(profile.model_dump(mode="json")))
+        kept.drop()
+    return profile
+
+
+def _protocol(
+    bundle: Bundle, recipe: Recipe, engines: Sequence[Artifact], given: dict[str, float]
+) -> Protocol:
+    try:
+        spec = BenchmarkSpec.model_validate(recipe.benchmark.model_dump() | given)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise UsageError(f"{first['loc'][0]}: {first['msg']}") from exc
+    size = bundle.manifest.preprocess.size
+    clock = time.get_clock_info("perf_counter")
+    return Protocol(
+        rounds=spec.rounds,
+        seconds=spec.seconds,
+        iterations=spec.iterations,
+        warmup=spec.warmup,
+        threads=spec.threads,
+        cpus=choose_cpus(spec.threads),
+        batch_sizes=tuple(sorted(set(spec.batch_sizes))),
+        input_shape=(3, size, size),
+        seed=spec.seed,
+        order=orders([engine.name for engine in engines], spec.rounds, spec.seed),
+        margin=MARGIN,
+        clock=f"{clock.implementation}, resolution {clock.resolution * 1e9:g} ns",
+        repeats=spec.repeats,
+        most_others=OTHERS,
+        most_throttled=THROTTLED,
+        largest_batch=spec.largest_batch,
+        stage_image=SIDE,
+    )
+
+
+def _score(
+    engines: Sequence[Artifact],
+    recipe: Recipe,
+    bundle: Bundle,
+    protocol: Protocol,
+    progress: Progress,
+) -> dict[str, TaskAnswers]:
+    """Task → what each engine answers on its test split, for the tasks whose data is here."""
+    specs = {task.name: task for task in recipe.tasks}
+    tasks = _tasks(engines, bundle)
+    scored = {}
+    progress.start("scoring the test images", len(tasks))
+    try:
+        for task in tasks:
+            spec = specs[task.name]
+            data = open_task(task, spec.data, recipe.data_folder)
+            if data is not None:
+                scored[task.name] = answers(
+                    task,
+                    data,
+                    engines,
+                    bundle.manifest.preprocess,
+                    threads=protocol.threads,
+                    cpus=protocol.cpus,
+                    threshold=spec.threshold,
+                )
+            progress.advance(task=task.name)
+    finally:
+        progress.stop()
+    return scored
+
+
+def _sum_up(
+    engines: Sequence[Artifact],
+    protocol: Protocol,
+    measured: Measured,
+    scored: dict[str, TaskAnswers],
+) -> tuple[tuple[EngineProfile, ...], tuple[Comparison, ...]]:
+    profiles = {
+        engine.name: engine_profile(
+            engine, protocol, measured[engine.name], list(_scores(engine, scored))
+        )
+        for engine in engines
+    }
+    comparisons = []
+    for expert in engines:
+        beside = teacher_for(expert, engines)
+        if not is_teacher(expert) and beside is not None:
+            differences = _differences(expert, beside, scored)
+            comparisons.append(
+                comparison(profiles[expert.name], profiles[beside.name], differences)
+            )
+    return tuple(profiles.values()), tuple(comparisons)
+
+
+def _scores(engine: Artifact, scored: dict[str, TaskAnswers]) -> Iterator[Score]:
+    for given in scored.values():
+        if engine.name in given.probabilities:
+            yield score(given, engine.name)
+
+
+def _differences(
+    expert: Artifact, teacher: Artifact, scored: dict[str, TaskAnswers]
+) -> Iterator[Difference]:
+    for given in scored.values():
+        if expert.name in given.probabilities and teacher.name in given.probabilities:
+            yield difference(given, expert.name, teacher.name)
+
+
+def _tasks(engines: Sequence[Artifact], bundle: Bundle) -> list[TaskEntry]:
+    wanted = {t.name for engine in engines if not is_teacher(engine) for t in engine.tasks}
+    return [task for task in bundle.manifest.tasks if task.name in wanted]

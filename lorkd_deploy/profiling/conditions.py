@@ -1,0 +1,107 @@
+"""What the machine was doing while a round ran, and whether that spoils the round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorkd_deploy.profiling.profile import Conditions
+
+OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed
+THROTTLED = 0.01  # share of a round in which a container's CPU limit may have stopped it
+REPEATS = 3  # the most that a disturbed round is repeated
+_TICKS = 100  # a second in /proc/stat: USER_HZ, which Linux keeps at 100 on every machine
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One moment: seconds of a monotonic clock, busy and throttled seconds so far."""
+
+    at: float
+    busy: float | None
+    throttled: float | None
+
+
+def snapshot(cpus: Sequence[int] | None, root: Path = Path("/")) -> Snapshot:
+    """How long the CPUs (None: all) have been busy so far, whoever used them; hypervisors too."""
+    return Snapshot(time.monotonic(), _busy(cpus, root), _throttled(root))
+
+
+def conditions(
+    before: Snapshot,
+    after: Snapshot,
+    own: float,
+    cpus: Sequence[int] | None,
+    root: Path = Path("/"),
+) -> Conditions:
+    """What happened between two snapshots in which the engine itself used `own` CPU seconds.
+
+    Clock and temperature are those of the end of the round.
+    """
+    wall = max(1e-9, after.at - before.at)
+    others = None
+    if before.busy is not None and after.busy is not None:
+        count = len(cpus) if cpus else 1
+        # Ticks of 10 ms: a short round's share is coarse, and never below nothing.
+        others = max(0.0, after.busy - before.busy - own) / (wall * count)
+    throttled = None
+    if before.throttled is not None and after.throttled is not None:
+        throttled = max(0.0, after.throttled - before.throttled) / wall
+    return Conditions(
+        others=others,
+        throttled=throttled,
+        mhz=_mhz(cpus, root),
+        celsius=_celsius(root),
+        disturbed=(others or 0) > OTHERS or (throttled or 0) > THROTTLED,
+    )
+
+
+def _busy(cpus: Sequence[int] | None, root: Path) -> float | None:
+    wanted = {"cpu"} if cpus is None else {f"cpu{cpu}" for cpu in cpus}
+    try:
+        lines = (root / "proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    ticks = 0
+    for line in lines:
+        name, *fields = line.split()
+        if name in wanted:
+            # user nice system idle iowait irq softirq steal; guest time is in user already
+            values = [int(field) for field in fields[:8]]
+            ticks += sum(values) - values[3] - values[4]
+    return ticks / _TICKS
+
+
+def _throttled(root: Path) -> float | None:
+    """Seconds for which control groups (version 2) have stopped this one's processes so far."""
+    try:
+        lines = (root / "sys/fs/cgroup/cpu.stat").read_text().splitlines()
+    except OSError:
+        return None
+    facts = dict(line.split() for line in lines)
+    return int(facts["throttled_usec"]) / 1e6 if "throttled_usec" in facts else None
+
+
+def _mhz(cpus: Sequence[int] | None, root: Path) -> float | None:
+    """Mean clock of the engine's CPUs, where the kernel tells it."""
+    found = []
+    for cpu in cpus or (0,):
+        file = root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq"
+        try:
+            found.append(int(file.read_text()) / 1000)
+        except (OSError, ValueError):
+            return None
+    return sum(found) / len(found)
+
+
+def _celsius(root: Path) -> float | None:
+    """The warmest of the machine's thermal zones."""
+    found = []
+    for file in (root / "sys/class/thermal").glob("thermal_zone*/temp"):
+        try:
+            found.append(int(file.read_text()) / 1000)
+        except (OSError, ValueError):
+            continue
+    return max(found, default=None)

@@ -1,0 +1,74 @@
+"""What a reader has to know before believing the figures, a sentence each; kept in the profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.profiling.environment import disturbances
+from lorkd_deploy.profiling.profile import EngineProfile, Environment, Protocol
+from lorkd_deploy.profiling.selection import is_teacher, teacher_for
+from lorkd_deploy.profiling.summary import LEAST_ROUNDS
+
+CLOCK_DRIFT = 0.9  # the slowest round's clock below this share of the fastest's is said
+
+
+def unscored(tasks: Sequence[TaskEntry]) -> Iterator[str]:
+    """That these tasks' test images could not be opened."""
+    if tasks:
+        yield (
+            f"speed only, no accuracy, of {', '.join(task.name for task in tasks)}: the test "
+            "images could not be opened on this machine, or are not those that the bundle was made "
+            "with"
+        )
+
+
+def notes_of(
+    engines: Sequence[Artifact],
+    profiles: Sequence[EngineProfile],
+    protocol: Protocol,
+    machine: Environment,
+    taken_over: int,
+) -> Iterator[str]:
+    """Everything else: too few rounds, disturbances, a benchmark that was stopped, battery."""
+    if protocol.rounds < LEAST_ROUNDS:
+        yield (
+            f"{protocol.rounds} rounds are too few for an interval of 95 %: no difference is "
+            f"claimed below {LEAST_ROUNDS}"
+        )
+    if protocol.cpus is None:
+        yield "processes can't be pinned to CPUs on this system"
+    for expert in engines:
+        beside = teacher_for(expert, engines)
+        like = beside and (beside.target, beside.precision) == (expert.target, expert.precision)
+        if beside and not like and not is_teacher(expert):
+            yield f"{expert.name} is compared with {beside.name}: there is no closer one"
+    if taken_over:
+        yield (
+            f"the benchmark was stopped and gone on with: {taken_over} of "
+            f"{protocol.rounds * len(engines)} engine rounds were measured before that"
+        )
+    yield from _rounds(profiles, protocol)
+    if machine.load is not None:
+        yield from disturbances(machine, machine.load, protocol.threads)
+
+
+def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[str]:
+    """Rounds that were repeated or stayed disturbed, and clocks that changed between rounds."""
+    states = [state for profile in profiles for state in profile.conditions]
+    repeated = sum(state.attempts > 1 for state in states)
+    still = sum(state.disturbed for state in states)
+    if (repeated or still) and protocol.most_others and protocol.most_throttled:
+        yield (
+            f"of {len(states)} engine rounds {repeated} were repeated, at most {protocol.repeats} "
+            f"times each, and {still} of those kept were still disturbed: others took more than "
+            f"{100 * protocol.most_others:g} % of the engine's CPUs, or a CPU limit stopped it for "
+            f"more than {100 * protocol.most_throttled:g} % of the time"
+        )
+    clocks = [state.mhz for state in states if state.mhz]
+    if clocks and min(clocks) < CLOCK_DRIFT * max(clocks):
+        yield (
+            f"the CPU's clock was between {min(clocks):.0f} and {max(clocks):.0f} MHz at the end "
+            "of the rounds: it was throttled, or not yet up"
+        )

@@ -1,0 +1,375 @@
+"""What `RUN/profile/profile.json` says: how each engine was measured, where, and what came out.
+
+Times are milliseconds (ms), memory is MiB (2^20 bytes), throughput is images per second. Every
+measured call counts: nothing is trimmed. The single calls (int64 nanoseconds, one array for each
+engine, batch and round, named by `calls_name`) lie beside it in `calls.safetensors`, and in
+`answers.safetensors` each task's test labels (`labels_name`) and the float64 probabilities `(N, K)`
+that each engine gave (`answers_name`), in the order of the split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.storage import read_json
+
+SCHEMA = 1
+PROFILE = "profile.json"
+CALLS = "calls.safetensors"
+ANSWERS = "answers.safetensors"
+
+
+class Part(BaseModel):
+    """Base of every part of a profile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interval(Part):
+    """A value with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Spread(Part):
+    """One value a round, where each round is a process of its own; never trimmed."""
+
+    median: float
+    minimum: float
+    maximum: float
+    rounds: tuple[float, ...]
+
+
+class Timing(Part):
+    """The runner's call at one batch size, over all rounds together.
+
+    `p50` carries an interval found by resampling rounds; `throughput` is images over the time
+    spent in calls, its interval likewise. `peak_mib` is the memory over an empty process up to the
+    end of this batch size, smaller ones having run before (median of the rounds). `percentiles`
+    are the 0th, 1st, … 100th. `interruptions` is how often in each round the kernel gave the
+    engine's CPU to something else.
+    """
+
+    batch: int
+    calls: int
+    p50: Interval
+    p90: float
+    p99: float
+    p99_9: float
+    mean: float
+    minimum: float
+    maximum: float
+    throughput: Interval
+    peak_mib: float | None
+    round_p50: tuple[float, ...]
+    round_calls: tuple[int, ...]
+    interruptions: tuple[int, ...]
+    percentiles: tuple[float, ...]
+
+
+class ColdStart(Part):
+    """What passes until an engine answers, ms: the runtime's import, the engine's load, the first
+    call at the smallest batch, and all of it from the start of the process."""
+
+    runtime_import: Spread
+    load: Spread
+    first_inference: Spread
+    process_to_first_answer: Spread
+
+
+class Stages(Part):
+    """One image's way from a file to an answer, ms: medians of each round. `read` decodes the PNG,
+    `preprocess` makes it the network's input, `inference` is the runner's call at batch 1,
+    `postprocess` turns logits into probabilities and a class; `end_to_end` is all of it.
+    """
+
+    read: Spread
+    preprocess: Spread
+    inference: Spread
+    postprocess: Spread
+    end_to_end: Spread
+
+
+class Conditions(Part):
+    """What the machine did during one round of one engine.
+
+    `others` is the share of the engine's CPUs that anything else took, `throttled` the share of
+    the round in which a container's CPU limit stopped the engine; `mhz` and `celsius` are those of
+    its end. None: the kernel doesn't tell. `attempts` is how often the round was measured: while
+    it was `disturbed` beyond the protocol's bounds it was repeated, and the least disturbed kept.
+    """
+
+    others: float | None
+    throttled: float | None
+    mhz: float | None
+    celsius: float | None
+    disturbed: bool
+    attempts: int = 1
+
+
+class Memory(Part):
+    """Resident memory, MiB. `empty` is the worker with Python and NumPy before it loads a runtime;
+    `loaded` and `peak` (up to the end of the smallest batch's round) are what comes on top of it,
+    runtime library, engine and input included. None: the kernel doesn't tell here.
+    """
+
+    empty: Spread | None
+    loaded: Spread | None
+    peak: Spread | None
+    source: str
+
+
+class Score(Part):
+    """One task's whole test split through the engine, intervals by resampling images.
+
+    `sensitivity` and `specificity` are those at `thresholds`: one for the second of two classes,
+    else one a class (against the rest) or finding, and the mean over them. `threshold_from` says
+    whether the recipe gave the threshold or it was chosen on the validation split through this
+    engine (Youden). None: undefined on this split, or a profile from before it was measured.
+    """
+
+    task: str
+    images: int
+    accuracy: Interval
+    auc: Interval | None
+    majority: float
+    balanced_accuracy: Interval | None = None
+    sensitivity: Interval | None = None
+    specificity: Interval | None = None
+    calibration_error: Interval | None = None
+    thresholds: tuple[float, ...] = ()
+    threshold_from: Literal["recipe", "validation"] | None = None
+
+
+class EngineProfile(Part):
+    """One engine. `engine` is its folder below RUN/export, e.g. `lungs/xray/onnx-fp32`.
+
+    `facts` is what the runtime says that it really did (provider, precision, threads, version).
+    `build_seconds` is what its export took, on the machine where it was exported. `best_batch` is
+    the batch size with the most images a second, None where none was looked for. `joules` is the
+    energy an image at the smallest batch over that of the idle machine, None where no counter can
+    be read.
+    """
+
+    engine: str
+    kind: Literal["expert", "teacher"]
+    department: str | None
+    tasks: tuple[str, ...]
+    target: str
+    precision: str
+    bytes: int
+    facts: dict[str, Any]
+    cold_start: ColdStart
+    memory: Memory
+    timings: tuple[Timing, ...]
+    scores: tuple[Score, ...] = ()
+    build_seconds: float | None = None
+    best_batch: int | None = None
+    stages: Stages | None = None
+    joules: Spread | None = None
+    conditions: tuple[Conditions, ...] = ()
+
+    @property
+    def latency(self) -> Timing:
+        """The timing at the smallest batch: 1, unless the protocol says otherwise."""
+        return min(self.timings, key=lambda timing: timing.batch)
+
+
+class Flips(Part):
+    """Answers of the expert beside the teacher's, one an image (of a multi-label task: a finding).
+
+    `gained` were wrong and are right now, `lost` were right and are wrong now, `moved` went from
+    one wrong answer to another. `p` is the exact two-sided p of McNemar's test on gained and lost;
+    None for multi-label tasks, whose findings of one image are not independent.
+    """
+
+    answers: int
+    gained: int
+    lost: int
+    moved: int
+    p: float | None
+
+
+class Difference(Part):
+    """Expert minus teacher on the same test images of one task, intervals by resampling images.
+
+    Each at its own thresholds. None: undefined, or a profile from before it was measured.
+    """
+
+    task: str
+    accuracy: Interval
+    auc: Interval | None
+    balanced_accuracy: Interval | None = None
+    sensitivity: Interval | None = None
+    specificity: Interval | None = None
+    calibration_error: Interval | None = None
+    flips: Flips | None = None
+
+
+class BatchRatio(Part):
+    """Teacher's p50 over expert's p50 at one batch size, paired by round: 2 is twice as fast.
+
+    A difference is claimed only where the whole interval lies outside 1 ± `Protocol.margin`, and
+    only from five rounds on: fewer can't give an interval of 95 %.
+    """
+
+    batch: int
+    ratio: Interval
+    verdict: Literal["faster", "slower", "no difference shown", "too few rounds"]
+
+
+class Comparison(Part):
+    """An expert beside the teacher's engine of the same target and precision where there is one.
+
+    `memory` is the teacher's peak over the expert's, `size` the same of the files.
+    """
+
+    engine: str
+    teacher: str
+    latency: tuple[BatchRatio, ...]
+    memory: float | None
+    size: float
+    scores: tuple[Difference, ...] = ()
+
+
+class Assertion(Part):
+    """One `--assert` and one expert's engine; `value` is None where it was not measured."""
+
+    text: str
+    engine: str
+    value: float | None
+    passed: bool
+
+
+class Protocol(Part):
+    """How it was measured.
+
+    Each round starts every engine once, in a fresh process, in the order that `order` records:
+    drawn with `seed`, each second round the reverse of the one before, so that a drift of the
+    machine falls on all alike. At each batch size a round warms up (at least `warmup` calls, until
+    the median settles), then calls the engine until `iterations` images and `seconds` are done.
+    `cpus` are the logical CPUs that the worker was pinned to (None: pinning isn't possible here).
+
+    A round in which others took more than `most_others` of those CPUs, or a CPU limit stopped the
+    engine for more than `most_throttled` of the time, is repeated, at most `repeats` times.
+    `best_batches` are measured beside `batch_sizes`: found before the rounds, up to
+    `largest_batch`. `power` names the energy counters, or says why there are none; `idle_watts` is
+    what they showed before the rounds. `stage_image` is the side, px, of the drawn PNG that the
+    stages start from.
+    """
+
+    rounds: int
+    seconds: float
+    iterations: int
+    warmup: int
+    threads: int
+    cpus: tuple[int, ...] | None
+    batch_sizes: tuple[int, ...]
+    input_shape: tuple[int, int, int]
+    seed: int
+    order: tuple[tuple[str, ...], ...]
+    margin: float
+    clock: str
+    repeats: int = 0
+    most_others: float | None = None
+    most_throttled: float | None = None
+    largest_batch: int = 0
+    best_batches: dict[str, int] = {}
+    stage_image: int | None = None
+    power: str | None = None
+    idle_watts: float | None = None
+
+
+class Load(Part):
+    """The machine's load average over 1, 5 and 15 minutes; the benchmark itself adds to it."""
+
+    before: tuple[float, float, float]
+    after: tuple[float, float, float]
+
+
+class Environment(Part):
+    """The machine as far as it bears on the figures: no host name, no user, no path."""
+
+    cpu: str
+    architecture: str
+    logical_cpus: int
+    physical_cpus: int | None
+    allowed_cpus: int
+    cpu_limit: float | None
+    governor: str | None
+    max_mhz: float | None
+    memory_mib: int
+    memory_limit_mib: int | None
+    gpus: tuple[str, ...]
+    battery: bool
+    system: str
+    kernel: str
+    python: str
+    packages: dict[str, str]
+    load: Load | None = None
+
+
+class Profile(Part):
+    """Everything that one `lorkd benchmark` measured. `notes` are for the reader of any report:
+    what couldn't be measured here and why, and what may have disturbed the figures.
+    """
+
+    schema_version: int = SCHEMA
+    created: str
+    name: str
+    bundle_sha256: str
+    preprocess_sha256: str
+    protocol: Protocol
+    environment: Environment
+    engines: tuple[EngineProfile, ...]
+    comparisons: tuple[Comparison, ...]
+    calls_sha256: str
+    answers_sha256: str | None = None
+    assertions: tuple[Assertion, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def engine(self, name: str) -> EngineProfile:
+        """The engine whose `engine` is `name`; raises `KeyError`."""
+        return {entry.engine: entry for entry in self.engines}[name]
+
+
+def calls_name(engine: str, batch: int, number: int) -> str:
+    """The name in `calls.safetensors` of one engine's calls in round `number`, from 0."""
+    return f"{engine}/batch-{batch}/round-{number}"
+
+
+def labels_name(task: str) -> str:
+    """The name in `answers.safetensors` of a task's test labels."""
+    return f"{task}/labels"
+
+
+def answers_name(task: str, engine: str) -> str:
+    """The name in `answers.safetensors` of one engine's probabilities on a task's test split."""
+    return f"{task}/probabilities/{engine}"
+
+
+def read_profile(path: Path) -> Profile:
+    """Read `profile.json`; raises `LorkdError` where it is missing, damaged or of newer schema."""
+    raw = read_json(path, LorkdError)
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise LorkdError(
+            f"the profile has schema {version}, this lorkd-deploy reads up to {SCHEMA}",
+            where=path,
+            fix="update lorkd-deploy, or run `lorkd benchmark` again",
+        )
+    try:
+        return Profile.model_validate(raw)
+    except ValidationError as exc:
+        raise LorkdError(
+            f"the profile is damaged: {exc.error_count()} faults, the first at "
+            f"{'.'.join(str(part) for part in exc.errors()[0]['loc'])}",
+            where=path,
+            fix="run `lorkd benchmark` again",
+        ) from exc

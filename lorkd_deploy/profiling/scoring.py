@@ -1,0 +1,212 @@
+"""Every image of a task's test split through the engines that were measured.
+
+The validation split goes through them too where a threshold has to be chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy import metrics
+from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.data import Split, TaskData, open_data
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.errors import DataError
+from lorkd_deploy.metrics import Metric
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.profiling import decisions
+from lorkd_deploy.profiling.process import EngineProcess
+from lorkd_deploy.profiling.profile import (
+    Difference,
+    Flips,
+    Interval,
+    Score,
+    answers_name,
+    labels_name,
+)
+from lorkd_deploy.recipe import DataSpec
+from lorkd_deploy.storage import canonical_json
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+CHUNK = 128  # images that are preprocessed together, then given to each engine
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskAnswers:
+    """A task's labels, and by engine name the probabilities `(N, K)` that each engine gave and the
+    thresholds at which it is judged, `from_recipe` or chosen on the validation split.
+    """
+
+    task: TaskEntry
+    labels: I64
+    probabilities: dict[str, F64]
+    thresholds: dict[str, tuple[float, ...]]
+    from_recipe: bool = False
+
+
+def open_task(task: TaskEntry, spec: DataSpec, folder: str | None) -> TaskData | None:
+    """The data that the bundle's model was tested on, or None where it isn't here."""
+    try:
+        data = open_data(spec, folder)
+    except DataError as exc:
+        log.warning("no accuracy of %s: %s", task.name, exc)
+        return None
+    same = canonical_json(data.provenance) == canonical_json(task.data)
+    if not same or data.classes != task.classes:
+        log.warning("no accuracy of %s: its data is not what the bundle was made with", task.name)
+        return None
+    return data
+
+
+def answers(
+    task: TaskEntry,
+    data: TaskData,
+    engines: Sequence[Artifact],
+    preprocess: Preprocess,
+    *,
+    threads: int,
+    cpus: Sequence[int] | None,
+    threshold: float | None = None,
+) -> TaskAnswers:
+    """Run all test images, the last partial batch too, through each engine that has the task.
+
+    Without a `threshold` each engine's own are chosen on the validation split through it.
+    """
+    able = [engine for engine in engines if task.name in {t.name for t in engine.tasks}]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(EngineProcess(e, threads, cpus)) for e in able]
+        for process in opened:
+            process.open()
+        given = _through(opened, task, data.test, preprocess)
+        if threshold is None:
+            seen = _through(opened, task, data.val, preprocess)
+            chosen = {name: decisions.youden(data.val.labels, p) for name, p in seen.items()}
+        else:
+            count = metrics.one_against_rest(data.test.labels, next(iter(given.values())))[0]
+            chosen = dict.fromkeys(given, (threshold,) * count.shape[1])
+    return TaskAnswers(task, data.test.labels, given, chosen, threshold is not None)
+
+
+def _through(
+    opened: Sequence[EngineProcess], task: TaskEntry, split: Split, preprocess: Preprocess
+) -> dict[str, F64]:
+    """Probabilities of every image of `split`, by engine name; an image is prepared once."""
+    parts: dict[str, list[F32]] = {process.engine.name: [] for process in opened}
+    for batch in _inputs(split, preprocess):
+        for process in opened:
+            logits = process.infer(batch)
+            columns = process.engine.task(task.name)
+            parts[process.engine.name].append(logits[:, columns.start : columns.stop])
+    return {
+        name: metrics.probabilities(np.concatenate(logits), task.kind)
+        for name, logits in parts.items()
+    }
+
+
+def tensors(scored: Iterable[TaskAnswers]) -> dict[str, npt.NDArray[Any]]:
+    """Labels and answers of every task, by the names they have in `answers.safetensors`."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for given in scored:
+        found[labels_name(given.task.name)] = given.labels
+        for engine, probabilities in given.probabilities.items():
+            found[answers_name(given.task.name, engine)] = probabilities
+    return found
+
+
+def score(given: TaskAnswers, engine: str) -> Score:
+    """How good one engine is on the split, with 95 % bootstrap intervals."""
+    probabilities = given.probabilities[engine]
+    measured = {
+        metric.name: _where_defined(metric, given.labels, probabilities)
+        for metric in _metrics(given, engine)
+    }
+    return Score(
+        task=given.task.name,
+        images=len(given.labels),
+        accuracy=_interval(metrics.accuracy, given.labels, probabilities),
+        majority=metrics.majority(given.labels),
+        thresholds=given.thresholds[engine],
+        threshold_from="recipe" if given.from_recipe else "validation",
+        **measured,
+    )
+
+
+def difference(given: TaskAnswers, expert: str, teacher: str) -> Difference:
+    """Expert minus teacher; both are resampled with the same images."""
+    both = np.hstack([given.probabilities[expert], given.probabilities[teacher]])
+    pairs = zip(_metrics(given, expert), _metrics(given, teacher), strict=True)
+    measured = {
+        left.name: _where_defined(_minus(left, right), given.labels, both) for left, right in pairs
+    }
+    accuracy = _minus(metrics.accuracy, metrics.accuracy)
+    return Difference(
+        task=given.task.name,
+        accuracy=_interval(accuracy, given.labels, both),
+        flips=_flips(given, expert, teacher),
+        **measured,
+    )
+
+
+def _metrics(given: TaskAnswers, engine: str) -> tuple[Metric, ...]:
+    """Everything but accuracy, which is always defined; names are those of `Score`."""
+    limits = given.thresholds[engine]
+    return (
+        metrics.auc,
+        metrics.balanced_accuracy,
+        decisions.sensitivity(limits),
+        decisions.specificity(limits),
+        decisions.calibration_error,
+    )
+
+
+def _flips(given: TaskAnswers, expert: str, teacher: str) -> Flips:
+    now = decisions.decided(given.probabilities[expert], given.labels)
+    before = decisions.decided(given.probabilities[teacher], given.labels)
+    gained = int(((now == given.labels) & (before != given.labels)).sum())
+    lost = int(((now != given.labels) & (before == given.labels)).sum())
+    return Flips(
+        answers=given.labels.size,
+        gained=gained,
+        lost=lost,
+        moved=int((now != before).sum()) - gained - lost,
+        p=None if given.labels.ndim == 2 else decisions.mcnemar(gained, lost),
+    )
+
+
+def _inputs(split: Split, preprocess: Preprocess) -> Iterator[F32]:
+    for start in range(0, len(split), CHUNK):
+        stop = min(start + CHUNK, len(split))
+        yield preprocess(split.images[i] for i in range(start, stop))
+
+
+def _interval(metric: Metric, labels: I64, values: F64) -> Interval:
+    found = metrics.bootstrap(metric, labels, values)
+    # A resample repeats images and so looks worse calibrated than the split itself: the
+    # percentiles of the calibration error may miss the value that they are to hold.
+    low, high = min(found.low, found.value), max(found.high, found.value)
+    return Interval(value=found.value, low=low, high=high)
+
+
+def _where_defined(metric: Metric, labels: I64, values: F64) -> Interval | None:
+    return None if np.isnan(metric(labels, values)) else _interval(metric, labels, values)
+
+
+def _minus(left: Metric, right: Metric) -> Metric:
+    """`left` of the left half of the columns minus `right` of the right half."""
+
+    def weighted(labels: I64, both: F64, counts: F64) -> F64:
+        half = both.shape[1] // 2
+        first = left.weighted(labels, both[:, :half], counts)
+        return first - right.weighted(labels, both[:, half:], counts)
+
+    return Metric(f"{left.name} difference", weighted)

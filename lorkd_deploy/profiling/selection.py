@@ -1,0 +1,139 @@
+"""Which engines of a run are measured: those asked for, whole, of this bundle, able to run here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lorkd_deploy.bundle.manifest import TEACHER, Manifest
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
+from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, unknown_name
+from lorkd_deploy.runtime import ALIASES, Probe, exporter
+
+
+def is_teacher(engine: Artifact) -> bool:
+    """Whether this is the foundation model and no expert."""
+    return engine.engine == TEACHER
+
+
+def select_engines(
+    run: Path,
+    bundle: Bundle,
+    *,
+    department: Sequence[str] = (),
+    task: Sequence[str] = (),
+    target: Sequence[str] = (),
+    teacher: bool = True,
+) -> tuple[list[Artifact], list[str]]:
+    """Engines below RUN/export in the recipe's order, the teacher's last, and what was left out
+    because this machine can't run it, a sentence each.
+
+    Raises `ArtifactError` where there is none, one is damaged or of another bundle, or the teacher
+    is missing; `UsageError` for a name that doesn't exist; `RuntimeUnavailableError` for a target
+    that was asked for and can't run here.
+    """
+    _check_names(bundle.manifest, department, task, target)
+    wanted = {ALIASES.get(name, name) for name in target}
+    found = [a for a in find_artifacts(run) if not wanted or a.target in wanted]
+    experts = [
+        artifact
+        for artifact in _in_order(found, bundle.manifest)
+        if (not department or artifact.department in department)
+        and (not task or artifact.engine in task)
+    ]
+    if not experts:
+        raise _nothing(run, department, task, target)
+    teachers = [artifact for artifact in found if is_teacher(artifact)] if teacher else []
+    if teacher and not teachers:
+        raise _no_teacher(run, sorted({expert.target for expert in experts}))
+    engines, left_out = _able([*experts, *teachers], asked=bool(target))
+    for engine in engines:
+        _check_belongs(engine, bundle)
+        check_files(engine)
+    return engines, left_out
+
+
+def teacher_for(expert: Artifact, engines: Iterable[Artifact]) -> Artifact | None:
+    """The teacher's engine that is most like the expert's: target and precision, else target."""
+    return min(
+        (engine for engine in engines if is_teacher(engine)),
+        key=lambda t: (t.target != expert.target, t.precision != expert.precision, t.name),
+        default=None,
+    )
+
+
+def _check_names(
+    manifest: Manifest, department: Sequence[str], task: Sequence[str], target: Sequence[str]
+) -> None:
+    for kind, names, known in (
+        ("department", department, list(manifest.departments)),
+        ("task", task, [entry.name for entry in manifest.tasks]),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown_name(kind, name, known)
+    for name in target:
+        exporter(name)  # raises for an unknown one, imports no other
+
+
+def _in_order(found: Sequence[Artifact], manifest: Manifest) -> list[Artifact]:
+    place = {entry.name: index for index, entry in enumerate(manifest.tasks)}
+    experts = [artifact for artifact in found if not is_teacher(artifact)]
+    return sorted(experts, key=lambda a: (place.get(a.engine, len(place)), a.name))
+
+
+def _able(engines: Sequence[Artifact], *, asked: bool) -> tuple[list[Artifact], list[str]]:
+    """Those whose runtime can run here; the others are left out, or an error if `asked` for."""
+    probes: dict[str, Probe] = {e.target: exporter(e.target).probe() for e in engines}
+    unable = {target: probe for target, probe in probes.items() if not probe.can_run}
+    able = [engine for engine in engines if engine.target not in unable]
+    left_out = [
+        f"not measured, since {target} can't run on this machine ({probe.reason}): "
+        + ", ".join(engine.name for engine in engines if engine.target == target)
+        for target, probe in unable.items()
+    ]
+    if unable and (asked or not able):
+        target, probe = next(iter(unable.items()))
+        raise RuntimeUnavailableError(
+            f"{target} can't run engines on this machine: {probe.reason}", fix=probe.fix
+        )
+    return able, left_out
+
+
+def _check_belongs(engine: Artifact, bundle: Bundle) -> None:
+    # The teacher comes from a bundle of its own; what has to agree is the input that both get.
+    stale = not is_teacher(engine) and engine.bundle_sha256 != bundle.sha256
+    if stale or engine.preprocess_sha256 != bundle.manifest.preprocess_sha256:
+        what = "was exported from another bundle" if stale else "has another preprocessing"
+        raise ArtifactError(
+            f"the engine {engine.name} {what} than the one of this run",
+            where=engine.folder,
+            fix="run `lorkd export` again",
+        )
+
+
+def _nothing(
+    run: Path, department: Sequence[str], task: Sequence[str], target: Sequence[str]
+) -> ArtifactError:
+    chosen = [
+        f"--{option} {name}"
+        for option, names in (("department", department), ("task", task), ("target", target))
+        for name in names
+    ]
+    of = f" for {' '.join(chosen)}" if chosen else ""
+    return ArtifactError(
+        f"no expert has been exported{of}",
+        where=run / "export",
+        fix=" ".join([f"`lorkd export {run}", *chosen]) + "` makes the engines; "
+        "add --teacher for the foundation model",
+    )
+
+
+def _no_teacher(run: Path, targets: Sequence[str]) -> ArtifactError:
+    return ArtifactError(
+        "the foundation model has not been exported, so there is nothing to compare with",
+        where=run / "export" / TEACHER,
+        fix=f"`lorkd export {run} --teacher --target {targets[0]}`, or measure the experts alone: "
+        "--no-teacher (teacher=False)",
+    )

@@ -1,0 +1,219 @@
+"""The process that runs one engine, alone: `python -m lorkd_deploy.profiling.worker [CPU …]`.
+
+It reads requests from stdin and answers on stdout (`frames.py`), and never imports torch. In
+order: `open` an engine, make its `first` call, then `measure` or `infer` as often as asked. The
+end of stdin ends it. Whatever a runtime prints goes to stderr, so that it can't garble an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import statistics
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from lorkd_deploy.runtime import Runner
+
+    F32 = npt.NDArray[np.float32]
+
+SETTLED = 0.02  # two warm-up windows whose medians differ by less are called settled
+MOST_WINDOWS = 10
+Answer = tuple[dict[str, Any], bytes]
+
+
+class Session:
+    """One worker's engine and what is asked of it."""
+
+    def __init__(self) -> None:
+        from lorkd_deploy.profiling.memory import resident
+
+        self.resident = resident
+        self.empty = resident().now
+        self.runner: Runner | None = None
+
+    def open(self, request: dict[str, Any], _: bytes) -> Answer:
+        """Import the runtime, load the engine; → times in ms, memory in MiB, the runner's facts."""
+        from lorkd_deploy.runtime import RunOptions, exporter
+
+        started = time.perf_counter_ns()
+        module = exporter(request["target"])
+        module.probe()
+        imported = time.perf_counter_ns()
+        options = RunOptions(request["threads"], request["options"])
+        self.runner = module.open(Path(request["folder"]), request["files"], options)
+        loaded = time.perf_counter_ns()
+        return {
+            "runtime_import": (imported - started) / 1e6,
+            "load": (loaded - imported) / 1e6,
+            "empty": self.empty,
+            "loaded": self._over_empty(self.resident().now),
+            "facts": self.runner.facts,
+        }, b""
+
+    def first(self, request: dict[str, Any], _: bytes) -> Answer:
+        """The first call; `answered` is the monotonic clock when its logits were there, ns."""
+        run, batch = self._ready(request)
+        started = time.perf_counter_ns()
+        run(batch)
+        answered = time.perf_counter_ns()
+        return {"first_inference": (answered - started) / 1e6, "answered": answered}, b""
+
+    def measure(self, request: dict[str, Any], _: bytes) -> Answer:
+        """Warm up, then time single calls; the payload is int64 nanoseconds, one a call."""
+        run, batch = self._ready(request)
+        size = len(batch)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        with _without_gc():
+            warm = _warm_up(run, batch, -(-request["warmup"] // size), request["seconds"])
+            least = -(-request["iterations"] // size)
+            calls = _timed_calls(run, batch, least, request["seconds"])
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        peak = self._over_empty(self.resident().peak)
+        images = (warm + len(calls)) * size
+        return {
+            "peak": peak,
+            "interruptions": after - before,
+            "images": images,
+        }, calls.tobytes()
+
+    def stages(self, request: dict[str, Any], _: bytes) -> Answer:
+        """One image from its file to an answer, again and again; int64 ns, four a pass."""
+        from lorkd_deploy.profiling.pipeline import time_stages
+
+        with _without_gc():
+            found = time_stages(self._runner(), request)
+        return {}, found.tobytes()
+
+    def used(self, _request: dict[str, Any], _: bytes) -> Answer:
+        """CPU seconds that this process has used so far, all its threads together."""
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        return {"cpu": spent.ru_utime + spent.ru_stime}, b""
+
+    def infer(self, request: dict[str, Any], payload: bytes) -> Answer:
+        """Logits of the float32 images in the payload; float32 `(N, K)` in the answer's."""
+        import numpy as np
+
+        images = np.frombuffer(payload, np.float32).reshape(request["shape"])
+        runner = self._runner()
+        step = request["batch"]
+        parts = [runner(images[i : i + step]) for i in range(0, len(images), step)]
+        logits = np.ascontiguousarray(np.concatenate(parts), np.float32)
+        return {"shape": list(logits.shape)}, logits.tobytes()
+
+    def close(self) -> None:
+        if self.runner is not None:
+            self.runner.close()
+
+    def _runner(self) -> Runner:
+        if self.runner is None:
+            raise RuntimeError("no engine is open")
+        return self.runner
+
+    def _ready(self, request: dict[str, Any]) -> tuple[Runner, F32]:
+        import numpy as np
+
+        generator = np.random.default_rng(request["seed"])
+        return self._runner(), generator.standard_normal(request["shape"], np.float32)
+
+    def _over_empty(self, mib: float | None) -> float | None:
+        return None if mib is None or self.empty is None else mib - self.empty
+
+
+def _timed_calls(
+    run: Callable[[F32], object], batch: F32, least: int, seconds: float
+) -> array[int]:
+    # The clock is read right before and after the call and nothing else happens in between.
+    clock = time.perf_counter_ns
+    calls = array("q")
+    deadline = clock() + int(seconds * 1e9)
+    while True:
+        started = clock()
+        run(batch)
+        ended = clock()
+        calls.append(ended - started)
+        if ended >= deadline and len(calls) >= least:
+            return calls
+
+
+def _warm_up(run: Callable[[F32], object], batch: F32, window: int, seconds: float) -> int:
+    """Windows of calls until two medians in a row agree; gives up after `seconds`. → calls."""
+    if not window:
+        return 0
+    started = time.perf_counter()
+    previous: float | None = None
+    calls = 0
+    for _ in range(MOST_WINDOWS):
+        median = statistics.median(_timed_calls(run, batch, window, 0))
+        calls += window
+        if previous is not None and abs(median - previous) <= SETTLED * previous:
+            break
+        if time.perf_counter() - started > seconds:
+            break
+        previous = median
+    return calls
+
+
+@contextlib.contextmanager
+def _without_gc() -> Any:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _serve(requests: Any, replies: Any) -> None:
+    from lorkd_deploy.errors import LorkdError
+    from lorkd_deploy.profiling.frames import receive, send
+
+    session = Session()
+    handlers = {
+        "open": session.open,
+        "first": session.first,
+        "measure": session.measure,
+        "infer": session.infer,
+        "stages": session.stages,
+        "used": session.used,
+    }
+    while True:
+        try:
+            request, payload = receive(requests)
+        except EOFError:
+            session.close()
+            return
+        try:
+            answer, data = handlers[request["do"]](request, payload)
+        except LorkdError as exc:
+            answer, data = {"error": exc.what, "fix": exc.fix}, b""
+        except Exception as exc:
+            # Whatever a runtime raises is the benchmark's to report, with the engine's name.
+            answer, data = {"error": f"{type(exc).__name__}: {exc}", "fix": None}, b""
+        send(replies, answer, data)
+
+
+def main(cpus: list[str]) -> None:
+    """Serve until stdin ends, pinned to the given logical CPUs."""
+    if cpus:
+        # Before NumPy or a runtime is imported: thread pools take over what is allowed then.
+        os.sched_setaffinity(0, [int(cpu) for cpu in cpus])
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    import numpy as np  # noqa: F401 (the empty process that memory is measured against has it)
+
+    _serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

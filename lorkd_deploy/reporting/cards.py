@@ -1,0 +1,199 @@
+"""A model card for each department, in Hugging Face's format: YAML front matter, then Markdown.
+
+https://huggingface.co/docs/hub/model-cards, and `model-index` as in Papers with Code's form.
+Filled from what was measured and recorded; a gap is said, never guessed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from lorkd_deploy import __version__
+from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.reporting import quality, tables, words
+from lorkd_deploy.reporting.cells import UNMEASURED
+from lorkd_deploy.reporting.markdown import facts, grid, plain
+from lorkd_deploy.reporting.page import describe
+from lorkd_deploy.reporting.proof import proof
+from lorkd_deploy.reporting.sources import Sources
+
+_GAP = "not recorded here"
+
+
+def model_card(sources: Sources, department: str) -> str:
+    """The card of one department as text."""
+    tasks = [task for task in sources.manifest.tasks if task.department == department]
+    head = yaml.safe_dump(
+        _front_matter(sources, tasks), sort_keys=False, allow_unicode=True, width=100
+    )
+    parts = [f"---\n{head}---", f"# {plain(department)}: low-rank experts", *_opening(sources)]
+    parts += ["## Tasks", "\n".join(f"- {plain(describe(task))}" for task in tasks)]
+    parts += _use(tasks)
+    parts += _data(tasks)
+    parts += _decomposition(sources, tasks)
+    parts += ["## Evaluation", plain(tables.ACCURACY)]
+    parts.append(grid(tables.accuracy(sources, department, "accuracy")))
+    for table in (
+        quality.decisions(sources, department, "decisions"),
+        quality.against(sources, department, "against"),
+    ):
+        if table:
+            parts += [f"### {table.title}", plain(table.caption), grid(table)]
+    parts += _speed(sources, department)
+    parts += ["## Parity of the engines", grid(proof(sources, department))]
+    parts += _limits(sources, tasks)
+    parts += ["## Hashes", facts(tuple(_hashes(sources, tasks)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(sources: Sources, tasks: list[TaskEntry]) -> dict[str, Any]:
+    results = [entry for task in tasks if (entry := _index(sources, task))]
+    head: dict[str, Any] = {
+        "language": "en",
+        "license": "unknown",
+        "library_name": "lorkd-deploy",
+        "pipeline_tag": "image-classification",
+        "tags": ["medical-imaging", "knowledge-decomposition", "low-rank", "not-a-medical-device"],
+        "metrics": ["accuracy", "roc_auc"],
+    }
+    if results:
+        name = f"{sources.manifest.name}-{tasks[0].department}"
+        head["model-index"] = [{"name": name, "results": results}]
+    return head
+
+
+def _index(sources: Sources, task: TaskEntry) -> dict[str, Any] | None:
+    """The task's result through its first measured engine; None where nothing was measured."""
+    pairs = [p for p in sources.pairs(task.department) if p.task.name == task.name]
+    pair = next((p for p in pairs if p.score(p.expert)), None)
+    score = pair.score(pair.expert) if pair else None
+    if pair is None or score is None:
+        return None
+    found: list[dict[str, Any]] = []
+    for kind, name, value in (
+        ("accuracy", "Accuracy", score.accuracy),
+        ("roc_auc", "AUC (macro, one against the rest)", score.auc),
+    ):
+        if value:
+            text = f"95 % interval {value.low:.4f} to {value.high:.4f}, {pair.target} engine"
+            found.append({"type": kind, "value": round(value.value, 4), "name": f"{name}; {text}"})
+    return {
+        "task": {"type": "image-classification", "name": task.name},
+        "dataset": {"name": _source(task), "type": _source(task), "split": "test"},
+        "metrics": found,
+    }
+
+
+def _source(task: TaskEntry) -> str:
+    parts = [str(task.data[key]) for key in ("source", "name", "path") if task.data.get(key)]
+    return "/".join(parts) or task.name
+
+
+def _opening(sources: Sources) -> list[str]:
+    return [
+        f"**{words.NO_DEVICE[0]}** {words.NO_DEVICE[1]}",
+        plain(words.lead(sources)),
+    ]
+
+
+def _use(tasks: list[TaskEntry]) -> list[str]:
+    names = ", ".join(plain(task.name) for task in tasks)
+    return [
+        "## Intended use",
+        f"Research and engineering: classifying images like those of the data below ({names}), on "
+        "hardware of one's own, to study how a decomposed model behaves.",
+        "Not intended: diagnosis, triage or treatment of patients; images of another kind, device "
+        "or preparation than the data below; any use that needs a cleared medical device.",
+    ]
+
+
+def _data(tasks: list[TaskEntry]) -> list[str]:
+    lines = []
+    for task in tasks:
+        recorded = ", ".join(
+            f"{key} {value}" for key, value in sorted(task.data.items()) if value is not None
+        )
+        lines.append(f"- {plain(task.name)}: {plain(recorded) or _GAP}")
+    return [
+        "## Data",
+        "\n".join(lines),
+        f"Training, validation and test images are the source's own splits. Patients' ages, sexes, "
+        f"devices and sites: {_GAP}. The data's licence is its source's; see there.",
+    ]
+
+
+def _decomposition(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
+    manifest = sources.manifest
+    teacher = sources.teacher.manifest.architecture if sources.teacher else _GAP
+    ranks = ", ".join(
+        f"{task.name} rank {task.rank if task.rank else _GAP}, alpha "
+        f"{f'{task.alpha:g}' if task.alpha else _GAP}"
+        for task in tasks
+    )
+    listed: list[tuple[str, str]] = [
+        ("Foundation model (teacher)", teacher),
+        ("Shared backbone", manifest.architecture),
+        ("Experts", ranks),
+        ("Layers with experts", str(len(manifest.layers))),
+        ("Parameters", ", ".join(f"{k} {v:,}" for k, v in sorted(manifest.parameters.items()))),
+        ("Recipe", manifest.name),
+        ("Decomposed", manifest.created),
+        ("Input", f"{manifest.preprocess.size} × {manifest.preprocess.size} px, RGB"),
+    ]
+    return [
+        "## How it was decomposed",
+        "Low-rank knowledge decomposition (LoRKD, CVPR 2024, arXiv 2404.17184): one shared "
+        "backbone is trained together with a low-rank expert for each task; for deployment the "
+        "expert is added into the backbone's weights, which gives one dense engine a task.",
+        facts(tuple(listed)),
+    ]
+
+
+def _speed(sources: Sources, department: str) -> list[str]:
+    if not tables.of_department(sources, department):
+        return ["## Latency and memory", f"Latency, throughput and memory: {UNMEASURED}."]
+    table = tables.engines(sources, department, "engines")
+    where = sources.profile.environment.cpu if sources.profile else UNMEASURED
+    return ["## Latency and memory", plain(f"On {where}. {tables.LATENCY}"), grid(table)]
+
+
+def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
+    names = {task.name for task in tasks}
+    below = sorted(words.below(sources.pairs()) & names)
+    lines = [
+        "The figures hold for the test split named above and for nothing else; how the engine does "
+        "on another hospital's images, devices or patients was not measured.",
+        f"{_unmeasured(sources, tasks)} across groups of patients and behaviour on images of "
+        f"another kind: {UNMEASURED}.",
+        "The probabilities are not calibrated risks; a threshold holds for images like those of "
+        "the validation split.",
+    ]
+    if below:
+        lines.append(
+            f"Below the foundation model by more than chance explains: {', '.join(below)}."
+        )
+    return ["## Limits", "\n".join(f"- {plain(line)}" for line in lines)]
+
+
+def _unmeasured(sources: Sources, tasks: list[TaskEntry]) -> str:
+    scores = [pair.score(pair.expert) for pair in sources.pairs(tasks[0].department)]
+    if all(score and score.threshold_from for score in scores):
+        return "Fairness"
+    return "Calibration, sensitivity at a threshold, fairness"
+
+
+def _hashes(sources: Sources, tasks: list[TaskEntry]) -> list[tuple[str, str]]:
+    manifest = sources.manifest
+    listed = [("Bundle (manifest.json), sha256", sources.bundle.sha256)]
+    for task in tasks:
+        file = f"experts/{task.name}.safetensors"
+        if file in manifest.files:
+            listed.append((f"{file}, sha256", manifest.files[file].sha256))
+    return [
+        *listed,
+        ("Preprocessing, sha256", manifest.preprocess_sha256),
+        ("Recipe, sha256", manifest.recipe_sha256),
+        ("Written by", f"lorkd-deploy {__version__}"),
+    ]

@@ -1,0 +1,89 @@
+"""From a value to what a reader sees of it: each kind of figure is rounded here, nowhere else."""
+
+from __future__ import annotations
+
+from lorkd_deploy.profiling.profile import Interval, Spread
+from lorkd_deploy.reporting.table import Cell, Tone
+
+UNMEASURED = "not measured here"
+FOUNDATION = "Foundation model"
+MiB = 1024 * 1024
+
+
+def words(text: object, *, tone: Tone = "", note: str = "") -> Cell:
+    """A cell of text that sorts by itself."""
+    return Cell(str(text), str(text), note, tone)
+
+
+def number(value: float | None, digits: int = 3, unit: str = "", *, note: str = "") -> Cell:
+    """`value` to `digits` significant figures, or that it was not measured."""
+    if value is None:
+        return Cell(UNMEASURED, tone="quiet")
+    text = f"{value:,}" if isinstance(value, int) else significant(value, digits)
+    return Cell(f"{text} {unit}" if unit else text, value, note)
+
+
+def mebibytes(size: float | None, *, note: str = "") -> Cell:
+    """Bytes, shown in MiB."""
+    if size is None:
+        return Cell(UNMEASURED, tone="quiet")
+    return Cell(f"{significant(size / MiB, 3)} MiB", size, note)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` with `digits` significant figures, without an exponent between 1e-4 and 1e6."""
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{max(0, digits - 2)}e}"
+    text = f"{value:.{digits}g}"
+    if "e" in text:
+        return f"{float(text):,.0f}"
+    whole = len(str(abs(int(float(text)))).lstrip("0"))
+    shown = f"{float(text):,.{max(0, digits - whole)}f}" if whole else f"{float(text):#.{digits}g}"
+    return shown.replace("-", "−")
+
+
+def percent(value: Interval | None, beside: Interval | None = None) -> Cell:
+    """A fraction as per cent, the foundation model's below it."""
+    if value is None:
+        return number(None)
+    note = f"of {100 * beside.value:.1f} %" if beside else ""
+    return Cell(f"{100 * value.value:.1f} %", value.value, note)
+
+
+def area(value: Interval | None, beside: Interval | None = None) -> Cell:
+    """An AUC, 0…1, the foundation model's below it."""
+    if value is None:
+        return number(None)
+    return Cell(f"{value.value:.3f}", value.value, f"of {beside.value:.3f}" if beside else "")
+
+
+def points(value: Interval | None, *, scale: float = 100, unit: str = "points") -> Cell:
+    """A signed difference with its interval; coloured only where the interval excludes zero."""
+    if value is None:
+        return number(None)
+    digits = 1 if scale == 100 else 3
+    text, low, high = (signed(v * scale, digits) for v in (value.value, value.low, value.high))
+    shown = Cell(f"{text} {unit}".strip(), value.value, f"{low} to {high}")
+    if value.low > 0:
+        return Cell(shown.text, shown.value, shown.note, "good")
+    return Cell(shown.text, shown.value, shown.note, "bad" if value.high < 0 else "")
+
+
+def signed(value: float, digits: int) -> str:
+    """`+0.4`, `−1.2`, `0.0`: never a minus before zero."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def between(value: Interval, digits: int = 3, unit: str = "") -> str:
+    """The 95 % interval in words."""
+    return f"{significant(value.low, digits)} to {significant(value.high, digits)} {unit}".strip()
+
+
+def spread(found: Spread | None, unit: str) -> Cell:
+    if found is None:
+        return number(None)
+    note = f"{significant(found.minimum)} to {significant(found.maximum)}"
+    return number(found.median, unit=unit, note=note if len(found.rounds) > 1 else "")

@@ -1,0 +1,75 @@
+"""The page: one file that needs no network, with its style, its script and plotly inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+
+from lorkd_deploy import __version__
+from lorkd_deploy.errors import RuntimeUnavailableError
+from lorkd_deploy.reporting.page import Page
+from lorkd_deploy.reporting.plot import Figure
+from lorkd_deploy.reporting.table import Table
+
+
+def html(page: Page) -> str:
+    """`page` as one self-contained HTML document.
+
+    Every text is escaped. The browser is told to run the page's own two scripts and no other, and
+    to load nothing. Raises `RuntimeUnavailableError` where jinja2 or plotly is missing.
+    """
+    try:
+        import jinja2
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    except ImportError as exc:
+        raise RuntimeUnavailableError(
+            f"the report needs {exc.name}, which is not installed",
+            fix="install lorkd-deploy[report]",
+        ) from exc
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # "</" would end a script early; plotly's own file has none, and that stays checked.
+    script, plotly = _template("report.js"), get_plotlyjs() if page.figures else ""
+    if "</script" in plotly.lower():
+        raise RuntimeUnavailableError("this release of plotly can't be put into a page")
+    return environment.get_template("report.html").render(
+        page=page,
+        version=__version__,
+        css=Markup(_template("report.css")),
+        script=Markup(script),
+        plotly=Markup(plotly),
+        script_hashes=Markup(" ".join(_allowed(text) for text in (plotly, script))),
+        figures={key: spec for figure in page.figures for key, spec in figure.specs.items()},
+        downloads=_downloads,
+    )
+
+
+def _template(name: str) -> str:
+    folder = resources.files("lorkd_deploy.reporting") / "templates"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _allowed(script: str) -> str:
+    """The hash by which the page's content security policy knows a script."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _downloads(shown: Table | Figure) -> dict[str, str]:
+    """Links that hold the values themselves: they work offline and without a script."""
+    table = shown.data if isinstance(shown, Figure) else shown
+    return {
+        "csv": _data_url("text/csv;charset=utf-8", table.csv()),
+        "json": _data_url("application/json", table.json()),
+    }
+
+
+def _data_url(kind: str, text: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"

@@ -1,0 +1,175 @@
+"""What the report says, before it is HTML or Markdown: both show this and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.reporting import curves, quality, tables, words
+from lorkd_deploy.reporting.cells import UNMEASURED
+from lorkd_deploy.reporting.distribution import distribution
+from lorkd_deploy.reporting.plot import Figure
+from lorkd_deploy.reporting.proof import proof
+from lorkd_deploy.reporting.samples import Sample, samples
+from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.stages import stages
+from lorkd_deploy.reporting.table import Table
+from lorkd_deploy.reporting.tradeoff import MEASURES, tradeoffs
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the figures that stand large on the first screen."""
+
+    title: str
+    value: str
+    under: str
+    empty: bool
+
+
+@dataclass(frozen=True)
+class Department:
+    """One department's chapter."""
+
+    name: str
+    about: tuple[str, ...]
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    curves: tuple[Figure, ...] = ()
+    matrices: tuple[Table, ...] = ()
+    samples: tuple[tuple[str, tuple[Sample, ...]], ...] = ()  # a task's name, its images
+
+
+@dataclass(frozen=True)
+class Page:
+    """The report's content, in the order in which it is read."""
+
+    name: str
+    over: str
+    title: str
+    lead: str
+    tiles: tuple[Tile, ...]
+    no_device: tuple[str, str]
+    warnings: tuple[str, ...]
+    summary: Table
+    tradeoff_intro: str
+    tradeoffs: tuple[Figure, ...]
+    measures: dict[str, str]
+    departments_intro: str
+    departments: tuple[Department, ...]
+    proof_intro: str
+    proof: Table
+    protocol: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    provenance: tuple[tuple[str, str], ...]
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Every plot, in the page's order."""
+        return (*self.tradeoffs, *(f for d in self.departments for f in (*d.figures, *d.curves)))
+
+
+def page(sources: Sources, *, images: bool = False) -> Page:
+    """Put together what one run's report says; `images` embeds a few test images a task."""
+    profile = sources.profile
+    plots = tuple(tradeoffs(sources))
+    shown = {m for figure in plots for m in MEASURES if f"{figure.key}-{m}" in figure.specs}
+    return Page(
+        name=sources.manifest.name,
+        over=_over(sources),
+        title=words.title(sources),
+        lead=words.lead(sources),
+        tiles=tuple(
+            Tile(title, value or UNMEASURED, under, value is None)
+            for title, value, under in words.tiles(sources)
+        ),
+        no_device=words.NO_DEVICE,
+        warnings=tuple(words.warnings(sources)),
+        summary=tables.summary(sources),
+        tradeoff_intro="Each dotted line is one task, from the foundation model (open diamond) to "
+        "the department's expert (filled). Bars are 95 % intervals. Point at a mark for its "
+        "figures; drag to enlarge, double-click to go back.",
+        tradeoffs=plots,
+        measures={key: text for key, text in MEASURES.items() if key in shown},
+        departments_intro="Everything that was measured of each department's engines, with the "
+        f"foundation model on the same machine beside them. {tables.LATENCY} {tables.ACCURACY}",
+        departments=tuple(
+            _department(sources, name, number, images=images)
+            for number, name in enumerate(sources.manifest.departments, 1)
+        ),
+        proof_intro="Before anything was exported, the unfused torch model's answers to the same "
+        "inputs were written down. Each engine has to give them again: generated inputs, which "
+        "any machine can rebuild, and test images where they are at hand.",
+        proof=proof(sources),
+        protocol=tuple(words.protocol(profile)),
+        environment=tuple(words.environment(profile)),
+        provenance=tuple(_provenance(sources)),
+    )
+
+
+def _over(sources: Sources) -> str:
+    if not sources.profile:
+        return sources.manifest.name
+    day = sources.profile.created[:10]
+    return f"{sources.manifest.name} · measured {day} on {sources.profile.environment.cpu}"
+
+
+def _department(sources: Sources, name: str, number: int, *, images: bool) -> Department:
+    tasks = [task for task in sources.manifest.tasks if task.department == name]
+    listed = [
+        tables.engines(sources, name, f"department-{number}-engines"),
+        tables.batches(sources, name, f"department-{number}-batches"),
+        stages(sources, name, f"department-{number}-stages"),
+        tables.accuracy(sources, name, f"department-{number}-accuracy"),
+        quality.decisions(sources, name, f"department-{number}-decisions"),
+        quality.against(sources, name, f"department-{number}-against"),
+    ]
+    if not tables.of_department(sources, name):
+        listed = listed[3:]  # no engine was measured: only what training wrote down is known
+    plot = distribution(sources, name, f"department-{number}-latency")
+    known = [given for task in tasks if (given := curves.of_task(sources, task))]
+    drawn: list[Figure] = []
+    matrices: list[Table] = []
+    for index, given in enumerate(known, 1):
+        key = f"department-{number}-" + (f"{index}-" if len(known) > 1 else "")
+        drawn += [curves.roc(given, f"{key}roc"), curves.calibration(given, f"{key}calibration")]
+        matrices += curves.confusion(given, f"{key}confusion")
+    shown = [(given.task.name, samples(sources, given)) for given in known] if images else []
+    return Department(
+        name,
+        tuple(describe(task) for task in tasks),
+        tuple(table for table in listed if table),
+        (plot,) if plot else (),
+        tuple(drawn),
+        tuple(matrices),
+        tuple((task, found) for task, found in shown if found),
+    )
+
+
+def describe(task: TaskEntry) -> str:
+    """A task in a sentence: its classes, where its images come from, its expert's rank."""
+    many = task.kind == "multilabel"
+    classes = f"{len(task.classes)} {'labels, any number at once' if many else 'classes'}"
+    source = " ".join(str(task.data[k]) for k in ("source", "name", "path") if task.data.get(k))
+    text = f"Task {task.name}: {classes} ({', '.join(task.classes)})"
+    text += f"; images: {source or 'source not recorded'}"
+    if task.rank and task.alpha:
+        text += f"; expert of rank {task.rank}, α {task.alpha:g}"
+    return text + "."
+
+
+def _provenance(sources: Sources) -> list[tuple[str, str]]:
+    manifest = sources.manifest
+    facts = [
+        ("Bundle", f"sha256 {sources.bundle.sha256}"),
+        ("Recipe", f"{manifest.name}, sha256 {manifest.recipe_sha256}"),
+        ("Preprocessing", f"sha256 {manifest.preprocess_sha256}"),
+        ("Decomposed", manifest.created),
+    ]
+    if sources.teacher:
+        facts.append(("Foundation model", f"sha256 {sources.teacher.sha256}"))
+    if sources.profile:
+        facts.append(("Measured", sources.profile.created))
+        facts.append(("Single calls", f"sha256 {sources.profile.calls_sha256}"))
+    versions = ", ".join(f"{name} {v}" for name, v in sorted(manifest.versions.items()))
+    return [*facts, ("Decomposed with", versions)]

@@ -1,0 +1,99 @@
+"""The proof table: each engine's logits beside those of the unfused torch model."""
+
+from __future__ import annotations
+
+from lorkd_deploy.bundle.manifest import TEACHER
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.deploy.parity import Compared
+from lorkd_deploy.reporting.cells import FOUNDATION, UNMEASURED, words
+from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.table import Cell, Column, Table
+
+_INPUTS = {"inputs": "generated inputs", "images": "test images"}
+_COLUMNS = (
+    Column("engine", "Engine", numeric=False),
+    Column("task", "Task", numeric=False),
+    Column("compared_on", "Compared on", numeric=False),
+    Column("rows", "Images"),
+    Column("max_abs", "Largest difference", hint="of any logit"),
+    Column("tolerance", "Tolerance"),
+    Column("cosine", "Cosine", hint="the worst image's"),
+    Column("flips", "Label flips"),
+    Column("verdict", "Verdict", numeric=False),
+)
+
+
+def proof(sources: Sources, department: str | None = None) -> Table:
+    """Parity of every engine, or of one department's; what was not exported or run is said."""
+    tasks = [t for t in sources.manifest.tasks if department in (None, t.department)]
+    rows: list[tuple[Cell, ...]] = []
+    for artifact in sources.artifacts:
+        if artifact.engine == TEACHER and department is None:
+            rows += _rows(sources, artifact)
+    if not rows and department is None:
+        rows.append(_gap(FOUNDATION, "all", "not exported"))
+    for task in tasks:
+        own = [a for a in sources.artifacts if a.engine == task.name]
+        rows += [row for artifact in own for row in _rows(sources, artifact)]
+        if not own:
+            rows.append(_gap(f"Expert {task.name}", task.name, "not exported"))
+    return Table(
+        "proof-table",
+        "Parity",
+        "Largest absolute difference of any logit, beside what is allowed; the smallest cosine of "
+        "any image; images whose label changed.",
+        _COLUMNS,
+        tuple(rows),
+    )
+
+
+def _rows(sources: Sources, artifact: Artifact) -> list[tuple[Cell, ...]]:
+    name = FOUNDATION if artifact.engine == TEACHER else f"Expert {artifact.engine}"
+    target = f"{artifact.target} {artifact.precision}"
+    bundle = sources.teacher if artifact.engine == TEACHER else sources.bundle
+    if bundle is None or artifact.bundle_sha256 != bundle.sha256:
+        return [_gap(name, "all", "exported from another bundle", target)]
+    if not artifact.parity.compared:
+        why = "; ".join(artifact.parity.reasons) or "not run here"
+        return [_gap(name, "all", why, target)]
+    rows = [_row(name, target, entry) for entry in artifact.parity.compared]
+    for task, why in artifact.parity.images_not_here.items():
+        rows.append(_gap(name, task, f"not run here: {why}", target, _INPUTS["images"]))
+    return rows
+
+
+def _row(name: str, target: str, entry: Compared) -> tuple[Cell, ...]:
+    sure = f"{entry.certain_flips} beyond doubt" if entry.flips else ""
+    return (
+        words(name, note=target),
+        words(entry.task),
+        words(_INPUTS[entry.on]),
+        Cell(f"{entry.rows:,}", entry.rows),
+        _small(entry.max_abs, ".1e"),
+        _small(entry.tolerance, ".1e"),
+        _small(entry.cosine, ".7f"),
+        Cell(str(entry.flips), entry.flips, sure),
+        words(
+            "passed" if entry.passed else "failed",
+            tone="good" if entry.passed else "bad",
+            note=f"{entry.non_finite} not finite" if entry.non_finite else "",
+        ),
+    )
+
+
+def _small(value: float | None, form: str) -> Cell:
+    if value is None:
+        return Cell(UNMEASURED, tone="quiet")
+    text = format(value, form).replace("e-0", "e-").replace("e+00", "").replace("-", "−")
+    return Cell(text, value)
+
+
+def _gap(name: str, task: str, why: str, target: str = "", on: str = "") -> tuple[Cell, ...]:
+    empty = Cell("–", tone="quiet")
+    return (
+        words(name, note=target),
+        words(task),
+        words(on) if on else empty,
+        *[empty] * 5,
+        words(why, tone="quiet"),
+    )

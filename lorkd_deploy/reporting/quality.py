@@ -1,0 +1,129 @@
+"""Tables beside plain accuracy: decisions at a threshold, calibration, and the expert's answers
+against the foundation model's, image by image."""
+
+from __future__ import annotations
+
+from lorkd_deploy.profiling.profile import Difference, EngineProfile, Interval, Score
+from lorkd_deploy.reporting.cells import FOUNDATION, number, points, significant, words
+from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
+
+DECISIONS = (
+    "Sensitivity and specificity are those at the threshold; of more than two classes or findings "
+    "each is one against the rest, and the mean is shown. The expected calibration error is the "
+    "distance between how sure an answer is and how often it is right, in 15 bins."
+)
+AGAINST = (
+    "Expert minus foundation model on the same test images, in points; the 95 % interval is in "
+    "small print. Gained and lost are images that only one of the two answers rightly; McNemar's "
+    "exact test says how often chance alone splits them so unevenly."
+)
+
+
+def decisions(sources: Sources, department: str, key: str) -> Table | None:
+    """Balanced accuracy, sensitivity, specificity and calibration; None where none was measured."""
+    columns = (
+        Column("task", "Task", numeric=False),
+        Column("model", "Model", numeric=False),
+        Column("threshold", "Threshold"),
+        Column("sensitivity", "Sensitivity"),
+        Column("specificity", "Specificity"),
+        Column("balanced_accuracy", "Balanced accuracy", hint="mean recall of the classes"),
+        Column("calibration_error", "Calibration error", hint="expected calibration error"),
+    )
+    rows = []
+    for pair in sources.pairs(department):
+        for model, engine in ((FOUNDATION, pair.teacher), ("Expert", pair.expert)):
+            score = pair.score(engine)
+            if engine and score and score.threshold_from:
+                rows.append(_row(pair, model, engine, score))
+    unique = tuple(dict.fromkeys(rows))  # several engines of a task may share one teacher
+    if not unique:
+        return None
+    return Table(key, "Decisions and calibration", _caption(sources, department), columns, unique)
+
+
+def _caption(sources: Sources, department: str) -> str:
+    scores = [pair.score(pair.expert) for pair in sources.pairs(department)]
+    given = any(score and score.threshold_from == "recipe" for score in scores)
+    how = (
+        "Thresholds are the recipe's."
+        if given
+        else "Thresholds were chosen on the validation images, each engine's own (Youden)."
+    )
+    return f"{how} {DECISIONS}"
+
+
+def _row(pair: Pair, model: str, engine: EngineProfile, score: Score) -> tuple[Cell, ...]:
+    return (
+        words(pair.task.name),
+        words(model, note=f"{engine.target} {engine.precision}"),
+        _thresholds(score.thresholds),
+        share(score.sensitivity),
+        share(score.specificity),
+        share(score.balanced_accuracy),
+        share(score.calibration_error),
+    )
+
+
+def _thresholds(values: tuple[float, ...]) -> Cell:
+    if len(set(values)) == 1:
+        return number(values[0])
+    text = f"{significant(min(values), 2)} to {significant(max(values), 2)}"
+    return Cell(text, None, f"one for each of {len(values)}")
+
+
+def share(value: Interval | None) -> Cell:
+    """A fraction as per cent with its interval below it."""
+    if value is None:
+        return number(None)
+    note = f"{100 * value.low:.1f} to {100 * value.high:.1f} %"
+    return Cell(f"{100 * value.value:.1f} %", value.value, note)
+
+
+def against(sources: Sources, department: str, key: str) -> Table | None:
+    """Each expert's answers beside the teacher's; None where they were not compared."""
+    columns = (
+        Column("task", "Task", numeric=False),
+        Column("engine", "Engine", numeric=False),
+        Column("accuracy", "Accuracy"),
+        Column("balanced_accuracy", "Balanced accuracy"),
+        Column("sensitivity", "Sensitivity"),
+        Column("specificity", "Specificity"),
+        Column("calibration_error", "Calibration error", hint="less is better"),
+        Column("gained", "Gained", hint="wrong by the foundation model, right by the expert"),
+        Column("lost", "Lost", hint="right by the foundation model, wrong by the expert"),
+        Column("moved", "Both wrong", hint="wrong by both, and not the same answer"),
+        Column("mcnemar_p", "McNemar p"),
+    )
+    rows = []
+    for pair in sources.pairs(department):
+        found = pair.difference
+        if found and found.flips:
+            rows.append((words(pair.task.name), words(pair.target), *_differences(found)))
+    if not rows:
+        return None
+    return Table(key, "Against the foundation model", AGAINST, columns, tuple(rows))
+
+
+def _differences(found: Difference) -> tuple[Cell, ...]:
+    assert found.flips
+    error = points(found.calibration_error, unit="")
+    flips = found.flips
+    return (
+        points(found.accuracy, unit=""),
+        points(found.balanced_accuracy, unit=""),
+        points(found.sensitivity, unit=""),
+        points(found.specificity, unit=""),
+        Cell(error.text, error.value, error.note, _other_way(error)),
+        number(flips.gained, note=f"of {flips.answers:,}"),
+        number(flips.lost, note=f"of {flips.answers:,}"),
+        number(flips.moved),
+        number(flips.p, 2) if flips.p is not None else Cell("–", None, "findings of one image"),
+    )
+
+
+def _other_way(cell: Cell) -> Tone:
+    """Of an error more is worse."""
+    tones: dict[Tone, Tone] = {"good": "bad", "bad": "good"}
+    return tones.get(cell.tone, cell.tone)

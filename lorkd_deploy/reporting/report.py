@@ -1,0 +1,51 @@
+"""`report(run)`: from what was measured to RUN/report.html, RUN/report.md and the model cards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from lorkd_deploy.reporting.cards import model_card
+from lorkd_deploy.reporting.html import html
+from lorkd_deploy.reporting.markdown import markdown
+from lorkd_deploy.reporting.page import page
+from lorkd_deploy.reporting.sources import read_sources
+from lorkd_deploy.run import open_run
+from lorkd_deploy.storage import inside, write_atomic
+
+
+class ReportFiles(BaseModel):
+    """What `report` wrote; a model card for each department, in the recipe's order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    html: Path
+    markdown: Path
+    model_cards: tuple[Path, ...]
+
+
+def report(run: str | Path, *, images: bool = False) -> ReportFiles:
+    """Write the report of RUN: `report.html`, `report.md`, `cards/DEPARTMENT/model_card.md`.
+
+    `images` puts up to eight test images a task into the page, with what both models say of them:
+    off by default, since they may be patients' images and the page is made to be passed on.
+    Needs the bundle only; what was not measured is said to be. Everything is put together before
+    anything is written. Raises `BundleError`, `ArtifactError` or `LorkdError` for files that are
+    missing, damaged or of another bundle, `RuntimeUnavailableError` where jinja2 or plotly is
+    missing.
+    """
+    opened = open_run(run)
+    folder, sources = opened.path, read_sources(opened)
+    content = page(sources, images=images)
+    cards = {
+        inside(folder, f"cards/{name}/model_card.md"): model_card(sources, name)
+        for name in sources.manifest.departments
+    }
+    files = ReportFiles(
+        html=folder / "report.html", markdown=folder / "report.md", model_cards=tuple(cards)
+    )
+    texts = {files.html: html(content), files.markdown: markdown(content), **cards}
+    for file, text in texts.items():
+        write_atomic(file, text.encode())
+    return files

@@ -1,0 +1,153 @@
+"""What the report reads: the bundle, the teacher's, the engines' records and the profile.
+
+Only the bundle has to be there. Everything else may be missing, and is then said to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.bundle.manifest import MANIFEST, Manifest, TaskEntry
+from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.deploy.artifact import Artifact, find_artifacts
+from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.profiling.profile import (
+    ANSWERS,
+    CALLS,
+    PROFILE,
+    BatchRatio,
+    Comparison,
+    Difference,
+    EngineProfile,
+    Profile,
+    Score,
+    read_profile,
+)
+from lorkd_deploy.run import Run
+from lorkd_deploy.storage import read_tensors, sha256_file
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One expert's engine beside the foundation model; what was not measured is None."""
+
+    task: TaskEntry
+    expert: EngineProfile | None = None
+    teacher: EngineProfile | None = None
+    comparison: Comparison | None = None
+    artifact: Artifact | None = None
+
+    @property
+    def target(self) -> str:
+        """`onnx fp32`, or nothing where no engine was exported."""
+        engine = self.expert or self.artifact
+        return f"{engine.target} {engine.precision}" if engine else ""
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of the engine's files, measured or only exported."""
+        engine = self.expert or self.artifact
+        return engine.bytes if engine else None
+
+    @property
+    def ratio(self) -> BatchRatio | None:
+        """Teacher's p50 over expert's p50 at the smallest batch that both ran."""
+        if not self.comparison or not self.comparison.latency:
+            return None
+        return min(self.comparison.latency, key=lambda entry: entry.batch)
+
+    @property
+    def difference(self) -> Difference | None:
+        """Expert minus teacher on the task's test split."""
+        found = self.comparison.scores if self.comparison else ()
+        return next((entry for entry in found if entry.task == self.task.name), None)
+
+    def score(self, engine: EngineProfile | None) -> Score | None:
+        """The task's score through `engine` (the expert's or the teacher's)."""
+        found = engine.scores if engine else ()
+        return next((entry for entry in found if entry.task == self.task.name), None)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything about one run that the report may say."""
+
+    bundle: Bundle
+    teacher: Bundle | None
+    artifacts: tuple[Artifact, ...]
+    profile: Profile | None
+    calls: dict[str, npt.NDArray[np.int64]]
+    answers: dict[str, npt.NDArray[Any]]
+
+    @property
+    def manifest(self) -> Manifest:
+        """The decomposition's manifest."""
+        return self.bundle.manifest
+
+    def pairs(self, department: str | None = None) -> list[Pair]:
+        """Each task's engines beside the teacher, in the recipe's order."""
+        found: list[Pair] = []
+        for task in self.manifest.tasks:
+            if department in (None, task.department):
+                found += self._pairs_of(task)
+        return found
+
+    def _pairs_of(self, task: TaskEntry) -> list[Pair]:
+        exported = {a.name: a for a in self.artifacts if a.engine == task.name}
+        measured = self.profile.engines if self.profile else ()
+        by_name = {engine.engine: engine for engine in measured}
+        compared = self.profile.comparisons if self.profile else ()
+        by_engine = {entry.engine: entry for entry in compared}
+        pairs = []
+        for expert in measured:
+            if expert.kind == "expert" and task.name in expert.tasks:
+                comparison = by_engine.get(expert.engine)
+                teacher = by_name.get(comparison.teacher) if comparison else None
+                artifact = exported.pop(expert.engine, None)
+                pairs.append(Pair(task, expert, teacher, comparison, artifact))
+        pairs += [Pair(task, artifact=artifact) for artifact in exported.values()]
+        return pairs or [Pair(task)]
+
+    def teachers(self) -> list[EngineProfile]:
+        """Every engine of the foundation model that was measured."""
+        engines = self.profile.engines if self.profile else ()
+        return [engine for engine in engines if engine.kind == "teacher"]
+
+
+def read_sources(run: Run) -> Sources:
+    """Read what RUN holds; hashes are checked.
+
+    Raises `BundleError` where there is no whole bundle, `ArtifactError` for a damaged record of
+    an engine, `LorkdError` for a damaged profile or one that was measured on another bundle.
+    """
+    bundle = load_bundle(run.bundle)
+    teacher = load_bundle(run.teacher) if (run.teacher / MANIFEST).exists() else None
+    profile = None
+    if (file := run.profile / PROFILE).exists():
+        profile = read_profile(file)
+        if profile.bundle_sha256 != bundle.sha256:
+            raise LorkdError(
+                "the profile was measured on another bundle than the one that is here",
+                where=file,
+                fix="run `lorkd export` and `lorkd benchmark` again",
+            )
+    return Sources(
+        bundle,
+        teacher,
+        tuple(find_artifacts(run.path)),
+        profile,
+        _beside(run.profile / CALLS, profile.calls_sha256 if profile else None),
+        _beside(run.profile / ANSWERS, profile.answers_sha256 if profile else None),
+    )
+
+
+def _beside(file: Path, sha256: str | None) -> dict[str, npt.NDArray[Any]]:
+    """Single calls or answers, where they lie beside the profile that they belong to."""
+    if sha256 is None or not file.exists() or sha256_file(file) != sha256:
+        return {}
+    return read_tensors(file)

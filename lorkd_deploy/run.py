@@ -1,0 +1,173 @@
+"""A run's folder: which recipe it belongs to, and where its parts lie.
+
+RUN/
+  run.json          the recipe, resolved, and its hash: written first, never changed
+  teacher/          the foundation model, in a bundle's form
+  bundle/           W0 and the experts
+  export/  profile/  report.html  report.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorkd_deploy.bundle.manifest import MANIFEST
+from lorkd_deploy.errors import BundleError
+from lorkd_deploy.recipe import Recipe
+from lorkd_deploy.storage import LOCK, canonical_json, exclusive, read_json, write_atomic
+
+SCHEMA = 1
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder `path`, or a bundle that stands alone, whose engines go below itself."""
+
+    path: Path
+    bundle: Path
+
+    @property
+    def teacher(self) -> Path:
+        """The teacher's bundle; it need not exist."""
+        return self.path / "teacher"
+
+    @property
+    def export(self) -> Path:
+        """Where engines go: `DEPARTMENT/TASK/TARGET-PRECISION/` below it."""
+        return self.path / "export"
+
+    @property
+    def profile(self) -> Path:
+        """Where the benchmark's figures go."""
+        return self.path / "profile"
+
+
+def claim(out: str | Path, recipe: Recipe) -> Run:
+    """Make `out` the run of `recipe`, or go on in it if it is that already.
+
+    Raises `BundleError` where `out` holds another run (and says what differs) or files that
+    belong to no run; nothing is written then.
+    """
+    path = Path(out)
+    file = path / RUN
+    if path.exists() and not path.is_dir():
+        raise BundleError(
+            "this is a file, a folder is needed", where=path, fix="choose another --out"
+        )
+    if file.exists():
+        known = _read(file)
+        if known["recipe_sha256"] != recipe.sha256:
+            changed = list(_differences(known["recipe"], recipe.model_dump(mode="json")))
+            raise BundleError(
+                "this folder holds a run of another recipe; it differs in:\n    "
+                + "\n    ".join(changed[:10] + ["…"] * (len(changed) > 10)),
+                where=path,
+                fix="give every stage the same recipe and --set, or choose another --out",
+            )
+        return Run(path, path / "bundle")
+    foreign = (
+        [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+        if path.exists()
+        else []
+    )
+    if foreign:
+        raise BundleError(
+            f"this folder holds files that belong to no run, {sorted(foreign)[0]!r} among them",
+            where=path,
+            fix="choose a new folder for --out",
+        )
+    content = {
+        "schema_version": SCHEMA,
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_sha256": recipe.sha256,
+    }
+    write_atomic(file, canonical_json(content))
+    return Run(path, path / "bundle")
+
+
+@contextmanager
+def claimed(out: str | Path, recipe: Recipe, doing: str) -> Iterator[Run]:
+    """`claim` for the length of a block, for one writer at a time; `doing` is its verb.
+
+    A block that fails before it has made anything leaves no run behind, so that the recipe can
+    be put right and `out` be used again.
+    """
+    path = Path(out)
+    existed, known = path.exists(), (path / RUN).exists()
+    run = claim(path, recipe)
+    with exclusive(path, doing):
+        try:
+            yield run
+        except BaseException:
+            if not known and {entry.name for entry in path.iterdir()} <= {RUN, LOCK}:
+                (path / RUN).unlink()
+                (path / LOCK).unlink()
+                if not existed:
+                    path.rmdir()
+            raise
+
+
+def open_run(path: str | Path) -> Run:
+    """The run at `path`: its folder (copied without `run.json` too), its bundle, or any bundle.
+
+    Raises `BundleError` where there is neither, or the run was written by a newer version.
+    """
+    folder = Path(path)
+    if (folder / MANIFEST).is_file():
+        above = folder.absolute().parent
+        if folder.absolute().name == "bundle" and (above / RUN).is_file():
+            folder = folder.parent if folder.name else above
+        else:
+            return Run(folder, folder)
+    if (folder / RUN).is_file():
+        _read(folder / RUN)
+    elif not any((folder / part / MANIFEST).is_file() for part in ("bundle", "teacher")):
+        what = (
+            "there is no run and no bundle here" if folder.exists() else "the folder does not exist"
+        )
+        raise BundleError(what, where=folder, fix="give the folder that `lorkd decompose` wrote")
+    return Run(folder, folder / "bundle")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA:
+        raise BundleError(
+            f"the run has schema {version}, this version reads up to {SCHEMA}",
+            where=file,
+            fix="upgrade lorkd-deploy on this machine",
+        )
+    if (
+        version is None
+        or not isinstance(content.get("recipe"), dict)
+        or "recipe_sha256" not in content
+    ):
+        raise BundleError(
+            "run.json is not what a run begins with", where=file, fix="choose another --out"
+        )
+    found: dict[str, Any] = content
+    return found
+
+
+def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """`train.epochs: 10, now 3` for every value that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            below = f"{place}.{key}" if place else key
+            yield from _differences(old.get(key), new.get(key), below)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*pair, f"{place}[{index}]")
+    elif old != new:
+        yield f"{place}: {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

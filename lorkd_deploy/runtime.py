@@ -1,0 +1,190 @@
+"""The one shape every runtime has: probe, export, open. Targets are found by name.
+
+An exporter is a module `lorkd_exporters/TARGET.py` (`-` becomes `_`), or a module that a third
+party names under the entry point group `lorkd_deploy.exporters`, with three functions:
+
+    def probe() -> Probe: ...
+    def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles: ...
+    def open(folder: Path, files: Sequence[str], options: RunOptions) -> Runner: ...
+
+The core imports no runtime; `exporter("onnx")` imports the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError, unknown_name
+from lorkd_deploy.storage import inside
+
+F32 = npt.NDArray[np.float32]
+Schema = TypeVar("Schema", bound=BaseModel)
+ENTRY_POINTS = "lorkd_deploy.exporters"
+ALIASES = {"tensorrt": "trt"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a target can do on this machine, and if not, why and what to do about it.
+
+    `converted` are those of its precisions for which the ONNX model that it is given has to be in
+    that precision already (`deploy/precision.py`); for the others it is float32.
+    """
+
+    can_build: bool
+    can_run: bool
+    version: str | None
+    precisions: tuple[str, ...] = ()
+    reason: str | None = None
+    fix: str | None = None
+    converted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What to build: nothing here is ever replaced silently."""
+
+    precision: str = "fp32"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """What an exporter wrote: file names below the folder, the engine first, and build facts."""
+
+    files: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run an engine. `threads` is pinned and recorded (the container's count isn't seen)."""
+
+    threads: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class NoOptions(BaseModel):
+    """The schema of a target, or of opening one, that can't be told anything."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Runner(Protocol):
+    """An open engine: float32 `(N, 3, H, W)` → float32 logits `(N, K)`. A context manager.
+
+    `facts` says what really runs: provider, precision, threads, runtime version.
+    """
+
+    facts: dict[str, Any]
+
+    def __call__(self, batch: F32) -> F32: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Exporter(Protocol):
+    """The three functions of an exporter module."""
+
+    def probe(self) -> Probe: ...
+
+    def export(self, onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles: ...
+
+    def open(self, folder: Path, files: Sequence[str], options: RunOptions) -> Runner: ...
+
+
+def targets() -> tuple[str, ...]:
+    """Names of every exporter that is installed, sorted."""
+    package = importlib.import_module("lorkd_exporters")
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    own = {name.replace("_", "-") for name in found if not name.startswith("_")}
+    others = {point.name for point in metadata.entry_points(group=ENTRY_POINTS)}
+    return tuple(sorted(own | others))
+
+
+def exporter(target: str) -> Exporter:
+    """The exporter module of `target`; raises `UsageError` for a name that doesn't exist."""
+    name = ALIASES.get(target, target)
+    if name not in targets():
+        raise unknown_name("target", target, (*targets(), *ALIASES))
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            module: Exporter = point.load()
+            return module
+    found: Any = importlib.import_module("lorkd_exporters." + name.replace("-", "_"))
+    exporter_module: Exporter = found
+    return exporter_module
+
+
+def require_precision(target: str, precision: str, probe: Probe) -> None:
+    """Raise `RuntimeUnavailableError` where `target` can't build here, or not in `precision`."""
+    if not probe.can_build:
+        raise RuntimeUnavailableError(
+            f"{target} can't build engines on this machine: {probe.reason}", fix=probe.fix
+        )
+    if precision not in probe.precisions:
+        raise RuntimeUnavailableError(
+            f"{target} can't do {precision} on this machine",
+            fix=f"it can do: {', '.join(probe.precisions)}",
+        )
+
+
+def parse_options(target: str, schema: type[Schema], given: Mapping[str, Any]) -> Schema:
+    """`given` as the target's own `schema`; raises `UsageError` that tells every fault at once.
+
+    `schema` forbids unknown keys; what it says of its fields is what the user is shown.
+    """
+    try:
+        return schema.model_validate(dict(given))
+    except ValidationError as exc:
+        faults = [_fault(target, error) for error in exc.errors()]
+        known = [
+            f"{name}: {field.description} (default {field.default})"
+            for name, field in schema.model_fields.items()
+        ]
+        raise UsageError(
+            "; ".join(faults),
+            fix="its options are\n    " + "\n    ".join(known) if known else "it has no options",
+        ) from exc
+
+
+def engine_path(folder: Path, name: str) -> Path:
+    """The engine's file `name` in `folder`; raises `ArtifactError` where it isn't there."""
+    path = inside(folder, name)
+    if not path.is_file():
+        raise ArtifactError(f"{name} is missing", where=folder, fix="run `lorkd export` again")
+    return path
+
+
+def first_line(exc: Exception) -> str:
+    """What a foreign error says, short enough for a sentence."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return (lines or [type(exc).__name__])[0][:300]
+
+
+def _fault(target: str, error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{target} has no option {name}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{target}: {name}: {message}" if name else f"{target}: {message}"

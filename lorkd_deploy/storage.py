@@ -1,0 +1,180 @@
+"""Files written whole or not at all, hashed, and kept inside their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.errors import BundleError, LorkdError
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+LOCK = ".lock"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys, so that equal values give equal bytes and equal hashes."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def read_json(path: Path, error: type[LorkdError] = BundleError) -> Any:
+    """Parsed JSON of `path`; raises `error` if the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path.name} is missing", where=path) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+        raise error(f"{path.name} is not valid JSON: {exc}", where=path) from exc
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to a temporary name beside `path`, flush it to disk, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException as exc:
+        temporary.unlink(missing_ok=True)
+        if isinstance(exc, OSError) and exc.filename is None:
+            exc.filename = str(path)  # a full disk names no file by itself
+        raise
+
+
+@contextlib.contextmanager
+def folder_atomic(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place only if the block succeeds.
+
+    A block that raises, or a process that is killed, leaves the previous `path` whole. There must
+    be one writer at a time (`exclusive`): what a killed one left is cleared away here.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_after_a_kill(path)
+    token = uuid.uuid4().hex[:8]
+    fresh = path.with_name(f".{path.name}.{token}.tmp")
+    fresh.mkdir()
+    try:
+        yield fresh
+        if not _exchanged(fresh, path):
+            old = path.with_name(f".{path.name}.{token}.old")
+            if path.exists():
+                path.rename(old)
+            fresh.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _exchanged(fresh: Path, path: Path) -> bool:
+    """Let two folders change places in one step; False where that can't be done.
+
+    Two renames would leave a moment in which there is nothing at `path`. Needs Linux's
+    `renameat2`, which some network file systems lack.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None or not path.is_dir():
+        return False
+    here, exchange = ctypes.c_int(-100), ctypes.c_uint(2)  # AT_FDCWD, RENAME_EXCHANGE
+    done: int = rename(here, os.fsencode(fresh), here, os.fsencode(path), exchange)
+    return done == 0
+
+
+def _clear_after_a_kill(path: Path) -> None:
+    """Bring back what a killed writer had moved away, and remove what it had not finished."""
+    for moved in path.parent.glob(f".{glob.escape(path.name)}.????????.old"):
+        if not path.exists():
+            moved.rename(path)
+        shutil.rmtree(moved, ignore_errors=True)
+    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, doing: str) -> Iterator[None]:
+    """Hold `folder` for one writer at a time; a second one is told, not queued."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.EACCES):
+                raise  # no other process: the file system can't lock
+            raise LorkdError(
+                f"another process is writing here while this one wanted to {doing}",
+                where=folder,
+                fix="wait until it has ended, or choose another --out",
+            ) from None
+        yield
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """`folder / relative`, refusing anything that would leave `folder` (`..`, absolute, links)."""
+    pure = PurePosixPath(relative)
+    candidate = folder / pure
+    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in relative or not pure.parts
+    if leaves or not candidate.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f"the path {relative!r} leaves its folder",
+            where=folder,
+            fix="don't use this file: get a fresh copy from where it was made",
+        )
+    return candidate
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write arrays as safetensors, atomically; equal arrays give equal bytes.
+
+    With two or more metadata entries they don't: safetensors writes those in any order.
+    """
+    from safetensors.numpy import save
+
+    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    write_atomic(path, save(ordered, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Every array of a safetensors file; raises `BundleError` where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{path.name} is missing", where=path) from None
+    except (SafetensorError, ValueError, KeyError) as exc:
+        raise BundleError(
+            f"{path.name} is no readable safetensors file: {exc}", where=path
+        ) from exc

@@ -1,0 +1,315 @@
+"""From a trained network to its bundle: scores, reference logits, graph template, tensors."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from lorkd_deploy import __version__
+from lorkd_deploy.bundle.manifest import TEACHER, LayerEntry, ParityEntry, TaskEntry
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.bundle.write import write_bundle
+from lorkd_deploy.data import image_sha256
+from lorkd_deploy.deploy.inputs import parity_inputs
+from lorkd_deploy.deploy.parity import reference_tensors
+from lorkd_deploy.experts import ExpertClassifier
+from lorkd_deploy.metrics import majority
+from lorkd_deploy.models import LoadReport
+from lorkd_deploy.storage import Tensors, canonical_json, sha256_bytes, write_atomic
+from lorkd_deploy.training.evaluate import network_input, scores, task_logits
+from lorkd_deploy.training.loader import Images
+from lorkd_deploy.training.loop import Fitted
+from lorkd_deploy.training.network import TaskNetwork, TeacherNetwork
+from lorkd_deploy.training.result import TaskResult, TrainingResult
+from lorkd_deploy.training.setup import Setup
+from lorkd_deploy.training.template import Template, graph_template
+
+Scores = list[dict[str, float]]
+F32 = npt.NDArray[np.float32]
+
+
+def write_teacher(
+    run: Path,
+    setup: Setup,
+    model: TeacherNetwork,
+    fitted: Fitted,
+    *,
+    device: torch.device,
+    report: LoadReport,
+) -> TrainingResult:
+    """Write `run/teacher`: backbone, heads, graph, reference logits, and its test scores."""
+    tested = scores(model, setup.test, setup.kinds, setup.recipe.preprocess)
+    backbone = model.backbone
+    template = _template(setup, backbone, model.heads.head(0))
+    heads = {
+        task: _head_tensors(head) for task, head in zip(setup.names, model.heads.tasks, strict=True)
+    }
+    parameters = {"backbone": _count(backbone), "heads": _count(model.heads)}
+    _write(
+        run / "teacher",
+        setup,
+        model,
+        kind="teacher",
+        architecture=setup.recipe.teacher.architecture,
+        parameters=parameters,
+        tasks=_task_entries(setup, {"teacher": tested}),
+        layers=(),
+        template=template,
+        base=_arrays(_shared_state(backbone)),
+        experts=heads,
+        engines={TEACHER: range(len(setup.names))},
+    )
+    tasks = _task_results(setup, teacher=tested, expert=None)
+    return _result(
+        run, "teacher", tasks, fitted, parameters=parameters, device=device, report=report
+    )
+
+
+def write_experts(
+    run: Path, setup: Setup, model: ExpertClassifier, fitted: Fitted, *, device: torch.device
+) -> TrainingResult:
+    """Write `run/bundle`: W0 once, an expert a task, graph, reference logits, test scores."""
+    experts = model.backbone
+    tested = scores(model, setup.test, setup.kinds, setup.recipe.preprocess)
+    known = _teacher_scores(run, setup)
+    template = _template(setup, *model.dense(0))
+    own = {
+        name: _arrays(experts.expert_state(task)) | _head_tensors(model.heads.tasks[task])
+        for task, name in enumerate(setup.names)
+    }
+    base = _arrays(experts.base_state())
+    parameters = {"backbone": _count(experts.dense(0))} | {
+        f"expert:{name}": sum(v.size for k, v in tensors.items() if k.endswith((".A", ".B")))
+        for name, tensors in own.items()
+    }
+    metrics = {"expert": tested} | ({"teacher": known} if known else {})
+    _write(
+        run / "bundle",
+        setup,
+        model,
+        kind="experts",
+        architecture=setup.recipe.student.architecture,
+        parameters=parameters,
+        tasks=_task_entries(setup, metrics, ranks=True),
+        layers=tuple(
+            LayerEntry(name=layer.name, kind=layer.kind, shape=tuple(layer.shape))
+            for layer in experts.layers
+        ),
+        template=template,
+        base=base,
+        experts=own,
+        engines={name: (task,) for task, name in enumerate(setup.names)},
+    )
+    tasks = _task_results(setup, teacher=known, expert=tested)
+    return _result(
+        run,
+        "bundle",
+        tasks,
+        fitted,
+        parameters=parameters,
+        device=device,
+        skipped=experts.skipped,
+    )
+
+
+def _write(
+    path: Path,
+    setup: Setup,
+    model: TaskNetwork,
+    *,
+    kind: str,
+    architecture: str,
+    parameters: dict[str, int],
+    tasks: tuple[TaskEntry, ...],
+    layers: tuple[LayerEntry, ...],
+    template: Template,
+    base: Tensors,
+    experts: Mapping[str, Tensors],
+    engines: Mapping[str, Sequence[int]],
+) -> None:
+    recipe = setup.recipe
+    # The reference is what every engine is held against: fp32 on the CPU, wherever it was trained.
+    model = model.cpu().float().eval()
+    count, side, seed = recipe.parity.inputs, recipe.preprocess.size, recipe.seed
+    pictures = parity_inputs(count, side, seed)
+    logits = {
+        engine: reference_tensors(
+            np.concatenate([_logits_of(model, pictures, t, setup) for t in members], axis=1),
+            {setup.names[t]: _image_reference(model, t, setup) for t in members},
+        )
+        for engine, members in engines.items()
+    }
+    write_bundle(
+        path,
+        kind=kind,
+        name=recipe.name,
+        architecture=architecture,
+        parameters=parameters,
+        preprocess=recipe.preprocess,
+        tasks=tasks,
+        layers=layers,
+        folds=template.folds,
+        graph=template.graph,
+        template=template.onnx,
+        base=base,
+        experts=experts,
+        parity=ParityEntry(inputs=count, seed=seed, sha256=sha256_bytes(pictures.tobytes())),
+        logits=logits,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_sha256=recipe.sha256,
+        versions=_versions(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _template(setup: Setup, backbone: nn.Module, head: nn.Linear) -> Template:
+    size, opset = setup.recipe.preprocess.size, setup.recipe.export.opset
+    return graph_template(backbone, head, size=size, opset=opset)
+
+
+@torch.no_grad()
+def _logits_of(model: TaskNetwork, pictures: npt.NDArray[np.uint8], task: int, setup: Setup) -> F32:
+    x = network_input(pictures, setup.recipe.preprocess, torch.device("cpu"))
+    logits: F32 = model(x, torch.full((len(x),), task)).logits[task].numpy()
+    return logits
+
+
+def _image_reference(
+    model: TaskNetwork, task: int, setup: Setup
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], F32, npt.NDArray[np.uint8] | None]:
+    """Index, hash, logits and, if the recipe ships them, pixels of the task's parity images."""
+    recipe = setup.recipe
+    images = setup.data[task].test.images
+    count = min(recipe.parity.test_images, len(images))
+    rows = np.sort(np.random.default_rng(recipe.seed).permutation(len(images))[:count])
+    digests = [np.frombuffer(image_sha256(images[int(row)]), np.uint8) for row in rows]
+    hashes = np.stack(digests) if digests else np.empty((0, 32), np.uint8)
+    shown = _Chosen(setup.test[task], rows)
+    logits = task_logits(model, shown, task, recipe.preprocess)
+    pixels = setup.test[task][rows] if recipe.parity.images == "bundle" else None
+    return rows, hashes, logits, pixels
+
+
+class _Chosen(Images):
+    """Some images of a split, in the given order."""
+
+    def __init__(self, images: Images, rows: npt.NDArray[np.int64]) -> None:
+        self.labels = images.labels[rows]
+        self._images = images
+        self._rows = rows
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return self._images[self._rows[rows]]
+
+
+def _task_entries(
+    setup: Setup, tested: dict[str, Scores], ranks: bool = False
+) -> tuple[TaskEntry, ...]:
+    recipe = setup.recipe
+    return tuple(
+        TaskEntry(
+            name=task.name,
+            department=setup.departments[task.name],
+            classes=setup.data[index].classes,
+            kind=setup.data[index].kind,
+            data=setup.data[index].provenance,
+            rank=(task.rank or recipe.experts.rank) if ranks else None,
+            alpha=recipe.experts.alpha if ranks else None,
+            metrics={who: results[index] for who, results in tested.items()},
+        )
+        for index, task in enumerate(recipe.tasks)
+    )
+
+
+def _task_results(
+    setup: Setup, teacher: Scores | None, expert: Scores | None
+) -> tuple[TaskResult, ...]:
+    return tuple(
+        TaskResult(
+            task=name,
+            department=setup.departments[name],
+            majority=majority(setup.test[index].labels),
+            teacher=teacher[index] if teacher else None,
+            expert=expert[index] if expert else None,
+        )
+        for index, name in enumerate(setup.names)
+    )
+
+
+def _result(
+    run: Path,
+    folder: str,
+    tasks: tuple[TaskResult, ...],
+    fitted: Fitted,
+    *,
+    parameters: dict[str, int],
+    device: torch.device,
+    report: LoadReport | None = None,
+    skipped: Sequence[tuple[str, str]] = (),
+) -> TrainingResult:
+    history = {
+        "steps": fitted.steps,
+        "best_step": fitted.best_step,
+        "seconds": round(fitted.seconds, 1),
+        "waiting_for_data": round(fitted.waiting / max(fitted.seconds, 1e-9), 4),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "validations": fitted.history,
+    }
+    write_atomic(run / "history" / f"{folder}.json", canonical_json(history))
+    return TrainingResult(
+        run=str(run),
+        bundle=str(run / folder),
+        tasks=tasks,
+        steps=fitted.steps,
+        best_step=fitted.best_step,
+        seconds=round(fitted.seconds, 1),
+        parameters=parameters,
+        device=device.type,
+        skipped_layers=tuple(skipped),
+        missing_keys=report.missing if report else (),
+        unexpected_keys=report.unexpected if report else (),
+    )
+
+
+def _teacher_scores(run: Path, setup: Setup) -> Scores | None:
+    if not (run / "teacher").exists():
+        return None
+    manifest = load_bundle(run / "teacher").manifest
+    return [task.metrics["teacher"] for task in manifest.tasks]
+
+
+def _shared_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    state = module.state_dict()
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def _head_tensors(head: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
+    return _arrays({f"head.{name}": value for name, value in head.state_dict().items()})
+
+
+def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[np.float32]]:
+    return {k: v.detach().cpu().contiguous().numpy() for k, v in tensors.items()}
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript")
+    found = {"lorkd-deploy": __version__, "python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

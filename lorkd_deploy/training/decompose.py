@@ -1,0 +1,160 @@
+"""Low-rank knowledge decomposition: one shared W0 and an expert a task, under the teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lorkd_deploy import models
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.experts import ExpertClassifier, add_experts
+from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.run import claimed
+from lorkd_deploy.training.assemble import write_experts
+from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.evaluate import network_input, scores, summary
+from lorkd_deploy.training.features import TeacherFeatures
+from lorkd_deploy.training.loader import Batch
+from lorkd_deploy.training.loop import Loss, Objective, fit
+from lorkd_deploy.training.losses import batch_accuracy, label_loss, logit_transfer, transfer_loss
+from lorkd_deploy.training.network import TeacherNetwork
+from lorkd_deploy.training.result import TrainingResult
+from lorkd_deploy.training.setup import Setup, best_device, open_setup
+from lorkd_deploy.training.teacher import batch_task, load_teacher, train_teacher
+
+log = logging.getLogger(__name__)
+
+
+class Student(nn.Module):
+    """What is trained: the classifier with experts and, for feature transfer, the projection.
+
+    `projection` maps the teacher's pooled features to the student's width (2048 → 1024 in the
+    paper); it is trained and thrown away.
+    """
+
+    def __init__(self, classifier: ExpertClassifier, projection: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.projection = projection
+
+
+def decompose(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    set: Sequence[str] = (),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Decompose the recipe's teacher into `out/bundle`: W0 once, an expert a task.
+
+    The teacher is `out/teacher`; where there is none yet it is trained or imported first, as
+    the recipe says. `recipe`, `set`, `resume` and the errors are those of `teacher`.
+    """
+    loaded = load_recipe(recipe, set)
+    shown = progress or Silent()
+    with claimed(out, loaded, "decompose") as run:
+        setup = open_setup(loaded)
+        if loaded.transfer.kind != "none" and not run.teacher.exists():
+            log.info("no teacher in %s yet: making it first", run.path)
+            train_teacher(run.path, setup, resume=resume, progress=shown)
+        return train_student(run.path, setup, resume=resume, progress=shown)
+
+
+def train_student(run: Path, setup: Setup, *, resume: bool, progress: Progress) -> TrainingResult:
+    """`decompose` over data that is open already and a teacher that exists."""
+    recipe = setup.recipe
+    device = best_device()
+    torch.manual_seed(recipe.seed)
+    mentor = None
+    if recipe.transfer.kind != "none":
+        mentor = load_teacher(run / "teacher", setup, device)
+    student = build_student(setup, mentor)
+    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = student.classifier
+    known = None
+    if mentor is not None:
+        sha256 = load_bundle(run / "teacher").sha256
+        known = TeacherFeatures(
+            mentor,
+            setup,
+            teacher_sha256=sha256,
+            folder=run / "cache",
+            device=device,
+            progress=progress,
+        )
+    checkpoints = Checkpoints(run / "checkpoints" / "decompose", recipe.sha256)
+    steps, validate_steps = setup.steps(recipe.train)
+
+    def validate() -> dict[str, float]:
+        return summary(scores(classifier, setup.val, setup.kinds, recipe.preprocess), setup.names)
+
+    fitted = fit(
+        student,
+        setup.loader(recipe.train, steps),
+        recipe.train,
+        objective=_objective(student, known, setup, device),
+        validate=validate,
+        checkpoints=checkpoints,
+        steps=steps,
+        validate_steps=validate_steps,
+        seed=recipe.seed,
+        resume=resume,
+        progress=progress,
+        what="decompose",
+    )
+    result = write_experts(run, setup, classifier, fitted, device=device)
+    checkpoints.clear()
+    return result
+
+
+def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
+    """The recipe's student with experts, heads and, if features are transferred, a projection."""
+    recipe = setup.recipe
+    backbone = models.build(recipe.student.architecture)
+    if recipe.student.checkpoint is not None:
+        models.load_checkpoint(backbone, Path(recipe.student.checkpoint), recipe.student.prefix)
+    features = models.feature_dim(backbone, recipe.preprocess.size)
+    ranks = [task.rank or recipe.experts.rank for task in recipe.tasks]
+    experts = add_experts(
+        backbone, len(ranks), ranks, recipe.experts.alpha, norm=recipe.experts.norm
+    )
+    for name, reason in experts.skipped:
+        log.info("no expert on layer %s: %s", name, reason)
+    projection: nn.Module = nn.Identity()
+    if mentor is not None and recipe.transfer.kind == "features":
+        projection = nn.Linear(mentor.features, features)
+    return Student(ExpertClassifier(experts, features, setup.classes), projection)
+
+
+def _objective(
+    student: Student, known: TeacherFeatures | None, setup: Setup, device: torch.device
+) -> Objective:
+    recipe = setup.recipe
+    transfer = recipe.transfer
+    smoothing = recipe.train.label_smoothing
+
+    def objective(batch: Batch) -> Loss:
+        x = network_input(batch.images, recipe.preprocess, device)
+        task = batch_task(batch, device)
+        output = student.classifier(x, task)
+        labels = [torch.from_numpy(part).to(device) for part in batch.labels]
+        parts = {"labels": label_loss(output.logits, labels, setup.kinds, smoothing)}
+        accuracy = batch_accuracy(output.logits, labels, setup.kinds)
+        if known is None:
+            return Loss(parts, accuracy)
+        features = known(batch, x)
+        if transfer.kind == "features":
+            target = student.projection(features)
+            part = transfer_loss(target, output.features, transfer.tau)
+        else:
+            target = known.mentor.heads(features, task)
+            part = logit_transfer(target, output.logits, setup.kinds, transfer.tau)
+        return Loss(parts | {"transfer": transfer.beta * part}, accuracy)
+
+    return objective

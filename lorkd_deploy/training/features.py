@@ -1,0 +1,130 @@
+"""The teacher's features of every training image, computed once where the augmentation allows.
+
+An unmoved image has two forms, as it is and mirrored. Moved images (`train.shift`) have too many:
+there the teacher runs in every step.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lorkd_deploy.errors import BundleError
+from lorkd_deploy.progress import Progress
+from lorkd_deploy.storage import canonical_json, read_tensors, sha256_bytes, write_tensors
+from lorkd_deploy.training.evaluate import network_input
+from lorkd_deploy.training.loader import Batch
+from lorkd_deploy.training.network import TeacherNetwork
+from lorkd_deploy.training.setup import Setup
+
+log = logging.getLogger(__name__)
+F32 = npt.NDArray[np.float32]
+CHUNK = 256
+IN_MEMORY = 4 << 30  # bytes of features that are held
+
+
+class TeacherFeatures:
+    """Features `(N, F)` float32 of a batch's images, from memory or from the teacher itself.
+
+    The cache lies in `folder` under the hash of all it depends on (teacher, images'
+    preprocessing, precision), so another teacher's is never read.
+    """
+
+    def __init__(
+        self,
+        mentor: TeacherNetwork,
+        setup: Setup,
+        *,
+        teacher_sha256: str,
+        folder: Path,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.mentor = mentor
+        self._setup = setup
+        self._device = device
+        self._progress = progress
+        self._held: list[F32] | None = None
+        if self._worthwhile():
+            self._held = self._cached(folder, teacher_sha256)
+
+    def __call__(self, batch: Batch, x: Tensor) -> Tensor:
+        """`batch` and its network input `x` → features on the device, without gradient."""
+        if self._held is None:
+            return self._compute(x)
+        parts = [
+            held[flips.astype(np.int64), rows]
+            for held, rows, flips in zip(self._held, batch.rows, batch.flips, strict=True)
+        ]
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)
+
+    def _worthwhile(self) -> bool:
+        spec = self._setup.recipe.train
+        images = sum(len(task) for task in self._setup.train)
+        forms = 2 if spec.flip else 1
+        if spec.shift:
+            log.info("teacher features are computed in every step: train.shift moves the images")
+            return False
+        if images * forms * self.mentor.features * 4 > IN_MEMORY:
+            log.info("teacher features are computed in every step: they don't fit in memory")
+            return False
+        return spec.epochs > forms
+
+    def _cached(self, folder: Path, teacher_sha256: str) -> list[F32]:
+        recipe = self._setup.recipe
+        depends = {
+            "teacher": teacher_sha256,
+            "preprocess": recipe.preprocess.sha256,
+            "data": [task.provenance for task in self._setup.data],
+            "flip": recipe.train.flip,
+            "precision": recipe.train.precision,
+            "device": self._device.type,
+        }
+        key = sha256_bytes(canonical_json(depends))
+        path = folder / f"teacher-features-{key[:16]}.safetensors"
+        names = self._setup.names
+        if path.exists():
+            try:
+                found = read_tensors(path)
+                log.info("teacher features read from %s", path.name)
+                return [found[name] for name in names]
+            except (BundleError, KeyError):
+                log.warning("%s is damaged: computed again", path.name)
+        for other in folder.glob("teacher-features-*.safetensors"):
+            log.info("%s is of another teacher or recipe: computed again", other.name)
+            other.unlink()
+        made = self._make()
+        write_tensors(path, dict(zip(names, made, strict=True)))
+        return made
+
+    def _make(self) -> list[F32]:
+        forms = 2 if self._setup.recipe.train.flip else 1
+        tasks = self._setup.train
+        self._progress.start("teacher features", forms * sum(len(task) for task in tasks))
+        made = []
+        for images in tasks:
+            held = np.empty((forms, len(images), self.mentor.features), np.float32)
+            for form in range(forms):
+                for start in range(0, len(images), CHUNK):
+                    rows = np.arange(start, min(start + CHUNK, len(images)))
+                    shown = images[rows]
+                    if form:
+                        shown = np.ascontiguousarray(shown[:, :, ::-1])
+                    x = network_input(shown, self._setup.recipe.preprocess, self._device)
+                    held[form, rows] = self._compute(x).cpu().numpy()
+                    self._progress.advance(len(rows))
+            made.append(held)
+        self._progress.stop()
+        return made
+
+    @torch.no_grad()
+    def _compute(self, x: Tensor) -> Tensor:
+        wanted = self._setup.recipe.train.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=wanted):
+            features: Tensor = self.mentor.backbone(x)
+        return features.float()

@@ -1,0 +1,136 @@
+"""Training batches: images fetched ahead of the step by threads, augmented, normalised once."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.data import Split
+from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.training.sampler import Draw, MixedSampler
+
+IN_MEMORY = 2 << 30  # bytes of resized images a split may hold; above it they are read each time
+
+
+class Images:
+    """A split's images at network size, held in memory where they fit, else made on request."""
+
+    def __init__(self, split: Split, preprocess: Preprocess) -> None:
+        self.split = split
+        self.labels = np.asarray(split.labels)
+        self._preprocess = preprocess
+        self._held: U8 | None = None
+        if len(split.images) * preprocess.size**2 * 3 <= IN_MEMORY:
+            self._held = self._make(np.arange(len(split.images)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> U8:
+        """uint8 `(len(rows), size, size, 3)`."""
+        return self._make(rows) if self._held is None else self._held[rows]
+
+    def _make(self, rows: npt.NDArray[np.int64]) -> U8:
+        side = self._preprocess.size
+        out = np.empty((len(rows), side, side, 3), np.uint8)
+        for place, row in enumerate(rows):
+            out[place] = self._preprocess.geometry(self.split.images[int(row)])
+        return out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mixed batch in task order, still uint8: `(N, S, S, 3)`; the rest is one entry a task.
+
+    `rows` are the images' places in their training split, `flips` which of them are mirrored.
+    """
+
+    step: int
+    images: U8
+    task: npt.NDArray[np.int64]
+    labels: tuple[npt.NDArray[np.int64], ...]
+    rows: tuple[npt.NDArray[np.int64], ...]
+    flips: tuple[npt.NDArray[np.bool_], ...]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Per-image changes, drawn from the seed and the step alone."""
+
+    flip: bool
+    shift: float
+    seed: int
+
+    def __call__(self, images: U8, step: int) -> tuple[U8, npt.NDArray[np.bool_]]:
+        """The changed images, and which of them are mirrored `(N,)`."""
+        rng = np.random.default_rng((self.seed, 2, step))
+        flips = (rng.random(len(images)) < 0.5) & self.flip
+        images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+        reach = round(self.shift * images.shape[1])
+        if reach:
+            images = _shifted(images, rng.integers(0, 2 * reach + 1, (len(images), 2)), reach)
+        return images, flips
+
+
+def _shifted(images: U8, offsets: npt.NDArray[np.int64], reach: int) -> U8:
+    side = images.shape[1]
+    border = ((0, 0), (reach, reach), (reach, reach), (0, 0))
+    wide = np.pad(images, border, mode="reflect")
+    out = np.empty_like(images)
+    for place, (top, left) in enumerate(offsets):
+        out[place] = wide[place, top : top + side, left : left + side]
+    return out
+
+
+class Loader:
+    """Iterates the sampler's batches from `first` on, `ahead` of them prepared by threads.
+
+    `waiting` is the time in seconds that the training loop has waited for a batch.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Images],
+        sampler: MixedSampler,
+        augment: Augment,
+        *,
+        ahead: int = 3,
+    ) -> None:
+        self._tasks = tasks
+        self._sampler = sampler
+        self._augment = augment
+        self._ahead = ahead
+        self.waiting = 0.0
+
+    def batch(self, draw: Draw) -> Batch:
+        """Fetch and augment the images of one draw."""
+        images = np.concatenate([t[r] for t, r in zip(self._tasks, draw.rows, strict=True)])
+        labels = tuple(t.labels[r] for t, r in zip(self._tasks, draw.rows, strict=True))
+        images, flips = self._augment(images, draw.step)
+        ends = np.cumsum([len(rows) for rows in draw.rows])[:-1]
+        return Batch(draw.step, images, draw.task, labels, draw.rows, tuple(np.split(flips, ends)))
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Batches of the steps from `first` to the sampler's last."""
+        with ThreadPoolExecutor(max_workers=self._ahead) as pool:
+            pending: deque[Future[Batch]] = deque()
+            upcoming = iter(range(first, len(self._sampler)))
+            try:
+                while True:
+                    while len(pending) < self._ahead and (step := next(upcoming, None)) is not None:
+                        pending.append(pool.submit(self.batch, self._sampler[step]))
+                    if not pending:
+                        return
+                    began = time.perf_counter()
+                    ready = pending.popleft().result()
+                    self.waiting += time.perf_counter() - began
+                    yield ready
+            finally:
+                for future in pending:
+                    future.cancel()

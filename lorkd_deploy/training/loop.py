@@ -1,0 +1,225 @@
+"""One training loop for teacher and student: it reads from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorkd_deploy.errors import TrainingError
+from lorkd_deploy.progress import Progress
+from lorkd_deploy.recipe import TrainSpec
+from lorkd_deploy.training.checkpoint import Checkpoints, State, Tensors, pack, unpack
+from lorkd_deploy.training.loader import Batch, Loader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The parts of one batch's loss by name (`labels`, `transfer`), and its accuracy to show."""
+
+    parts: dict[str, Tensor]
+    accuracy: float
+
+
+Objective = Callable[[Batch], Loss]
+
+
+@dataclass
+class Fitted:
+    """A finished training: the model holds the best state by validation, not the last."""
+
+    steps: int
+    best_step: int
+    history: list[dict[str, Any]]
+    seconds: float
+    waiting: float
+
+
+@dataclass
+class _Progress:
+    """What changes from step to step beside weights and optimiser."""
+
+    step: int = 0
+    best_score: float = -math.inf
+    best_step: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    loader: Loader,
+    spec: TrainSpec,
+    *,
+    objective: Objective,
+    validate: Callable[[], dict[str, float]],
+    checkpoints: Checkpoints,
+    steps: int,
+    validate_steps: int,
+    seed: int,
+    resume: bool,
+    progress: Progress,
+    what: str,
+) -> Fitted:
+    """Train `model` for `steps` steps and leave the best state by `validate()["score"]` in it.
+
+    Every step's randomness comes from `(seed, step)`, so a resumed training ends with the same
+    weights, bit for bit on the CPU, as an uninterrupted one. Raises `TrainingError` where the
+    loss is not finite, naming the step and the cause.
+    """
+    optimizer = _optimizer(model, spec)
+    device = next(model.parameters()).device
+    now, best = _Progress(), _copy(model)
+    if not resume and checkpoints:
+        log.warning("starting afresh: the checkpoints here would go on with --resume")
+    if resume and (saved := checkpoints.load()) is not None:
+        now, best = _restore(saved, model, optimizer)
+        log.info("resumed at step %d of %d", now.step, steps)
+    began, saved_at = time.perf_counter() - now.seconds, time.monotonic()
+    progress.start(what, steps)
+    progress.advance(now.step)
+    try:
+        for batch in loader.batches(now.step):
+            model.train()
+            torch.manual_seed(_mixed(seed, batch.step))
+            for group in optimizer.param_groups:
+                group["lr"] = spec.lr * schedule(spec, batch.step, steps)
+            with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+                result = objective(batch)
+            parts = result.parts
+            loss = torch.stack(list(parts.values())).sum()
+            if not math.isfinite(float(loss.detach())):
+                raise _not_finite(model, batch.step, what, parts)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            now.step = batch.step + 1
+            now.seconds = time.perf_counter() - began
+            shown = {name: f"{float(value.detach()):.3f}" for name, value in parts.items()}
+            rate = len(batch.images) * now.step / max(now.seconds, 1e-9)
+            progress.advance(1, **shown, accuracy=f"{result.accuracy:.2f}", images=f"{rate:.0f}/s")
+            if now.step % validate_steps == 0 or now.step == steps:
+                _check_weights(model, batch.step, what)
+                best = _validated(model, now, best, validate(), parts)
+            due = time.monotonic() - saved_at >= 60 * spec.checkpoint_minutes
+            if due and now.step < steps:
+                now.waiting += loader.waiting
+                loader.waiting = 0.0
+                _check_weights(model, batch.step, what)
+                _save(checkpoints, model, optimizer, now, best)
+                saved_at = time.monotonic()
+    finally:
+        progress.stop()
+    model.load_state_dict(best)
+    waiting = now.waiting + loader.waiting
+    return Fitted(steps, now.best_step, now.history, now.seconds, waiting)
+
+
+def schedule(spec: TrainSpec, step: int, steps: int) -> float:
+    """Factor on the learning rate at `step` (from 0): linear warm-up, then cosine to zero."""
+    warm = round(spec.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if spec.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
+    )
+
+
+def _validated(
+    model: nn.Module, now: _Progress, best: Tensors, scores: dict[str, float], parts: Any
+) -> Tensors:
+    losses = {name: float(value.detach()) for name, value in parts.items()}
+    now.history.append({"step": now.step, **losses, **scores})
+    log.info("step %d: %s", now.step, ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+    if scores["score"] <= now.best_score:
+        return best
+    now.best_score, now.best_step = scores["score"], now.step
+    return _copy(model)
+
+
+def _check_weights(model: nn.Module, step: int, what: str) -> None:
+    """So that neither the best state nor a checkpoint is one that can't be gone on from."""
+    if any(not torch.isfinite(v).all() for v in model.state_dict().values()):
+        raise _not_finite(model, step, what, {})
+
+
+def _not_finite(model: nn.Module, step: int, what: str, parts: dict[str, Tensor]) -> TrainingError:
+    bad = [name for name, value in parts.items() if not math.isfinite(float(value.detach()))]
+    names = [n for n, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    causes = [f"the {' and '.join(bad) or 'summed'} loss is not finite"] if parts else []
+    if names:
+        causes.append(f"{len(names)} weights hold NaN or infinity, {names[0]} first")
+    section = "teacher.train" if what == "teacher" else "train"
+    return TrainingError(
+        f"training stopped at step {step}: {'; '.join(causes)}",
+        fix=f"lower {section}.lr, or lengthen {section}.warmup, and start in a new --out: the same "
+        "recipe would end here again",
+    )
+
+
+def _mixed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % (1 << 63)
+
+
+def _copy(model: nn.Module) -> Tensors:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _save(
+    checkpoints: Checkpoints,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    now: _Progress,
+    best: Tensors,
+) -> None:
+    tensors = pack("model", _copy(model)) | pack("best", best)
+    tensors |= dict(_optimizer_tensors(optimizer))
+    checkpoints.save(State(now.step, tensors, {**now.__dict__, "best_score": _plain(now)}))
+
+
+def _plain(now: _Progress) -> float | None:
+    return now.best_score if math.isfinite(now.best_score) else None  # JSON has no infinity
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                yield f"optimizer/{index}/{key}", value.detach().clone()
+
+
+def _restore(
+    saved: State, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[_Progress, Tensors]:
+    try:
+        model.load_state_dict(unpack("model", saved.tensors))
+    except RuntimeError as exc:
+        raise TrainingError(f"the checkpoint doesn't fit the model: {exc}") from exc
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in unpack("optimizer", saved.tensors).items():
+        index, key = name.split("/")
+        states.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    facts = dict(saved.facts)
+    facts["best_score"] = -math.inf if facts["best_score"] is None else facts["best_score"]
+    device = next(model.parameters()).device
+    best = {name: value.to(device) for name, value in unpack("best", saved.tensors).items()}
+    return _Progress(**facts), best

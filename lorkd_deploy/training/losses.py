@@ -1,0 +1,87 @@
+"""The objective of LoRKD: labels by the task's own head, knowledge from the teacher.
+
+L = 1/N Σ_t Σ_{i in t} [ CE(y_i, p_i) + β · τ² · KL( softmax(f_teacher/τ) ‖ softmax(f_student/τ) ) ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MULTILABEL = "multilabel"
+
+
+def label_loss(
+    logits: Sequence[Tensor], labels: Sequence[Tensor], kinds: Sequence[str], smoothing: float = 0.0
+) -> Tensor:
+    """Mean over the batch's N samples of each one's loss by its own task's head.
+
+    `logits[t]` is `(n_t, C_t)`, `labels[t]` `(n_t,)` int64, or `(n_t, C_t)` for a multi-label
+    task, whose loss is binary cross-entropy averaged over its labels. Absent tasks (`n_t = 0`)
+    add nothing, not even a zero gradient.
+    """
+    total = sum(len(part) for part in labels)
+    parts = [
+        _task_loss(logit.float(), label, kind, smoothing)
+        for logit, label, kind in zip(logits, labels, kinds, strict=True)
+        if len(label)
+    ]
+    return torch.stack(parts).sum() / total
+
+
+def _task_loss(logits: Tensor, labels: Tensor, kind: str, smoothing: float) -> Tensor:
+    if kind == MULTILABEL:
+        each = functional.binary_cross_entropy_with_logits(
+            logits, labels.to(logits.dtype), reduction="none"
+        )
+        return each.mean(dim=1).sum()
+    return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+
+
+@torch.no_grad()
+def batch_accuracy(
+    logits: Sequence[Tensor], labels: Sequence[Tensor], kinds: Sequence[str]
+) -> float:
+    """Fraction of right labels in a batch, for the eye; multi-label tasks count every label."""
+    right, total = 0, 0
+    for logit, label, kind in zip(logits, labels, kinds, strict=True):
+        found = (logit > 0).long() if kind == MULTILABEL else logit.argmax(dim=1)
+        right += int((found == label).sum())
+        total += label.numel()
+    return right / total
+
+
+def transfer_loss(teacher: Tensor, student: Tensor, tau: float) -> Tensor:
+    """τ² · KL(softmax(teacher / τ) ‖ softmax(student / τ)), mean over the samples `(N, F)`.
+
+    The same formula serves pooled features (the teacher's after a trained projection to the
+    student's width) and logits. The gradient reaches both arguments.
+    """
+    target = functional.log_softmax(teacher.float() / tau, dim=1)
+    source = functional.log_softmax(student.float() / tau, dim=1)
+    return functional.kl_div(source, target, reduction="batchmean", log_target=True) * tau**2
+
+
+def logit_transfer(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], kinds: Sequence[str], tau: float
+) -> Tensor:
+    """`transfer_loss` on each task's own logits, mean over the batch's N samples.
+
+    A multi-label task's labels are independent: there the divergence is the binary one, averaged
+    over its labels.
+    """
+    total = sum(len(part) for part in teacher)
+    parts = []
+    for known, learnt, kind in zip(teacher, student, kinds, strict=True):
+        if not len(known):
+            continue
+        if kind == MULTILABEL:
+            t, s = (torch.stack([v, torch.zeros_like(v)], dim=-1) for v in (known, learnt))
+            each = transfer_loss(t.flatten(0, 1), s.flatten(0, 1), tau)
+        else:
+            each = transfer_loss(known, learnt, tau)
+        parts.append(each * len(known))
+    return torch.stack(parts).sum() / total

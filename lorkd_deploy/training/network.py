@@ -1,0 +1,27 @@
+"""The teacher as a network: a plain backbone with the same task heads as a student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lorkd_deploy.experts import ExpertClassifier, Outputs, TaskHeads
+
+
+class TeacherNetwork(nn.Module):
+    """`backbone` maps `(N, 3, H, W)` to `(N, features)`; the heads are those of a student."""
+
+    def __init__(self, backbone: nn.Module, features: int, classes: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = TaskHeads(features, classes)
+        self.features = features
+
+    def forward(self, x: Tensor, task: Tensor | int) -> Outputs:
+        """Features and each task's logits; see `TaskHeads` for their form."""
+        features = self.backbone(x)
+        return Outputs(features, self.heads(features, task))
+
+
+TaskNetwork = TeacherNetwork | ExpertClassifier

@@ -1,0 +1,35 @@
+"""What `lorkd teacher` and `lorkd decompose` give back."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class TaskResult(BaseModel):
+    """Scores on the task's test split, each `{"accuracy": …, "auc": …}`; None: not trained here."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    department: str
+    majority: float
+    teacher: dict[str, float] | None = None
+    expert: dict[str, float] | None = None
+
+
+class TrainingResult(BaseModel):
+    """A finished training: where it lies, what it scores, what it took."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    bundle: str
+    tasks: tuple[TaskResult, ...]
+    steps: int
+    best_step: int
+    seconds: float
+    parameters: dict[str, int]
+    device: str
+    skipped_layers: tuple[tuple[str, str], ...] = ()
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()

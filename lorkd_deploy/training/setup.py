@@ -1,0 +1,85 @@
+"""What teacher and student training share: the recipe's data, opened and at network size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from lorkd_deploy.data import TaskData, open_data
+from lorkd_deploy.errors import DataError, LorkdError
+from lorkd_deploy.metrics import Kind
+from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
+from lorkd_deploy.training.loader import Augment, Images, Loader
+from lorkd_deploy.training.sampler import MixedSampler
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A recipe with its data: one entry a task, in the recipe's order."""
+
+    recipe: Recipe
+    data: tuple[TaskData, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.recipe.tasks)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(data.kind for data in self.data)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(len(data.classes) for data in self.data)
+
+    @property
+    def departments(self) -> dict[str, str]:
+        """Task → its department."""
+        return {t.name: d.name for d in self.recipe.departments for t in d.tasks}
+
+    @cached_property
+    def train(self) -> tuple[Images, ...]:
+        return tuple(Images(data.train, self.recipe.preprocess) for data in self.data)
+
+    @cached_property
+    def val(self) -> tuple[Images, ...]:
+        return tuple(Images(data.val, self.recipe.preprocess) for data in self.data)
+
+    @cached_property
+    def test(self) -> tuple[Images, ...]:
+        return tuple(Images(data.test, self.recipe.preprocess) for data in self.data)
+
+    def steps(self, spec: TrainSpec) -> tuple[int, int]:
+        """Steps of the whole training, and between two validations."""
+        epoch = sum(len(images) for images in self.train) / spec.batch_size
+        return (
+            max(1, math.ceil(spec.epochs * epoch)),
+            max(1, round(spec.validate_every * epoch)),
+        )
+
+    def loader(self, spec: TrainSpec, steps: int) -> Loader:
+        """Mixed training batches under `spec`, drawn from the recipe's seed."""
+        seed = self.recipe.seed
+        sizes = [len(images) for images in self.train]
+        sampler = MixedSampler(sizes, spec.batch_size, spec.temperature, seed, steps)
+        return Loader(self.train, sampler, Augment(spec.flip, spec.shift, seed))
+
+
+def open_setup(recipe: Recipe) -> Setup:
+    """Open every task's data; the first fault names its task."""
+    return Setup(recipe, tuple(_open(task, recipe.data_folder) for task in recipe.tasks))
+
+
+def _open(task: TaskSpec, folder: str | None) -> TaskData:
+    try:
+        return open_data(task.data, folder, download=True)
+    except LorkdError as exc:
+        raise DataError(f"task {task.name!r}: {exc.what}", where=exc.where, fix=exc.fix) from exc
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

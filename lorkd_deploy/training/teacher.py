@@ -1,0 +1,162 @@
+"""The foundation model: trained by the recipe, or imported and given task heads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorkd_deploy import models
+from lorkd_deploy.bundle.manifest import TEACHER
+from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.errors import ModelError
+from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.recipe import Recipe, load_recipe
+from lorkd_deploy.run import claimed
+from lorkd_deploy.training.assemble import write_teacher
+from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.evaluate import network_input, scores, summary
+from lorkd_deploy.training.loader import Batch
+from lorkd_deploy.training.loop import Fitted, Loss, fit
+from lorkd_deploy.training.losses import batch_accuracy, label_loss
+from lorkd_deploy.training.network import TeacherNetwork
+from lorkd_deploy.training.result import TrainingResult
+from lorkd_deploy.training.setup import Setup, best_device, open_setup
+
+log = logging.getLogger(__name__)
+
+
+def teacher(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    set: Sequence[str] = (),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train or import the recipe's multi-task foundation model into `out/teacher`.
+
+    `recipe` is a shipped name or a file, `set` overrides its values (`key.path=value`), `resume`
+    goes on from the last checkpoint. Raises `RecipeError`, `DataError`, `ModelError` for bad
+    input, `TrainingError` for a loss that is not finite, `BundleError` where `out` holds another
+    run.
+    """
+    loaded = load_recipe(recipe, set)
+    shown = progress or Silent()
+    with claimed(out, loaded, "train the teacher") as run:
+        return train_teacher(run.path, open_setup(loaded), resume=resume, progress=shown)
+
+
+def train_teacher(run: Path, setup: Setup, *, resume: bool, progress: Progress) -> TrainingResult:
+    """`teacher` over data that is open already."""
+    recipe = setup.recipe
+    spec = recipe.teacher
+    device = best_device()
+    torch.manual_seed(recipe.seed)
+    backbone = models.build(spec.architecture)
+    model = TeacherNetwork(
+        backbone, models.feature_dim(backbone, recipe.preprocess.size), setup.classes
+    )
+    report = _import_checkpoint(model, recipe)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if spec.fit == "heads":
+        model.backbone.requires_grad_(False)
+    checkpoints = Checkpoints(run / "checkpoints" / TEACHER, recipe.sha256)
+    steps, validate_steps = setup.steps(spec.train)
+
+    def objective(batch: Batch) -> Loss:
+        if spec.fit == "heads":
+            model.backbone.eval()  # frozen: its batch statistics don't move either
+        output = model(
+            network_input(batch.images, recipe.preprocess, device), batch_task(batch, device)
+        )
+        labels = [torch.from_numpy(part).to(device) for part in batch.labels]
+        smoothing = spec.train.label_smoothing
+        part = label_loss(output.logits, labels, setup.kinds, smoothing)
+        return Loss({"labels": part}, batch_accuracy(output.logits, labels, setup.kinds))
+
+    def validate() -> dict[str, float]:
+        return summary(scores(model, setup.val, setup.kinds, recipe.preprocess), setup.names)
+
+    if spec.fit == "none":
+        fitted = Fitted(0, 0, [], 0.0, 0.0)
+    else:
+        fitted = fit(
+            model,
+            setup.loader(spec.train, steps),
+            spec.train,
+            objective=objective,
+            validate=validate,
+            checkpoints=checkpoints,
+            steps=steps,
+            validate_steps=validate_steps,
+            seed=recipe.seed,
+            resume=resume,
+            progress=progress,
+            what="teacher",
+        )
+    result = write_teacher(run, setup, model, fitted, report=report, device=device)
+    checkpoints.clear()
+    return result
+
+
+def batch_task(batch: Batch, device: torch.device) -> Tensor:
+    """The batch's task ids `(N,)` int64 on `device`."""
+    return torch.from_numpy(batch.task).to(device)
+
+
+def load_teacher(path: Path, setup: Setup, device: torch.device) -> TeacherNetwork:
+    """The frozen foundation model of a teacher bundle, in evaluation mode."""
+    bundle = load_bundle(path)
+    _check_tasks(bundle, setup, path)
+    backbone = models.build(bundle.manifest.architecture)
+    size = setup.recipe.preprocess.size
+    model = TeacherNetwork(backbone, models.feature_dim(backbone, size), setup.classes)
+    backbone.load_state_dict({k: torch.tensor(v) for k, v in bundle.base.items()}, strict=False)
+    for head, task in zip(model.heads.tasks, setup.names, strict=True):
+        tensors = bundle.expert(task)
+        head.load_state_dict({k.removeprefix("head."): torch.tensor(v) for k, v in tensors.items()})
+    model.requires_grad_(False)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval()
+
+
+def _check_tasks(bundle: Bundle, setup: Setup, path: Path) -> None:
+    known = [(t.name, len(t.classes)) for t in bundle.manifest.tasks]
+    wanted = list(zip(setup.names, setup.classes, strict=True))
+    if known != wanted or bundle.manifest.preprocess != setup.recipe.preprocess:
+        raise ModelError(
+            "the teacher in this run was trained on other tasks or another preprocessing",
+            where=path,
+            fix="run `lorkd teacher` with this recipe in a new --out",
+        )
+
+
+def _import_checkpoint(model: TeacherNetwork, recipe: Recipe) -> models.LoadReport:
+    spec = recipe.teacher
+    if spec.checkpoint is None:
+        if spec.fit != "all":
+            raise ModelError(
+                f"teacher.fit is {spec.fit!r} but there is no teacher.checkpoint",
+                fix="name a checkpoint, or set teacher.fit to 'all'",
+            )
+        return models.LoadReport((), ())
+    ready = spec.fit == "none"
+    part = model if ready else model.backbone
+    report = models.load_checkpoint(part, Path(spec.checkpoint), spec.prefix)
+    if ready and report.missing:
+        raise ModelError(
+            f"the checkpoint lacks {len(report.missing)} weights, {report.missing[0]!r} first",
+            where=spec.checkpoint,
+            fix="map its key prefixes to 'backbone.' and 'heads.tasks.0.', 'heads.tasks.1.', … "
+            "by teacher.prefix, or let the heads be trained: teacher.fit 'heads'",
+        )
+    log.info(
+        "teacher checkpoint: %d keys missing, %d unexpected",
+        len(report.missing),
+        len(report.unexpected),
+    )
+    return report

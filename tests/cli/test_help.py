@@ -1,0 +1,80 @@
+"""`--help` of every command: an example that works, and nothing heavy imported."""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from lorkd_deploy import __version__, cli
+from tests.command_line import commands, examples, parse
+
+HELPS = dict(commands())
+ISSUE = {
+    "lorkd demo",
+    "lorkd teacher",
+    "lorkd decompose",
+    "lorkd fuse",
+    "lorkd export",
+    "lorkd verify",
+    "lorkd benchmark",
+    "lorkd report",
+    "lorkd compare",
+    "lorkd predict",
+    "lorkd inspect",
+    "lorkd recipe list",
+    "lorkd recipe show",
+    "lorkd recipe validate",
+    "lorkd doctor",
+}
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "plotly", "numpy", "pydantic", "PIL"}
+SECONDS = 0.25  # of one core; the wall clock is in benchmarks/results/startup.md
+
+
+def test_every_command_is_there() -> None:
+    assert set(HELPS) >= ISSUE
+
+
+@pytest.mark.parametrize("command", sorted(ISSUE))
+def test_the_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = examples(HELPS[command])
+    assert lines
+    for line in lines:
+        assert parse(line.partition(" > ")[0]) == command
+    assert cli.main([*command.split()[1:], "--help"]) == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for option in ("--json", "--quiet", lines[0]):
+        assert option in shown
+
+
+def test_help_costs_little_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from lorkd_deploy.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    spent = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert done.stderr.strip() == "[]"
+    assert "decompose" in done.stdout
+    assert min(spent) < SECONDS
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "Examples" in capsys.readouterr().out
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"lorkd {__version__}"

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.deploy.parity import Parity, compare, reference_tensors, tolerance_of
+from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.recipe import ToleranceSpec
+
+
+def task(kind: Literal["multiclass", "multilabel"] = "multiclass") -> TaskEntry:
+    return TaskEntry(name="lung", department="ward", classes=("a", "b"), kind=kind, data={})
+
+
+def compared(
+    expected: Any,
+    found: Any,
+    kind: Any = "multiclass",
+    on: Any = "inputs",
+    precision: str = "fp32",
+) -> Any:
+    arrays = (np.asarray(a, np.float32) for a in (expected, found))
+    return compare(task(kind), on, *arrays, tolerance_of(precision))
+
+
+def test_figures_are_those_of_the_formulas() -> None:
+    result = compared([[3.0, 4.0], [20.0, 0.0]], [[3.0, 4.0], [20.0, 0.001]])
+    assert result.rows == 2
+    assert result.tolerance == pytest.approx(20e-4)  # 1e-4 × max(1, max |logit|)
+    assert result.max_abs == pytest.approx(1e-3)
+    assert result.mean_abs == pytest.approx(2.5e-4)
+    assert result.cosine == pytest.approx(20 / np.hypot(20, 0.001))
+    assert (result.flips, result.certain_flips, result.passed) == (0, 0, True)
+    assert compared([[0.5, 0.1]], [[0.5, 0.1]]).tolerance == pytest.approx(1e-4)
+
+
+def test_outside_the_tolerance_fails() -> None:
+    assert compared([[1.0, 2.0]], [[1.0, 2.0 + 1.9e-4]]).passed
+    assert not compared([[1.0, 2.0]], [[1.0, 2.0 + 2.1e-4]]).passed
+
+
+def test_a_flip_is_a_failure_only_beyond_twice_the_tolerance() -> None:
+    near = compared([[1.0, 1.0 + 1e-4]], [[1.00006, 1.00004]])
+    assert (near.flips, near.certain_flips, near.passed) == (1, 0, True)
+    far = compared([[1.0, 1.0 + 3e-4]], [[1.0 + 3e-4, 1.0]])
+    assert (far.flips, far.certain_flips, far.passed) == (1, 1, False)
+    assert "1 labels flipped, 1 of them beyond doubt" in str(far)
+
+
+def test_few_labels_of_images_may_flip() -> None:
+    expected = np.tile([1.0, 1.0 + 1e-3], (100, 1))
+    found = expected.copy()
+    for flips, passed in ((1, True), (2, False)):
+        found[:flips] = found[:flips, ::-1] if flips == 1 else [1.0 + 1e-3, 1.0]
+        result = compared(expected, found, on="images", precision="fp16")
+        assert (result.flips, result.flips_allowed, result.passed) == (flips, 1, passed)
+        assert compared(expected, found, precision="fp16").passed  # generated inputs: no meaning
+    assert "2 labels flipped (1 allowed)" in str(result)
+    labels = compared(
+        np.full((50, 4), 1e-3), np.full((50, 4), -1e-3), "multilabel", "images", "bf16"
+    )
+    assert (labels.flips, labels.flips_allowed) == (200, 4)
+
+
+def test_tolerances_by_precision_and_by_recipe() -> None:
+    found = [tolerance_of(precision) for precision in ("fp32", "fp16", "bf16", "int8")]
+    assert found == sorted(found)
+    given = {"bf16": ToleranceSpec(logits=0.2)}
+    assert tolerance_of("bf16", given) == pytest.approx((0.2, tolerance_of("bf16").flips, 0.2))
+    assert tolerance_of("fp16", given) == tolerance_of("fp16")
+    strict = tolerance_of("fp16", {"fp16": ToleranceSpec(flips=0)})
+    assert strict == tolerance_of("fp16")._replace(flips=0)
+    half = tolerance_of("int8", {"int8": ToleranceSpec(logits=tolerance_of("int8").logits / 2)})
+    assert half.inputs == tolerance_of("int8").inputs / 2
+
+
+def test_int8_is_judged_on_images_and_clips_what_it_was_not_calibrated_on() -> None:
+    expected, found = [[10.0, 0.0]], [[1.0, 0.0]]
+    assert compared(expected, found, on="inputs", precision="int8").passed
+    assert not compared(expected, found, on="images", precision="int8").passed
+
+
+def test_multilabel_flips_are_signs() -> None:
+    result = compared([[1.0, -1.0], [0.5, 5e-5]], [[1.0, -1.0], [-0.5, -5e-5]], "multilabel")
+    assert (result.flips, result.certain_flips) == (2, 1)
+    same = compared([[1.0, 2.0]], [[2.0, 1.0]], "multilabel")
+    assert same.flips == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_fails(bad: float) -> None:
+    result = compared([[1.0, 2.0], [3.0, 1.0]], [[1.0, 2.0], [3.0, bad]])
+    assert (result.non_finite, result.max_abs, result.passed) == (1, 0.0, False)
+    nothing_left = compared([[1.0, 2.0]], [[bad, bad]])
+    assert (nothing_left.max_abs, nothing_left.cosine) == (None, None)
+    assert not nothing_left.passed
+    assert "not finite" in str(nothing_left)
+
+
+def test_cosine_of_rows_without_length() -> None:
+    assert compared([[0.0, 0.0]], [[0.0, 0.0]]).cosine == 1.0
+    assert compared([[0.0, 0.0]], [[0.0, 1e-5]]).cosine == 0.0
+
+
+def test_the_verdict_is_over_all_figures() -> None:
+    parts = (compared([[1.0, 2.0]], [[1.0, 2.0001]]), compared([[1.0, 2.0]], [[1.0, 2.00005]]))
+    verdict = Parity(status="passed", compared=parts)
+    assert verdict.max_abs == parts[0].max_abs
+    assert verdict.flips == 0
+    assert Parity(status="not run here").max_abs is None
+    assert Parity.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+def test_a_precision_without_tolerance() -> None:
+    with pytest.raises(UsageError, match="fp7"):
+        tolerance_of("fp7")
+
+
+def test_reference_tensors_layout() -> None:
+    rows, hashes = np.array([3, 1]), np.zeros((2, 32), np.uint8)
+    logits, images = np.ones((2, 4)), np.zeros((2, 8, 8, 3), np.uint8)
+    # A task may be called like the generated inputs.
+    tensors = reference_tensors(
+        np.ones((5, 8)),  # type: ignore[arg-type]
+        {"inputs": (rows, hashes, logits, images), "eye": (rows, hashes, logits, None)},  # type: ignore[dict-item]
+    )
+    assert {name: (value.dtype.str, value.shape) for name, value in tensors.items()} == {
+        "inputs": ("<f4", (5, 8)),
+        "inputs.index": ("<i8", (2,)),
+        "inputs.sha256": ("|u1", (2, 32)),
+        "inputs.logits": ("<f4", (2, 4)),
+        "inputs.images": ("|u1", (2, 8, 8, 3)),
+        "eye.index": ("<i8", (2,)),
+        "eye.sha256": ("|u1", (2, 32)),
+        "eye.logits": ("<f4", (2, 4)),
+    }
+
+
+def test_reference_that_could_prove_nothing() -> None:
+    with pytest.raises(ModelError, match="not finite"):
+        reference_tensors(np.array([[np.nan, 1]], np.float32), {})
+    rows, hashes = np.arange(2), np.zeros((3, 32), np.uint8)
+    with pytest.raises(ValueError, match="eye"):
+        reference_tensors(
+            np.ones((1, 2), np.float32), {"eye": (rows, hashes, np.ones((2, 2), np.float32), None)}
+        )

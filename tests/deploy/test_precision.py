@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.data import open_data
+from lorkd_deploy.deploy import parity, precision
+from lorkd_deploy.deploy.artifact import Artifact, open_engine
+from lorkd_deploy.deploy.calibration import calibration_images
+from lorkd_deploy.deploy.export import export
+from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.precision import float16, int8
+from lorkd_deploy.errors import DataError, GateError, ModelError, RuntimeUnavailableError
+from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.runtime import exporter
+from lorkd_deploy.storage import sha256_bytes, sha256_file
+from tests.deploy.made_run import PREPROCESS, true_logits
+
+needs_nncf = pytest.mark.skipif(not find_spec("nncf"), reason="int8 needs NNCF, not installed here")
+FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+PROGRAM = (
+    "import sys; from lorkd_deploy.deploy.export import export; "
+    "export(sys.argv[1], precision=sys.argv[3], task=['eye'], out=sys.argv[2]); "
+    "assert not {'torch', 'nncf', 'openvino_telemetry'} & set(sys.modules)"
+)
+
+
+@pytest.fixture
+def model(run: Path) -> bytes:
+    """The fused float32 model of one expert."""
+    return onnx_model(load_bundle(run), "eye")
+
+
+def fresh_hash(run: Path, out: Path, precision: str) -> str:
+    """Hash of the engine that a fresh process makes."""
+    command = [sys.executable, "-c", PROGRAM, run, out, precision]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    return sha256_file(out / "clinic" / "eye" / f"onnx-{precision}" / "model.onnx")
+
+
+def differences(run: Path, artifact: Artifact) -> Any:
+    """|logits − the unfused network's| for random input, over the largest logit."""
+    x = np.random.default_rng(3).normal(size=(6, 3, 16, 16)).astype(np.float32)
+    expected = true_logits(run, "eye", x)
+    with open_engine(artifact) as runner:
+        return np.abs(runner(x) - expected).max() / np.abs(expected).max()
+
+
+def test_float16_has_half_weights_and_float32_ends(model: bytes) -> None:
+    graph = onnx.load_from_string(float16(model)).graph
+    assert {i.data_type for i in graph.initializer} == {HALF}
+    ends = [*graph.input, *graph.output]
+    assert [value.type.tensor_type.elem_type for value in ends] == [FLOAT, FLOAT]
+    assert float16(model) == float16(model)
+
+
+def test_a_weight_beyond_float16_is_told(model: bytes) -> None:
+    parsed = onnx.load_from_string(model)
+    parsed.graph.initializer[-1].raw_data = np.full(3, 7e4, np.float32).tobytes()
+    with pytest.raises(ModelError, match=r"head\.bias.*7e\+04, 65504") as caught:
+        float16(parsed.SerializeToString())
+    assert "bf16" in str(caught.value.fix)
+
+
+def test_fp16_is_proven_and_reproducible(run: Path, tmp_path: Path) -> None:
+    (artifact,) = export(run, precision="fp16", task=["eye"])
+    assert artifact.name == "clinic/eye/onnx-fp16"
+    assert (artifact.precision, artifact.facts["precision"]) == ("fp16", "fp16")
+    assert artifact.parity.status == "passed"
+    assert artifact.parity.max_abs is not None and artifact.parity.max_abs > 1e-4
+    assert 1e-5 < differences(run, artifact) < 5e-3
+    found = sha256_file(artifact.folder / "model.onnx")
+    assert artifact.onnx_sha256 == found == fresh_hash(run, tmp_path / "out", "fp16")
+
+
+@needs_nncf
+def test_int8_is_proven_and_reproducible(run: Path, tmp_path: Path) -> None:
+    (artifact,) = export(run, precision="int8", task=["eye"])
+    assert artifact.facts["precision"] == "int8"
+    assert artifact.parity.status == "passed"
+    graph = onnx.load(artifact.folder / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("DequantizeLinear") >= 6 and "QuantizeLinear" in kinds
+    assert onnx.TensorProto.INT8 in {i.data_type for i in graph.initializer}
+    assert 1e-4 < differences(run, artifact) < 0.3
+    content = (artifact.folder / "model.onnx").read_bytes()
+    assert str(tmp_path).encode() not in content and b"lorkd-int8-" not in content
+    assert sha256_bytes(content) == fresh_hash(run, tmp_path / "out", "int8")
+
+
+@needs_nncf
+@pytest.mark.parametrize("target", ["openvino", "trt-rtx"])
+def test_int8_of_other_targets(run: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exporter(target).probe().can_build:
+        pytest.skip(f"{target} is not installed")
+    seen = []
+
+    def watched(model: bytes, calibration: Any) -> bytes:
+        seen.append(int8(model, calibration))
+        return seen[0]
+
+    monkeypatch.setattr("lorkd_deploy.deploy.export.int8", watched)
+    (artifact,) = export(run, target, precision="int8", task=["eye"])
+    assert artifact.onnx_sha256 == sha256_bytes(seen[0])
+    assert artifact.facts["precision"] == "int8"
+    if exporter(target).probe().can_run:
+        assert artifact.parity.status == "passed"
+        assert 1e-4 < differences(run, artifact) < 0.3
+    else:
+        assert artifact.parity.status == "not run here"
+
+
+def test_calibration_takes_training_images_by_seed(run: Path) -> None:
+    bundle = load_bundle(run)
+    recipe = parse_recipe(bundle.manifest.recipe, where=run)
+    spec = {task.name: task.data for task in recipe.tasks}["eye"]
+    train = PREPROCESS(open_data(spec).train.images[row] for row in range(10))
+
+    def rows(images: Any) -> list[int]:
+        return [next(i for i in range(10) if np.array_equal(train[i], one)) for one in images]
+
+    chosen = []
+    for seed in (0, 0, 1):
+        content = bundle.manifest.recipe | {"calibration": {"images": 4, "seed": seed}}
+        bundle.manifest.recipe.update(content)
+        chosen.append(rows(calibration_images(bundle, "eye")))
+    assert chosen[0] == chosen[1] == sorted(set(chosen[0]))
+    assert chosen[0] != chosen[2]
+    assert len(chosen[0]) == 4
+
+
+def test_the_teacher_is_calibrated_on_every_task(run: Path) -> None:
+    bundle = load_bundle(run / "teacher")
+    bundle.manifest.recipe["calibration"] = {"images": 7}
+    assert calibration_images(bundle, "teacher").shape == (8, 3, 16, 16)  # 2 of each of 4
+
+
+def test_training_images_that_are_not_here(run: Path, data: Path) -> None:
+    if not find_spec("nncf"):
+        pytest.skip("int8 needs NNCF, not installed here")
+    (data / "eye.npz").unlink()
+    with pytest.raises(DataError, match=r"eye\.npz"):
+        export(run, precision="int8", task=["eye"])
+    assert not list((run / "export").rglob("*.onnx"))
+
+
+@needs_nncf
+@pytest.mark.parametrize(("count", "message"), [(0, "has no image"), (2, "not finite")])
+def test_a_set_that_can_not_calibrate(model: bytes, count: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        int8(model, lambda: np.full((count, 3, 16, 16), np.nan, np.float32))
+
+
+def test_without_nncf(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "find_spec", lambda _: None)
+    with pytest.raises(RuntimeUnavailableError, match="needs NNCF") as caught:
+        export(run, precision="int8", task=["eye"])
+    assert "lorkd-deploy[int8]" in str(caught.value.fix)
+
+
+def test_a_coarse_engine_is_not_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(parity.TOLERANCE, "fp16", parity.Tolerance(1e-9, 0.0, 1e-9))
+    with pytest.raises(GateError, match="tolerance") as caught:
+        export(run, precision="fp16", task=["eye"])
+    assert "choose another --precision" in str(caught.value.fix)
+    assert not list((run / "export").glob("*/*/onnx-fp16"))

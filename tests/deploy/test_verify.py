@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.artifact import read_artifact, write_artifact
+from lorkd_deploy.deploy.export import export
+from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.deploy.verify import Verification, verify
+from lorkd_deploy.errors import ArtifactError, BundleError
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.runtime import Probe, exporter
+from tests.deploy.made_run import make_run, rewrite_record
+
+EYE, LUNG, HEART = (
+    Path(f"export/{name}/onnx-fp32") for name in ("clinic/eye", "ward/lung", "ward/heart")
+)
+
+
+def verdicts(run: Path) -> dict[str, Verification]:
+    return {verdict.engine: verdict for verdict in verify(run)}
+
+
+def failed(run: Path) -> dict[str, str]:
+    """Engine → why it did not pass, of those that did not."""
+    return {n: "; ".join(v.reasons) for n, v in verdicts(run).items() if not v.passed}
+
+
+def flip_last_byte(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def test_what_was_exported_passes_again(exported: Path) -> None:
+    found = verdicts(exported)
+    assert sorted(found) == [
+        "clinic/eye/onnx-fp32",
+        "clinic/findings/onnx-fp32",
+        "teacher/onnx-fp32",
+        "ward/heart/onnx-fp32",
+        "ward/lung/onnx-fp32",
+    ]
+    for name, verdict in found.items():
+        assert verdict.passed
+        assert verdict.reasons == ()
+        assert verdict.parity == read_artifact(exported / "export" / name).parity
+
+
+def test_a_run_copied_to_the_device_and_a_bundle_alone(exported: Path, tmp_path: Path) -> None:
+    (exported / "run.json").unlink()
+    device = shutil.copytree(exported, tmp_path / "device")
+    assert failed(device) == {}
+    alone = shutil.copytree(exported / "bundle", tmp_path / "alone")
+    with pytest.raises(ArtifactError, match="nothing was exported yet") as caught:
+        verify(alone)
+    assert "lorkd export" in str(caught.value.fix)
+    export(alone, department=["clinic"])
+    assert len(verdicts(alone)) == 2
+    assert failed(alone) == {}
+    export(exported / "teacher")
+    assert failed(exported / "teacher") == {}
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not exist"):
+        verify(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: flip_last_byte(run / EYE / "model.onnx"), "model.onnx has changed"),
+        (lambda run: (run / EYE / "model.onnx").unlink(), "model.onnx is missing"),
+        (lambda run: (run / EYE / "artifact.json").write_text("{"), "not valid JSON"),
+        (lambda run: rewrite_record(run / EYE, precision="fp9"), "moved to another's place"),
+        (lambda run: rewrite_record(run / EYE, target="no-such"), "moved to another's place"),
+        (lambda run: rewrite_record(run / EYE, engine="ear"), "tasks or classes"),
+        (lambda run: rewrite_record(run / EYE, bundle_sha256="0" * 64), "another bundle"),
+        (lambda run: rewrite_record(run / EYE, preprocess_sha256="0" * 64), "preprocessing"),
+        (
+            lambda run: rewrite_record(
+                run / EYE, preprocess=Preprocess(size=16, mean=(0, 0, 0)).model_dump()
+            ),
+            "preprocessing",
+        ),
+    ],
+)
+def test_a_damaged_engine_fails_and_the_others_pass(
+    exported: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    damage(exported)
+    assert list(failed(exported)) == ["clinic/eye/onnx-fp32"]
+    assert message in failed(exported)["clinic/eye/onnx-fp32"]
+
+
+def test_a_file_name_that_leaves_the_folder(exported: Path) -> None:
+    record = json.loads((exported / EYE / "artifact.json").read_text())
+    record["files"][0]["name"] = "../../../secret"
+    (exported / EYE / "artifact.json").write_text(json.dumps(record))
+    assert "leaves its folder" in failed(exported)["clinic/eye/onnx-fp32"]
+
+
+def test_two_engines_swapped_with_hashes_that_fit(exported: Path) -> None:
+    lung, heart = (exported / place / "model.onnx" for place in (LUNG, HEART))
+    model = lung.read_bytes()
+    lung.write_bytes(heart.read_bytes())
+    heart.write_bytes(model)
+    for place in (LUNG, HEART):
+        rewrite_record(exported / place)
+    reasons = failed(exported)
+    assert set(reasons) == {"ward/lung/onnx-fp32", "ward/heart/onnx-fp32"}
+    assert "lung, 8 generated inputs: max |difference|" in reasons["ward/lung/onnx-fp32"]
+
+
+def test_two_folders_swapped(exported: Path) -> None:
+    aside = exported / "aside"
+    (exported / LUNG).rename(aside)
+    (exported / EYE).rename(exported / LUNG)
+    aside.rename(exported / EYE)
+    reasons = failed(exported)
+    assert set(reasons) == {"ward/lung/onnx-fp32", "clinic/eye/onnx-fp32"}
+    assert "this is the engine clinic/eye/onnx-fp32" in reasons["ward/lung/onnx-fp32"]
+
+
+def test_an_engine_with_another_class_count(exported: Path) -> None:
+    shutil.copyfile(exported / EYE / "model.onnx", exported / LUNG / "model.onnx")
+    rewrite_record(exported / LUNG)
+    assert "gives logits (8, 3), (8, 2) are needed" in failed(exported)["ward/lung/onnx-fp32"]
+
+
+def test_an_expert_left_unbound_with_hashes_that_fit(exported: Path) -> None:
+    bundle = load_bundle(exported)
+    tensors = bundle.fuse("eye")
+    tensors["conv1.weight"] = bundle.base["conv1.weight"].copy()  # W0 without its ΔW
+    model = onnx_model(bundle, "eye", tensors=tensors)
+    (exported / EYE / "model.onnx").write_bytes(model)
+    rewrite_record(exported / EYE)
+    assert "eye, 5 test images: max |difference|" in failed(exported)["clinic/eye/onnx-fp32"]
+
+
+def test_a_bundle_that_changed_fails_all_its_engines(exported: Path) -> None:
+    flip_last_byte(exported / "bundle" / "base.safetensors")
+    reasons = failed(exported)
+    assert len(reasons) == 4
+    assert "teacher/onnx-fp32" not in reasons
+    assert all("base.safetensors has changed" in text for text in reasons.values())
+    shutil.rmtree(exported / "teacher")
+    assert len(failed(exported)) == 5
+
+
+def test_engines_of_an_older_decomposition(exported: Path, tmp_path: Path, data: Path) -> None:
+    other = make_run(tmp_path / "other", data, images="bundle")
+    shutil.rmtree(exported / "bundle")
+    shutil.copytree(other / "bundle", exported / "bundle")
+    assert set(failed(exported).values()) == {
+        "it was exported from another bundle than the one that is here"
+    }
+    assert len(failed(exported)) == 4
+
+
+def test_other_images_than_the_reference_had(exported: Path, data: Path) -> None:
+    arrays = dict(np.load(data / "eye.npz"))
+    arrays["test_images"][4, 0, 0] ^= 1
+    np.savez(data / "eye.npz", **arrays)
+    reasons = failed(exported)
+    assert set(reasons) == {"clinic/eye/onnx-fp32", "teacher/onnx-fp32"}
+    assert "image 4 of the test split here is not the one" in reasons["teacher/onnx-fp32"]
+    arrays = {name: value[:8] for name, value in arrays.items()}
+    np.savez(data / "eye.npz", **arrays)
+    assert set(failed(exported)) == {"clinic/eye/onnx-fp32", "teacher/onnx-fp32"}
+
+
+def test_images_shipped_in_the_bundle_need_no_data(tmp_path: Path, data: Path) -> None:
+    run = make_run(tmp_path / "shipped", data, images="bundle")
+    shutil.rmtree(data)
+    artifact = export(run, task=["findings"])[0]
+    assert [(c.on, c.rows) for c in artifact.parity.compared] == [("inputs", 8), ("images", 5)]
+    assert failed(run) == {}
+
+
+def test_without_the_data_it_is_said_and_passes(exported: Path, data: Path) -> None:
+    shutil.rmtree(data)
+    found = verdicts(exported)
+    assert all(verdict.passed for verdict in found.values())
+    parity = found["teacher/onnx-fp32"].parity
+    assert parity is not None
+    assert set(parity.images_not_here) == {"lung", "heart", "eye", "findings"}
+    assert [c.on for c in parity.compared] == ["inputs"] * 4
+
+
+def test_an_engine_that_was_only_built_is_completed_where_it_runs(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proven = read_artifact(exported / EYE)
+    unproven = proven.model_copy(update={"parity": Parity(status="not run here", reasons=("x",))})
+    write_artifact(unproven, exported / EYE)
+    with monkeypatch.context() as elsewhere:
+        unable = Probe(True, False, "1.0", ("fp32",), reason="no GPU")
+        elsewhere.setattr(exporter("onnx"), "probe", lambda: unable)
+        assert set(failed(exported).values()) == {"parity was not run: no GPU"}
+        assert len(failed(exported)) == 5
+        fresh = export(exported, task=["lung"])[0]
+        assert fresh.parity == Parity(status="not run here", reasons=("no GPU",))
+    assert failed(exported) == {}
+    assert read_artifact(exported / EYE).parity == proven.parity
+    assert read_artifact(exported / LUNG).parity.status == "passed"

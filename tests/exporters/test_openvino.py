@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
+from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
+from lorkd_deploy.storage import sha256_file
+from tests import tiny_bundle
+from tests.exporters.conftest import build
+
+openvino = pytest.importorskip("openvino", reason="the target's runtime is not installed")
+target = exporter("openvino")
+ABILITIES = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+bf16 = pytest.mark.skipif("BF16" not in ABILITIES, reason="this CPU has no bf16")
+
+
+def made(source: Path, folder: Path, spec: EngineSpec) -> tuple[str, ...]:
+    return target.export(source / "fused.onnx", folder, spec).files
+
+
+def test_fp32_is_not_the_cpus_silent_bf16(source: Path, tmp_path: Path, batch: Any) -> None:
+    built = build(source, "openvino", tmp_path)
+    with target.open(tmp_path, built.files, RunOptions(threads=2)) as runner:
+        assert runner.facts == {
+            "runtime": "openvino",
+            "version": openvino.__version__.partition("-")[0],
+            "provider": "CPU",
+            "precision": "fp32",
+            "inference_precision": "f32",
+            "threads": 2,
+        }
+        expected = built.expected(batch)
+        assert np.abs(runner(batch) - expected).max() < 2e-6 * np.abs(expected).max()
+
+
+@bf16
+def test_bf16_is_what_is_asked_for(source: Path, tmp_path: Path, batch: Any) -> None:
+    files = made(source, tmp_path, EngineSpec("bf16"))
+    with target.open(tmp_path, files, RunOptions()) as runner:
+        assert (runner.facts["precision"], runner.facts["inference_precision"]) == ("bf16", "bf16")
+        found = runner(batch)
+    built = build(source, "openvino", tmp_path)
+    difference = np.abs(found - built.expected(batch)).max() / np.abs(built.expected(batch)).max()
+    assert 1e-4 < difference < 5e-2
+
+
+def test_where_the_cpu_lacks_bf16(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = openvino.Core.get_property
+
+    def without(core: Any, device: str, name: str, *args: Any) -> Any:
+        value = real(core, device, name, *args)
+        return [v for v in value if v != "BF16"] if name == "OPTIMIZATION_CAPABILITIES" else value
+
+    monkeypatch.setattr(openvino.Core, "get_property", without)
+    assert "bf16" not in target.probe().precisions
+    with pytest.raises(RuntimeUnavailableError, match="can't do bf16 on the CPU") as caught:
+        made(source, tmp_path, EngineSpec("bf16"))
+    assert "fp32" in str(caught.value.fix)
+    assert list(tmp_path.iterdir()) == []
+
+
+@bf16
+def test_arithmetic_that_the_device_would_replace_is_refused(source: Path, tmp_path: Path) -> None:
+    files = made(source, tmp_path, EngineSpec("fp32"))
+    text = (tmp_path / "model.xml").read_text()
+    # A CPU without f16 takes bf16 for it and says nothing.
+    asked = text.replace('<inference_precision value="f32"', '<inference_precision value="f16"')
+    assert asked != text
+    (tmp_path / "model.xml").write_text(asked)
+    if "FP16" in ABILITIES:
+        pytest.skip("this CPU has f16")
+    with pytest.raises(RuntimeUnavailableError, match=r"would compute in bf16.* asks for f16"):
+        target.open(tmp_path, files, RunOptions())
+
+
+def test_weights_are_halved_only_when_asked(source: Path, tmp_path: Path, batch: Any) -> None:
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        files = made(source, folder, EngineSpec(precision))
+        sizes[precision] = (folder / "model.bin").stat().st_size
+        with target.open(folder, files, RunOptions()) as runner:
+            assert runner.facts["precision"] == precision
+            assert runner(batch).dtype == np.float32
+    weights = sum(np.prod(shape) for shape in tiny_bundle.SHAPES.values())
+    assert sizes["fp32"] > 4 * weights > sizes["fp16"] > 2 * weights
+
+
+def test_a_device_that_is_not_here(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailableError, match="no NPU9") as caught:
+        made(source, tmp_path, EngineSpec("fp32", {"device": "NPU9"}))
+    assert "CPU" in str(caught.value.fix)
+    with pytest.raises(UsageError, match="openvino has no option devise") as wrong:
+        made(source, tmp_path, EngineSpec("fp32", {"devise": "CPU"}))
+    assert "device: CPU, GPU or NPU" in str(wrong.value.fix)
+
+
+def test_an_operator_that_openvino_lacks(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3]) for n in "ab"]
+    node = helper.make_node("Whirl", ["a"], ["b"], name="stem", domain="elsewhere")
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    domains = [helper.make_opsetid("", 18), helper.make_opsetid("elsewhere", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match=r"elsewhere\.Whirl \(in the model: Whirl 'stem'\)"):
+        target.export(tmp_path / "m.onnx", tmp_path, EngineSpec())
+
+
+def test_input_of_another_type(source: Path, tmp_path: Path) -> None:
+    files = made(source, tmp_path, EngineSpec())
+    with (
+        target.open(tmp_path, files, RunOptions()) as runner,
+        pytest.raises(ArtifactError, match="float64"),
+    ):
+        runner(np.zeros((1, 3, 16, 16)))  # type: ignore[arg-type]
+
+
+def test_fresh_processes_give_the_same_weights(source: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from lorkd_exporters import openvino; "
+        "from lorkd_deploy.runtime import EngineSpec; "
+        "openvino.export(Path(sys.argv[1]), Path(sys.argv[2]), EngineSpec('fp16')); "
+        "assert 'torch' not in sys.modules"
+    )
+    hashes = set()
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        command = [sys.executable, "-c", program, source / "fused.onnx", folder]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
+        hashes.add(sha256_file(folder / "model.bin"))
+        assert str(tmp_path) not in (folder / "model.xml").read_text()
+    assert len(hashes) == 1

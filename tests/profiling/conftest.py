@@ -1,0 +1,155 @@
+"""Engines of the trial target, for tests of the worker and of the benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.bundle.write import manifest_json
+from lorkd_deploy.data import open_data
+from lorkd_deploy.deploy.artifact import (
+    Artifact,
+    EngineFile,
+    engine_folder,
+    engine_tasks,
+    write_artifact,
+)
+from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.recipe import NpzData, Recipe
+from lorkd_deploy.storage import sha256_file
+from tests.tiny_bundle import make_bundle
+from tests.trial_target import RUNTIME, WEIGHT, install_target
+
+
+@pytest.fixture
+def trial_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Path, str]]:
+    """Installs the target `trial`; → a function that writes an engine of it and says where."""
+    install_target(tmp_path / "site", monkeypatch, "trial", RUNTIME)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+    def write(folder: Path, **behaviour: object) -> tuple[Path, str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "engine.json").write_text(json.dumps({"weight": WEIGHT, **behaviour}))
+        return folder, "engine.json"
+
+    return write
+
+
+@pytest.fixture
+def hospital(trial_engine: Callable[..., tuple[Path, str]], tmp_path: Path) -> Hospital:
+    """A run with two departments, their engines and the teacher's, all of the trial target."""
+    return Hospital(tmp_path / "run", tmp_path / "data", trial_engine)
+
+
+class Hospital:
+    """RUN with two tasks whose images say their label by their brightest channel.
+
+    The experts answer every image correctly. So does the teacher in `cold`, whose logits stand
+    behind those of `warm`; in `warm` it mistakes each class for the other.
+    """
+
+    tasks = {"warm": 2, "cold": 3}  # noqa: RUF012 (read only)
+    images = 33  # of each test split; one chunk and one image of it alone
+
+    def __init__(
+        self, run: Path, data: Path, trial_engine: Callable[..., tuple[Path, str]]
+    ) -> None:
+        self.run, self.data, self.write = run, data, trial_engine
+        make_bundle(run / "bundle", self.tasks, department=("day", "night"))
+        for task, classes in self.tasks.items():
+            self._write_images(task, classes)
+        self._describe()
+        for task, classes in self.tasks.items():
+            self.engine(task, _identity(classes))
+        swapped = _identity(2)[:, ::-1]
+        self.engine("teacher", np.hstack([swapped, _identity(3)]))
+
+    def engine(self, name: str, weight: np.ndarray, **behaviour: object) -> Path:
+        """Write the engine of a task, or the teacher's; → its folder."""
+        bundle = load_bundle(self.run)
+        entries = bundle.manifest.tasks
+        own = entries if name == "teacher" else (bundle.task(name),)
+        department = "teacher" if name == "teacher" else own[0].department
+        folder = self.run / "export" / engine_folder(department, name, "trial", "fp32")
+        self.write(folder, weight=weight.tolist(), **behaviour)
+        file = folder / "engine.json"
+        preprocess = bundle.manifest.preprocess
+        write_artifact(
+            Artifact(
+                engine=name,
+                department=department,
+                tasks=engine_tasks(own),
+                target="trial",
+                precision="fp32",
+                files=(
+                    EngineFile(name=file.name, sha256=sha256_file(file), bytes=file.stat().st_size),
+                ),
+                onnx_sha256="0" * 64,
+                bundle_sha256="1" * 64 if name == "teacher" else bundle.sha256,
+                preprocess=preprocess,
+                preprocess_sha256=preprocess.sha256,
+                parity=Parity(status="passed"),
+                facts={},
+                build_seconds=0.1,
+                environment={},
+            ),
+            folder,
+        )
+        return folder
+
+    def _write_images(self, task: str, classes: int) -> None:
+        generator = np.random.default_rng(len(task) + classes)
+        splits = {}
+        for split, count in (("train", 6), ("val", 6), ("test", self.images)):
+            labels = np.arange(count) % classes
+            images = generator.integers(0, 100, (count, 16, 16, 3), dtype=np.uint8)
+            images[np.arange(count), :, :, labels] += 120
+            splits |= {f"{split}_images": images, f"{split}_labels": labels}
+        self.data.mkdir(exist_ok=True)
+        np.savez(self.data / f"{task}.npz", **splits)
+
+    def _describe(self) -> None:
+        """Give the tiny bundle a whole recipe, and tasks that name the images just written."""
+        bundle = self.run / "bundle"
+        manifest = load_bundle(bundle).manifest
+        tasks, departments = [], []
+        for entry in manifest.tasks:
+            spec = NpzData(
+                source="npz", path=str(self.data / f"{entry.name}.npz"), classes=entry.classes
+            )
+            provenance = open_data(spec).provenance
+            tasks.append(entry.model_copy(update={"data": provenance}))
+            task = {"name": entry.name, "data": spec.model_dump(mode="json")}
+            departments.append({"name": entry.department, "tasks": [task]})
+        recipe = Recipe.model_validate(
+            {
+                "name": "tiny",
+                "departments": departments,
+                "preprocess": manifest.preprocess.model_dump(),
+                "benchmark": {
+                    "rounds": 2,
+                    "seconds": 0.01,
+                    "iterations": 9,
+                    "warmup": 1,
+                    "batch_sizes": [1, 4],
+                    "seed": 5,
+                    "repeats": 0,
+                    "largest_batch": 0,
+                },
+            }
+        )
+        complete = manifest.model_copy(
+            update={"tasks": tuple(tasks), "recipe": recipe.model_dump(mode="json")}
+        )
+        (bundle / "manifest.json").write_bytes(manifest_json(complete))
+
+
+def _identity(classes: int) -> np.ndarray:
+    return np.eye(3)[:, :classes]

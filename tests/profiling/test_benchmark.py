@@ -1,0 +1,325 @@
+"""The whole benchmark over real processes: what it measures, scores, writes and refuses."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorkd_deploy import benchmark, report
+from lorkd_deploy.errors import ArtifactError, LorkdError, UsageError
+from lorkd_deploy.profiling.process import WorkerError
+from lorkd_deploy.profiling.profile import (
+    ANSWERS,
+    CALLS,
+    PROFILE,
+    Profile,
+    answers_name,
+    calls_name,
+    labels_name,
+    read_profile,
+)
+from lorkd_deploy.profiling.summary import percentile
+from lorkd_deploy.progress import Silent
+from lorkd_deploy.storage import canonical_json, read_tensors, sha256_file
+
+TEACHER = "teacher/trial-fp32"
+WARM = "day/warm/trial-fp32"
+COLD = "night/cold/trial-fp32"
+Hospital = Any  # the fixture's class, in conftest.py
+
+
+def test_measures_every_engine_and_writes_what_it_returns(hospital: Hospital) -> None:
+    profile = benchmark(hospital.run)
+    folder = hospital.run / "profile"
+    assert read_profile(folder / PROFILE) == profile
+    assert Profile.model_validate_json(profile.model_dump_json()) == profile
+    assert [engine.engine for engine in profile.engines] == [WARM, COLD, TEACHER]
+    assert [engine.kind for engine in profile.engines] == ["expert", "expert", "teacher"]
+    assert profile.engine(WARM).department == "day"
+    assert profile.engine(TEACHER).department is None
+
+    protocol = profile.protocol
+    assert (protocol.rounds, protocol.iterations, protocol.seconds) == (2, 9, 0.01)
+    assert protocol.order[1] == protocol.order[0][::-1]
+    assert sorted(protocol.order[0]) == sorted([WARM, COLD, TEACHER])
+    assert protocol.input_shape == (3, 16, 16)
+    assert protocol.cpus == (max(os.sched_getaffinity(0)),)
+    assert profile.environment.load is not None
+
+    for engine in profile.engines:
+        assert [timing.batch for timing in engine.timings] == [1, 4]
+        assert engine.latency.calls == sum(engine.latency.round_calls) >= 18
+        assert all(calls >= 3 for calls in engine.timings[1].round_calls)  # 9 images in fours
+        assert engine.facts["threads"] == 1
+        assert engine.memory.empty is not None and engine.memory.empty.median > 5
+        assert engine.memory.peak is not None and engine.memory.peak.median > 0
+        cold = engine.cold_start
+        assert len(cold.load.rounds) == 2
+        assert cold.process_to_first_answer.minimum > cold.first_inference.minimum
+        stages = engine.stages
+        parts = (stages.read, stages.preprocess, stages.inference, stages.postprocess)
+        assert all(len(part.rounds) == 2 and part.minimum > 0 for part in parts)
+        assert stages.end_to_end.minimum > stages.read.minimum + stages.preprocess.minimum
+        assert engine.build_seconds == 0.1 and engine.best_batch is None
+        assert len(engine.conditions) == 2
+        assert all(state.attempts == 1 and state.others >= 0 for state in engine.conditions)
+    assert not (folder / "rounds").exists()  # everything is in the profile
+
+    assert sha256_file(folder / CALLS) == profile.calls_sha256
+    calls = read_tensors(folder / CALLS)
+    assert len(calls) == 3 * 2 * 2
+    _names_no_machine((folder / PROFILE).read_text(), hospital)
+    second = calls[calls_name(COLD, 1, 1)]
+    assert len(second) == profile.engine(COLD).latency.round_calls[1]
+    assert percentile(second, 50) == profile.engine(COLD).latency.round_p50[1]
+
+
+def test_scores_the_whole_test_split_of_each_task(hospital: Hospital) -> None:
+    profile = benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    warm, cold, teacher = (profile.engine(name) for name in (WARM, COLD, TEACHER))
+    (score,) = warm.scores
+    assert (score.task, score.images, score.accuracy.value) == ("warm", hospital.images, 1.0)
+    assert score.auc is not None and score.auc.value == 1.0
+    assert score.majority == pytest.approx(17 / 33)
+    assert (score.sensitivity.value, score.specificity.value) == (1.0, 1.0)
+    assert score.balanced_accuracy.value == 1.0 and score.calibration_error.value < 0.5
+    assert (len(score.thresholds), score.threshold_from) == (1, "validation")
+    assert len(cold.scores[0].thresholds) == 3
+    assert [s.accuracy.value for s in cold.scores] == [1.0]
+    assert [(s.task, s.accuracy.value) for s in teacher.scores] == [("warm", 0.0), ("cold", 1.0)]
+    by_engine = {entry.engine: entry for entry in profile.comparisons}
+    assert by_engine[WARM].scores[0].accuracy.value == 1.0
+    assert by_engine[COLD].scores[0].accuracy.value == 0.0
+    flips = by_engine[WARM].scores[0].flips
+    assert (flips.answers, flips.gained, flips.lost, flips.moved) == (33, 33, 0, 0)
+    assert flips.p == pytest.approx(2 / 2**33)
+    assert by_engine[COLD].scores[0].flips.p == 1.0
+    answers = read_tensors(hospital.run / "profile" / ANSWERS)
+    assert sha256_file(hospital.run / "profile" / ANSWERS) == profile.answers_sha256
+    assert answers[labels_name("warm")].tolist() == [i % 2 for i in range(33)]
+    given = answers[answers_name("warm", TEACHER)]
+    assert given.shape == (33, 2) and given.argmax(axis=1).tolist() == [
+        1 - i % 2 for i in range(33)
+    ]
+    assert by_engine[COLD].size == pytest.approx(teacher.bytes / cold.bytes)
+
+
+def test_the_report_shows_test_images_only_when_asked(hospital: Hospital) -> None:
+    benchmark(hospital.run, task=["warm"], rounds=1, seconds=0.001, iterations=1)
+    assert "<img" not in report(hospital.run).html.read_text()
+    page = report(hospital.run, images=True).html.read_text()
+    shown = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="test image (\d+), ', page)
+    assert len(shown) == 8
+    assert [int(index) for _, index in shown[:4]] == [0, 1, 2, 3]  # the teacher mistakes every one
+    stored = np.load(hospital.data / "warm.npz")["test_images"][2]
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[2][0]))))
+    assert np.array_equal(decoded, stored)
+    assert page.count("(wrong)") == 8
+    (hospital.data / "warm.npz").unlink()
+    assert "<img" not in report(hospital.run, images=True).html.read_text()
+
+
+def test_a_threshold_of_the_recipe_needs_no_validation(hospital: Hospital) -> None:
+    file = hospital.run / "bundle" / "manifest.json"
+    content = json.loads(file.read_text())
+    content["recipe"]["departments"][0]["tasks"][0]["threshold"] = 0.99
+    file.write_bytes(canonical_json(content))
+    hospital.engine("warm", np.eye(3)[:, :2])
+    profile = benchmark(hospital.run, task=["warm"], rounds=1, seconds=0.001, iterations=1)
+    (score,) = profile.engine(WARM).scores
+    assert (score.thresholds, score.threshold_from) == ((0.99,), "recipe")
+    assert (score.sensitivity.value, score.specificity.value) == (0.0, 1.0)
+
+
+def test_a_stopped_benchmark_goes_on_where_it_was(hospital: Hospital) -> None:
+    class Stop(Silent):
+        rounds = 0
+
+        def advance(self, steps: int = 1, **shown: str) -> None:
+            self.rounds += "round" in shown
+            if self.rounds == 3:
+                raise KeyboardInterrupt
+
+    quick: dict[str, Any] = {"seconds": 0.001, "iterations": 3}
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(hospital.run, progress=Stop(), **quick)
+    kept = sorted((hospital.run / "profile" / "rounds").glob("*/*/*/*/round.json"))
+    kept += sorted((hospital.run / "profile" / "rounds").glob("*/*/*/round.json"))
+    assert len(kept) == 3
+    done = {
+        f"{file.parent.relative_to(hospital.run / 'profile' / 'rounds')}": read_tensors(
+            file.with_name("calls.safetensors")
+        )
+        for file in kept
+    }
+    with pytest.raises(UsageError, match="iterations differ") as caught:
+        benchmark(hospital.run, resume=True, seconds=0.001, iterations=4)
+    assert caught.value.fix and "leave out --resume" in caught.value.fix
+
+    profile = benchmark(hospital.run, resume=True, **quick)
+    calls = read_tensors(hospital.run / "profile" / CALLS)
+    for place, batches in done.items():
+        number, _, engine = place.partition("/")
+        for batch, values in batches.items():
+            name = calls_name(engine, int(batch), int(number) - 1)
+            assert np.array_equal(calls[name], values)
+    assert any("3 of 6 engine rounds were measured before" in note for note in profile.notes)
+    assert not (hospital.run / "profile" / "rounds").exists()
+
+
+def test_each_engine_is_measured_at_its_best_batch_too(hospital: Hospital) -> None:
+    hospital.engine("warm", np.eye(3)[:, :2], sleep=0.004)  # however many images
+    profile = benchmark(
+        hospital.run,
+        task=["warm"],
+        teacher=False,
+        rounds=1,
+        seconds=0.001,
+        iterations=1,
+        largest_batch=16,
+    )
+    warm = profile.engine(WARM)
+    assert profile.protocol.best_batches == {WARM: 16}
+    assert [timing.batch for timing in warm.timings] == [1, 4, 16]
+    assert warm.best_batch == 16
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(hospital: Hospital) -> None:
+    (hospital.run / "profile").write_text("a file is in the way")
+    hospital.engine("warm", np.eye(3)[:, :2], dies_at=1)
+    with pytest.raises(LorkdError, match="profile can't be written") as caught:
+        benchmark(hospital.run)
+    assert caught.value.fix and caught.value.where == str(hospital.run / "profile")
+
+
+def test_without_its_images_it_measures_speed_and_says_so(hospital: Hospital) -> None:
+    (hospital.data / "cold.npz").unlink()
+    profile = benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    assert profile.engine(COLD).scores == ()
+    assert profile.engine(WARM).scores
+    assert any("speed only" in note and "cold" in note for note in profile.notes)
+    assert not any("warm" in note for note in profile.notes if "speed only" in note)
+    assert str(hospital.data) not in profile.model_dump_json()
+
+
+def test_other_images_than_the_bundles_are_not_scored(hospital: Hospital) -> None:
+    shutil.copy(hospital.data / "cold.npz", hospital.data / "warm.npz")
+    profile = benchmark(hospital.run, task=["warm"], teacher=False, rounds=1, seconds=0.001)
+    assert profile.engine(WARM).scores == ()
+
+
+def test_a_slower_teacher_gives_a_ratio_above_one(hospital: Hospital) -> None:
+    hospital.engine("teacher", np.eye(3)[:, [0, 1, 0, 1, 2]], sleep=0.05)
+    profile = benchmark(hospital.run, task=["warm"], rounds=3, seconds=0.001, iterations=1)
+    (found,) = profile.comparisons
+    assert (found.engine, found.teacher) == (WARM, TEACHER)
+    assert [ratio.batch for ratio in found.latency] == [1, 4]
+    # The median of three rounds: one round that the machine spoils changes nothing.
+    assert all(ratio.ratio.value > 1 for ratio in found.latency)
+    assert all(ratio.verdict == "too few rounds" for ratio in found.latency)
+    assert any("too few" in note for note in profile.notes)
+
+
+def test_engines_are_chosen_by_department_task_and_teacher(hospital: Hospital) -> None:
+    quick = {"rounds": 1, "seconds": 0.001, "iterations": 1}
+    day = benchmark(hospital.run, department=["day"], **quick)
+    assert [engine.engine for engine in day.engines] == [WARM, TEACHER]
+    cold = benchmark(hospital.run, task=["cold"], target=["trial"], teacher=False, **quick)
+    assert [engine.engine for engine in cold.engines] == [COLD]
+    assert cold.comparisons == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"department": ["dya"]}, "did you mean 'day'"),
+        ({"task": ["cool"]}, "did you mean 'cold'"),
+        ({"target": ["trail"]}, "did you mean 'trial'"),
+        ({"threads": 4096}, "use at most"),
+        ({"rounds": 0}, "rounds: Input should be greater"),
+    ],
+)
+def test_wrong_names_and_values(hospital: Hospital, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        benchmark(hospital.run, **asked)
+    assert said in str(caught.value)
+    assert not (hospital.run / "profile" / PROFILE).exists()
+
+
+def test_without_engines_it_says_how_to_export(hospital: Hospital) -> None:
+    shutil.rmtree(hospital.run / "export" / "night")
+    with pytest.raises(
+        ArtifactError, match="no expert has been exported for --task cold"
+    ) as caught:
+        benchmark(hospital.run, task=["cold"])
+    assert f"lorkd export {hospital.run} --task cold" in (caught.value.fix or "")
+
+
+def test_without_the_teacher_it_says_how_to_export_it(hospital: Hospital) -> None:
+    shutil.rmtree(hospital.run / "export" / "teacher")
+    with pytest.raises(ArtifactError, match="foundation model has not been exported") as caught:
+        benchmark(hospital.run)
+    assert "--teacher" in (caught.value.fix or "")
+    assert "--no-teacher" in (caught.value.fix or "")
+
+
+def test_an_engine_of_another_bundle_or_changed_is_refused(hospital: Hospital) -> None:
+    record = hospital.run / "export" / WARM / "artifact.json"
+    original = record.read_text()
+    raw = json.loads(original)
+    record.write_text(json.dumps(raw | {"bundle_sha256": "2" * 64}))
+    with pytest.raises(ArtifactError, match="another bundle"):
+        benchmark(hospital.run)
+    record.write_text(original)
+    with (hospital.run / "export" / WARM / "engine.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ArtifactError, match="has changed since"):
+        benchmark(hospital.run)
+
+
+def test_an_engine_that_dies_leaves_the_profile_before_it(hospital: Hospital) -> None:
+    benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    before = (hospital.run / "profile" / PROFILE).read_bytes()
+    hospital.engine("cold", np.eye(3), dies_at=3)
+    with pytest.raises(WorkerError, match="night/cold/trial-fp32"):
+        benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    assert (hospital.run / "profile" / PROFILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not valid JSON"),
+        ('{"schema_version": 99}', "schema 99"),
+        ('{"schema_version": 1, "name": 3}', "damaged"),
+    ],
+)
+def test_a_profile_that_cannot_be_read(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / PROFILE).write_text(content)
+    with pytest.raises(LorkdError, match=said):
+        read_profile(tmp_path / PROFILE)
+
+
+def _names_no_machine(text: str, hospital: Hospital) -> None:
+    values = [value for value in _values(json.loads(text)) if isinstance(value, str)]
+    assert not [value for value in values if value.startswith("/") or socket.gethostname() == value]
+    assert str(hospital.run.parent) not in text and str(Path.home()) not in text
+
+
+def _values(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in _values(part)]
+    if isinstance(value, list):
+        return [leaf for part in value for leaf in _values(part)]
+    return [value]

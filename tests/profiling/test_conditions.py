@@ -1,0 +1,128 @@
+"""Disturbed rounds: found from the kernel's figures, measured again, the quietest one kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lorkd_deploy.deploy.artifact import Artifact, EngineFile, EngineTask
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.profiling import rounds
+from lorkd_deploy.profiling.conditions import Snapshot, conditions, snapshot
+from lorkd_deploy.profiling.pipeline import draw_image
+from lorkd_deploy.profiling.power import Power
+from lorkd_deploy.profiling.profile import Conditions, Protocol
+
+STAT = """\
+cpu  400 0 200 9000 50 0 10 40 0 0
+cpu0 100 0 100 4000 50 0 10 0 0 0
+cpu1 300 0 100 5000 0 0 0 40 300 0
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    for file, text in (
+        ("proc/stat", STAT),
+        ("sys/fs/cgroup/cpu.stat", "usage_usec 5\nthrottled_usec 2500000\n"),
+        ("sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq", "2400000\n"),
+        ("sys/class/thermal/thermal_zone0/temp", "41000\n"),
+        ("sys/class/thermal/thermal_zone1/temp", "63500\n"),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    return tmp_path
+
+
+def test_a_snapshot_counts_busy_and_stolen_time_of_the_engines_cpus(machine: Path) -> None:
+    assert snapshot([1], machine).busy == pytest.approx(4.4)  # 300 + 100 + 40 stolen, no idle
+    assert snapshot([0, 1], machine).busy == pytest.approx(2.1 + 4.4)
+    assert snapshot([1], machine).throttled == 2.5
+
+
+@pytest.mark.parametrize(
+    ("busy", "throttled", "others", "disturbed"),
+    [
+        (10.5, 0.0, 0.05, False),
+        (12.0, 0.0, 0.2, True),
+        (9.0, 0.0, 0.0, False),  # ticks are coarse: never below nothing
+        (10.0, 0.2, 0.0, True),
+    ],
+)
+def test_a_round_is_disturbed_beyond_a_tenth(
+    machine: Path, busy: float, throttled: float, others: float, disturbed: bool
+) -> None:
+    before, after = Snapshot(0, 100, 1), Snapshot(10, 100 + busy, 1 + throttled)
+    found = conditions(before, after, 10, [1], machine)
+    assert found.others == pytest.approx(others)
+    assert found.throttled == pytest.approx(throttled / 10)
+    assert found.disturbed is disturbed
+    assert (found.mhz, found.celsius) == (2400, 63.5)
+
+
+def test_what_the_kernel_does_not_tell_disturbs_nothing(tmp_path: Path) -> None:
+    state = snapshot([0], tmp_path)
+    found = conditions(state, state, 0, [0], tmp_path)
+    assert (found.others, found.throttled, found.mhz, found.celsius) == (None,) * 4
+    assert not found.disturbed
+
+
+@pytest.mark.parametrize(
+    ("shares", "kept"),
+    [([0.3, 0.0, 0.5], (0.0, 2)), ([0.5, 0.2, 0.3], (0.2, 3)), ([0.0, 0.9, 0.9], (0.0, 1))],
+)
+def test_a_disturbed_round_is_repeated_and_the_quietest_kept(
+    trial_engine: Callable[..., tuple[Path, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shares: list[float],
+    kept: tuple[float, int],
+) -> None:
+    folder, file = trial_engine(tmp_path / "engine")
+    engine = Artifact.model_construct(
+        engine="warm",
+        department="ward",
+        tasks=(EngineTask(name="warm", kind="multiclass", classes=("a", "b"), start=0, stop=2),),
+        target="trial",
+        precision="fp32",
+        files=(EngineFile(name=file, sha256="", bytes=0),),
+        preprocess=Preprocess(size=16),
+        folder=folder,
+    )
+    protocol = Protocol(
+        rounds=1,
+        seconds=1e-9,
+        iterations=2,
+        warmup=0,
+        threads=1,
+        cpus=None,
+        batch_sizes=(1,),
+        input_shape=(3, 16, 16),
+        seed=0,
+        order=(),
+        margin=0.02,
+        clock="",
+        repeats=2,
+    )
+    draw_image(tmp_path / "image.png", 0)
+    told = iter(shares)
+
+    def scripted(*_: object) -> Conditions:
+        share = next(told)
+        return Conditions(
+            others=share, throttled=None, mhz=None, celsius=None, disturbed=share > 0.1
+        )
+
+    monkeypatch.setattr(rounds, "conditions", scripted)
+    found = rounds.measure_round(engine, protocol, tmp_path / "image.png", Power((), 0.0))
+    assert (found.conditions.others, found.conditions.attempts) == kept
+    assert len(found.batches[1].calls) == 2
+
+
+def test_the_drawn_image_is_the_same_everywhere_and_no_flat_field(tmp_path: Path) -> None:
+    draw_image(tmp_path / "a.png", 3)
+    draw_image(tmp_path / "b.png", 3)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert 40_000 < (tmp_path / "a.png").stat().st_size < 512 * 512

@@ -1,0 +1,104 @@
+"""What is recorded of the machine, and what must not be."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import socket
+from pathlib import Path
+
+from lorkd_deploy.profiling.environment import (
+    cpu_limit,
+    cpu_model,
+    disturbances,
+    environment,
+    memory_limit,
+)
+from lorkd_deploy.profiling.memory import resident
+from lorkd_deploy.profiling.profile import Load
+
+
+def test_the_machine_is_recorded_without_names_and_paths() -> None:
+    found = environment()
+    assert found.python == platform.python_version()
+    assert found.logical_cpus >= found.allowed_cpus >= 1
+    assert found.memory_mib > 256
+    assert found.packages["numpy"]
+    text = found.model_dump_json()
+    for secret in (socket.gethostname(), str(Path.home()), str(Path.cwd())):
+        assert f'"{secret}' not in text and f" {secret} " not in text
+    assert str(Path(__file__).parents[2]) not in text
+    assert getpass.getuser() not in found.model_dump()
+    assert "nodename" not in text and os.uname().nodename not in found.packages
+
+
+def test_limits_of_a_container_version_2(tmp_path: Path) -> None:
+    group = tmp_path / "sys/fs/cgroup/box/inner"
+    group.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/box/inner\n")
+    (group / "cpu.max").write_text("max 100000\n")
+    (group.parent / "cpu.max").write_text("150000 100000\n")
+    (group / "memory.max").write_text("1073741824\n")
+    (group.parent / "memory.max").write_text("max\n")
+    assert cpu_limit(tmp_path) == 1.5
+    assert memory_limit(tmp_path) == 1 << 30
+
+
+def test_limits_of_a_container_version_1(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("3:cpu,cpuacct:/box\n2:memory:/box\n")
+    cpu = tmp_path / "sys/fs/cgroup/cpu,cpuacct"
+    memory = tmp_path / "sys/fs/cgroup/memory/box"
+    cpu.mkdir(parents=True)
+    memory.mkdir(parents=True)
+    (cpu / "cpu.cfs_quota_us").write_text("50000\n")
+    (cpu / "cpu.cfs_period_us").write_text("100000\n")
+    (memory / "memory.limit_in_bytes").write_text("536870912\n")
+    (memory.parent / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert cpu_limit(tmp_path) == 0.5
+    assert memory_limit(tmp_path) == 512 << 20
+
+
+def test_no_limits(tmp_path: Path) -> None:
+    assert cpu_limit(tmp_path) is None
+    assert memory_limit(tmp_path) is None
+
+
+def test_a_board_without_a_cpu_name_gives_its_own(tmp_path: Path) -> None:
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nCPU part\t: 0xd42\n")
+    (tmp_path / "proc/device-tree/model").write_text("NVIDIA Jetson Orin Nano\0")
+    assert cpu_model(tmp_path) == "NVIDIA Jetson Orin Nano"
+
+
+def test_what_disturbed_the_figures_is_said() -> None:
+    quiet = environment().model_copy(
+        update={"allowed_cpus": 4, "cpu_limit": None, "governor": None, "battery": False}
+    )
+    load = Load(before=(0.1, 0.1, 0.1), after=(1.0, 0.5, 0.2))
+    assert list(disturbances(quiet, load, 1)) == []
+    noisy = quiet.model_copy(update={"cpu_limit": 0.5, "governor": "powersave", "battery": True})
+    busy = Load(before=(3.2, 0.1, 0.1), after=(4.0, 0.5, 0.2))
+    said = " ".join(disturbances(noisy, busy, 2))
+    for part in ("3.20", "0.5 CPUs", "powersave", "battery"):
+        assert part in said
+
+
+def test_resident_memory_grows_with_what_is_held() -> None:
+    before = resident()
+    assert before.now is not None and before.peak is not None
+    # Above glibc's largest threshold, so that it is mapped and not cut from memory freed before.
+    held = bytearray(b"x") * (128 << 20)
+    after = resident()
+    assert after.now is not None and after.now - before.now > 120
+    assert after.peak is not None and after.peak >= after.now
+    del held
+
+
+def test_a_kernel_that_does_not_tell_gives_none(tmp_path: Path) -> None:
+    assert resident(tmp_path / "status").now is None
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t  2048 kB\n")
+    found = resident(tmp_path / "status")
+    assert (found.now, found.peak) == (2.0, None)

@@ -1,0 +1,190 @@
+"""The worker's protocol: a real subprocess, a real runner, and engines that misbehave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.artifact import Artifact, EngineFile
+from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.profiling.process import EngineProcess, WorkerError
+from lorkd_deploy.profiling.worker import _timed_calls, _warm_up
+from tests.tiny_bundle import forward, make_bundle
+
+Write = Callable[..., tuple[Path, str]]
+
+
+def trial(write: Write, folder: Path, **behaviour: object) -> Artifact:
+    place, file = write(folder, **behaviour)
+    # Only what the worker is told; how an engine was proven is no part of running it.
+    return Artifact.model_construct(
+        engine="warm",
+        department="ward",
+        target="trial",
+        precision="fp32",
+        files=(EngineFile(name=file, sha256="", bytes=0),),
+        folder=place,
+    )
+
+
+def test_opens_answers_first_and_measures_every_call(trial_engine: Write, tmp_path: Path) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    engine = trial(trial_engine, tmp_path / "e", sleep=0.002)
+    with EngineProcess(engine, threads=3, cpus=[cpu]) as process:
+        opened = process.open()
+        assert opened["facts"] == {"runtime": "trial 1.0", "precision": "fp32", "threads": 3}
+        assert opened["load"] >= 0 and opened["runtime_import"] > 0
+        first, _ = process.ask("first", shape=[1, 3, 8, 8], seed=0)
+        assert first["answered"] > process.started
+        assert first["first_inference"] >= 2  # ms: the engine sleeps that long
+        answer, data = process.ask(
+            "measure", shape=[2, 3, 8, 8], seed=0, iterations=9, seconds=0.0, warmup=4
+        )
+        calls = np.frombuffer(data, np.int64)
+        assert len(calls) == 5  # nine images in calls of two
+        assert (calls >= 2_000_000).all()
+        assert answer["interruptions"] >= 0
+        assert os.sched_getaffinity(process.pid) == {cpu}
+
+
+def test_a_round_lasts_at_least_as_long_as_asked(trial_engine: Write, tmp_path: Path) -> None:
+    with EngineProcess(trial(trial_engine, tmp_path / "e", sleep=0.001), 1, None) as process:
+        process.open()
+        started = time.perf_counter()
+        process.ask("measure", shape=[1, 3, 8, 8], seed=0, iterations=1, seconds=0.3, warmup=0)
+        assert time.perf_counter() - started >= 0.3
+
+
+def test_memory_is_what_comes_on_top_of_an_empty_process(
+    trial_engine: Write, tmp_path: Path
+) -> None:
+    with EngineProcess(trial(trial_engine, tmp_path / "e", mib=64), 1, None) as process:
+        opened = process.open()
+        measured, _ = process.ask(
+            "measure", shape=[1, 3, 8, 8], seed=0, iterations=3, seconds=0.0, warmup=0
+        )
+    assert 5 < opened["empty"] < 200
+    assert 64 <= opened["loaded"] < 96
+    assert 64 <= measured["peak"] < 96
+
+
+def test_a_real_engine(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime isn't installed here")
+    bundle = load_bundle(make_bundle(tmp_path / "bundle"))
+    model = tmp_path / "model.onnx"
+    model.write_bytes(onnx_model(bundle, "eye"))
+    engine = Artifact.model_construct(
+        engine="eye",
+        department="ward",
+        target="onnx",
+        precision="fp32",
+        files=(EngineFile(name=model.name, sha256="", bytes=0),),
+        folder=tmp_path,
+    )
+    images = np.random.default_rng(0).standard_normal((5, 3, 16, 16), np.float32)
+    with EngineProcess(engine, 1, None) as process:
+        opened = process.open()
+        measured, data = process.ask(
+            "measure", shape=[2, 3, 16, 16], seed=0, iterations=8, seconds=0.0, warmup=2
+        )
+        logits = process.infer(images)
+    assert opened["facts"]["precision"] == "fp32" and opened["facts"]["threads"] == 1
+    assert opened["loaded"] > 1  # MiB: the runtime's library, at least
+    assert measured["peak"] >= opened["loaded"]
+    assert len(np.frombuffer(data, np.int64)) == 4
+    np.testing.assert_allclose(logits, forward(bundle.dense("eye"), images), rtol=1e-4, atol=1e-4)
+
+
+def test_infers_what_the_runner_gives_last_partial_batch_too(
+    trial_engine: Write, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(1).standard_normal((37, 3, 8, 8), np.float32)
+    with EngineProcess(trial(trial_engine, tmp_path / "e"), 1, None) as process:
+        process.open()
+        logits = process.infer(images)
+    mean = images.mean(axis=(2, 3))
+    expected = mean[:, :2] + 0.5 * mean[:, 2:]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_engine_that_is_killed_is_named(trial_engine: Write, tmp_path: Path) -> None:
+    engine = trial(trial_engine, tmp_path / "e", dies_at=2)
+    with EngineProcess(engine, 1, None) as process, pytest.raises(WorkerError) as caught:
+        process.open()
+        process.ask("first", shape=[1, 3, 8, 8], seed=0)
+        process.ask("measure", shape=[1, 3, 8, 8], seed=0, iterations=1, seconds=0.0, warmup=0)
+    assert "ward/warm/trial-fp32" in caught.value.what
+    assert "SIGKILL" in caught.value.what
+    assert "out of registers" in caught.value.what
+    assert caught.value.where == str(tmp_path / "e")
+    assert caught.value.fix
+
+
+def test_an_engine_that_fails_is_named_and_its_reason_given(
+    trial_engine: Write, tmp_path: Path
+) -> None:
+    with EngineProcess(trial(trial_engine, tmp_path / "e", raises_at=1), 1, None) as process:
+        process.open()
+        with pytest.raises(WorkerError, match=r"trial-fp32 failed .*ValueError: batch too large"):
+            process.infer(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_an_exporters_own_advice_reaches_the_user(trial_engine: Write, tmp_path: Path) -> None:
+    engine = trial(trial_engine, tmp_path / "e", refuse=True)
+    with (
+        pytest.raises(WorkerError, match="of another machine") as caught,
+        EngineProcess(engine, 1, None) as process,
+    ):
+        process.open()
+    assert caught.value.fix == "export it here"
+
+
+def test_leaving_ends_the_process(trial_engine: Write, tmp_path: Path) -> None:
+    engine = trial(trial_engine, tmp_path / "e", sleep=60)
+    with pytest.raises(KeyboardInterrupt), EngineProcess(engine, 1, None) as process:
+        raise KeyboardInterrupt
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def test_importing_the_worker_loads_neither_torch_nor_numpy() -> None:
+    # Affinity has to be set before the first thread pool is made.
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, lorkd_deploy.profiling.worker; "
+            "print([m for m in ('torch', 'numpy', 'pydantic') if m in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_call_is_timed_and_nothing_around_it() -> None:
+    calls = _timed_calls(lambda _: time.sleep(0.001), np.zeros((1, 3, 2, 2)), 7, 0)
+    assert len(calls) == 7
+    assert min(calls) >= 1_000_000
+
+
+def test_warm_up_ends_when_two_medians_agree() -> None:
+    waits = iter([0.008] * 4 + [0.004] * 4 + [0.002] * 100)
+    seen: list[float] = []
+
+    def run(_: object) -> None:
+        seen.append(next(waits))
+        time.sleep(seen[-1])
+
+    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 4, 10) == len(seen)
+    assert len(seen) >= 16  # 8 ms, 4 ms, 2 ms and another window that agrees
+    assert len(seen) <= 40

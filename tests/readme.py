@@ -1,0 +1,39 @@
+"""Reads the commands of README.md: fenced blocks, with the HTML comment in front of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(
+    r"^(?:<!-- (?P<comment>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block; `comment` is what stands in `<!-- … -->` on the line above it."""
+
+    language: str
+    comment: str
+    lines: tuple[str, ...]
+
+
+def blocks() -> list[Block]:
+    """Every fenced block, in order; a backslash at a line's end joins it with the next."""
+    found = []
+    for match in FENCE.finditer(README.read_text(encoding="utf-8")):
+        body = match["body"].replace("\\\n", " ")
+        lines = (line.removeprefix("$ ").strip() for line in body.splitlines())
+        commands = tuple(line for line in lines if line and not line.startswith("#"))
+        found.append(Block(match["language"], match["comment"] or "", commands))
+    return found
+
+
+def block(language: str, comment: str) -> tuple[str, ...]:
+    """The lines of the one block with this comment."""
+    (one,) = (b for b in blocks() if b.language == language and b.comment == comment)
+    return one.lines

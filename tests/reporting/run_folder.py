@@ -1,0 +1,412 @@
+"""A RUN as `lorkd benchmark` leaves it. FIXTURE: every figure in it is made up, for tests only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorkd_deploy.bundle.manifest import FileEntry, GraphEntry, Manifest, ParityEntry, TaskEntry
+from lorkd_deploy.deploy.artifact import Artifact, EngineFile, engine_tasks, write_artifact
+from lorkd_deploy.deploy.parity import Compared, Parity
+from lorkd_deploy.metrics import probabilities
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.profiling.decisions import mcnemar
+from lorkd_deploy.profiling.profile import (
+    BatchRatio,
+    ColdStart,
+    Comparison,
+    Difference,
+    EngineProfile,
+    Environment,
+    Flips,
+    Interval,
+    Load,
+    Memory,
+    Profile,
+    Protocol,
+    Score,
+    Spread,
+    Stages,
+    answers_name,
+    calls_name,
+    labels_name,
+)
+from lorkd_deploy.profiling.summary import RoundCalls, batch_ratio, timing
+from lorkd_deploy.storage import canonical_json, sha256_bytes, sha256_file, write_tensors
+
+ROUNDS = 5
+BATCHES = (1, 8)
+# department, task, classes, accuracy and AUC of teacher and expert, test images
+TASKS = (
+    (
+        "breast",
+        "ultrasound",
+        ("malignant", "normal or benign"),
+        (0.872, 0.907),
+        (0.859, 0.874),
+        156,
+    ),
+    ("chest", "xray", ("normal", "pneumonia"), (0.894, 0.962), (0.883, 0.951), 624),
+    ("eye", "fundus", ("0", "1", "2", "3", "4"), (0.523, 0.731), (0.505, 0.698), 400),
+    (
+        "blood",
+        "cells",
+        (
+            "basophil",
+            "eosinophil",
+            "erythroblast",
+            "immature granulocytes",
+            "lymphocyte",
+            "monocyte",
+            "neutrophil",
+            "platelet",
+        ),
+        (0.966, 0.998),
+        (0.938, 0.996),
+        3421,
+    ),
+)
+TEACHER = "teacher/onnx-fp32"
+
+
+def build_run(
+    run: Path,
+    *,
+    profile: bool = True,
+    teacher: bool = True,
+    artifacts: bool = True,
+    tasks: tuple[Any, ...] = TASKS,
+) -> Path:
+    """Write the fixture below `run`, with or without each part."""
+    bundle = _bundle(run / "bundle", "experts", tasks)
+    of_teacher = _bundle(run / "teacher", "teacher", tasks)
+    if artifacts:
+        for department, task, *_ in tasks:
+            _artifact(run / "export", department, task, bundle, tasks)
+        if teacher:
+            _artifact(run / "export", "teacher", "teacher", of_teacher, tasks)
+    if profile:
+        _profile(run / "profile", bundle, tasks, teacher=teacher)
+    return run
+
+
+def _artifact(export: Path, department: str, engine: str, bundle: str, tasks: Any) -> None:
+    entries = tuple(_task_entry(t, "experts") for t in tasks if engine in ("teacher", t[1]))
+    size = 94_300_000 if engine == "teacher" else 5_120_000
+    figures = [("inputs", 64, 2.1e-6), ("images", 156, 3.4e-6)]
+    artifact = Artifact(
+        engine=engine,
+        department=department,
+        tasks=engine_tasks(entries),
+        target="onnx",
+        precision="fp32",
+        files=(EngineFile(name="model.onnx", sha256="2" * 64, bytes=size),),
+        onnx_sha256="2" * 64,
+        bundle_sha256=bundle,
+        preprocess=Preprocess(size=64),
+        preprocess_sha256=Preprocess(size=64).sha256,
+        parity=Parity(
+            status="passed",
+            compared=tuple(
+                Compared(
+                    task=entry.name,
+                    on=on,  # type: ignore[arg-type]
+                    rows=rows,
+                    tolerance=7.3e-4,
+                    max_abs=largest,
+                    mean_abs=largest / 5,
+                    cosine=0.9999999,
+                    flips=0,
+                    certain_flips=0,
+                    non_finite=0,
+                )
+                for entry in entries
+                for on, rows, largest in figures
+                if not (entry.name == "fundus" and on == "images")
+            ),
+            images_not_here={"fundus": "the data is not on this machine"}
+            if any(entry.name == "fundus" for entry in entries)
+            else {},
+        ),
+        facts={"onnxruntime": "1.32.0"},
+        build_seconds=0.4,
+        environment={"python": "3.11.7"},
+    )
+    folder = export / (
+        "teacher/onnx-fp32" if engine == "teacher" else f"{department}/{engine}/onnx-fp32"
+    )
+    write_artifact(artifact, folder)
+
+
+def _task_entry(task: Any, kind: str) -> TaskEntry:
+    department, name, classes, of_teacher, of_expert, _ = task
+    return TaskEntry(
+        name=name,
+        department=department,
+        classes=classes,
+        kind="multiclass",
+        data={"source": "medmnist", "name": f"{name}mnist", "size": 64},
+        rank=4 if kind == "experts" else None,
+        alpha=16 if kind == "experts" else None,
+        metrics={
+            "teacher": {"accuracy": of_teacher[0], "auc": of_teacher[1]},
+            "expert": {"accuracy": of_expert[0], "auc": of_expert[1]},
+        },
+    )
+
+
+def _bundle(folder: Path, kind: Any, tasks: Any) -> str:
+    files = ["base.safetensors", "template.onnx"]
+    files += [f"experts/{task[1]}.safetensors" for task in tasks]
+    engines = ["teacher"] if kind == "teacher" else [task[1] for task in tasks]
+    files += [f"parity/{engine}.safetensors" for engine in engines]
+    for name in files:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(f"fixture {name}".encode())
+    preprocess = Preprocess(size=64)
+    manifest = Manifest(
+        kind=kind,
+        name="medmnist-fixture",
+        architecture="torchvision:resnet50"
+        if kind == "teacher"
+        else "torchvision:shufflenet_v2_x1_0",
+        parameters={"backbone": 1_253_604},
+        preprocess=preprocess,
+        preprocess_sha256=preprocess.sha256,
+        tasks=tuple(_task_entry(task, kind) for task in tasks),
+        layers=(),
+        folds=(),
+        graph=GraphEntry(opset=18, input="input", output="output", bindings=()),
+        parity=ParityEntry(inputs=64, seed=0, sha256="0" * 64),
+        recipe={"name": "medmnist-fixture"},
+        recipe_sha256="1" * 64,
+        versions={"lorkd-deploy": "0.1.0", "numpy": "2.2.6", "torch": "2.15.0"},
+        created="2026-11-23T20:00:00Z",
+        files={
+            name: FileEntry(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
+            for name in files
+        },
+    )
+    data = canonical_json(manifest.model_dump(mode="json"))
+    (folder / "manifest.json").write_bytes(data)
+    return sha256_bytes(data)
+
+
+def _profile(folder: Path, bundle_sha256: str, tasks: Any, *, teacher: bool) -> None:
+    random = np.random.default_rng(7)
+    calls: dict[str, np.ndarray[Any, Any]] = {}
+    engines = []
+    if teacher:
+        scores = tuple(_score(t[1], t[3], t[5]) for t in tasks)
+        names = tuple(t[1] for t in tasks)
+        engines.append(
+            _engine(
+                TEACHER,
+                None,
+                names,
+                milliseconds=33.2,
+                size=94_300_000,
+                peak=188.0,
+                scores=scores,
+                random=random,
+                calls=calls,
+            )
+        )
+    for index, (department, task, _, _, of_expert, images) in enumerate(tasks):
+        path = f"{department}/{task}/onnx-fp32"
+        score = (_score(task, of_expert, images),)
+        engines.append(
+            _engine(
+                path,
+                department,
+                (task,),
+                milliseconds=4.1 + 0.06 * index,
+                size=5_120_000,
+                peak=31.5,
+                scores=score,
+                random=random,
+                calls=calls,
+            )
+        )
+    experts = [engine for engine in engines if engine.kind == "expert"]
+    paired = zip(experts, tasks, strict=True)
+    comparisons = [_compare(engines[0], e, t) for e, t in paired] if teacher else []
+    write_tensors(folder / "calls.safetensors", calls)
+    write_tensors(folder / "answers.safetensors", _answers(engines, tasks))
+    order = tuple(engine.engine for engine in engines)
+    profile = Profile(
+        created="2026-11-23T21:14:05Z",
+        name="medmnist-fixture",
+        bundle_sha256=bundle_sha256,
+        preprocess_sha256=Preprocess(size=64).sha256,
+        protocol=Protocol(
+            rounds=ROUNDS,
+            seconds=3,
+            iterations=100,
+            warmup=20,
+            threads=1,
+            cpus=(1,),
+            batch_sizes=BATCHES,
+            input_shape=(3, 64, 64),
+            seed=0,
+            order=tuple(order if i % 2 else order[::-1] for i in range(ROUNDS)),
+            margin=0.02,
+            clock="time.perf_counter_ns",
+        ),
+        environment=_environment(),
+        engines=tuple(engines),
+        comparisons=tuple(comparisons),
+        calls_sha256=sha256_file(folder / "calls.safetensors"),
+        answers_sha256=sha256_file(folder / "answers.safetensors"),
+        notes=("Fixture: the figures on this page are made up, for tests of its layout.",),
+    )
+    (folder / "profile.json").write_bytes(canonical_json(profile.model_dump(mode="json")))
+
+
+def _engine(
+    engine: str,
+    department: str | None,
+    tasks: tuple[str, ...],
+    *,
+    milliseconds: float,
+    size: int,
+    peak: float,
+    scores: tuple[Score, ...],
+    random: np.random.Generator,
+    calls: dict[str, np.ndarray[Any, Any]],
+) -> EngineProfile:
+    timings = []
+    for batch in BATCHES:
+        parts = []
+        for number in range(ROUNDS):
+            # A gamma tail, and now and then a call that something else held up.
+            drift = 1 + 0.012 * random.standard_normal()
+            found = milliseconds * batch**0.9 * drift * (1 + random.gamma(1.2, 0.012, 300))
+            found[random.integers(0, 300, 3)] *= random.uniform(1.2, 1.9, 3)
+            nanoseconds = (found * 1e6).astype(np.int64)
+            calls[calls_name(engine, batch, number)] = nanoseconds
+            parts.append(RoundCalls(nanoseconds, peak + batch, 2))
+        timings.append(timing(batch, parts))
+    target, precision = engine.rpartition("/")[2].split("-")
+    return EngineProfile(
+        engine=engine,
+        kind="expert" if department else "teacher",
+        department=department,
+        tasks=tasks,
+        target=target,
+        precision=precision,
+        bytes=size,
+        facts={"provider": "CPUExecutionProvider", "threads": 1, "onnxruntime": "1.32.0"},
+        cold_start=ColdStart(
+            runtime_import=_spread(120),
+            load=_spread(milliseconds * 9),
+            first_inference=_spread(milliseconds * 1.8),
+            process_to_first_answer=_spread(290 + milliseconds * 11),
+        ),
+        memory=Memory(
+            empty=_spread(38), loaded=_spread(peak - 4), peak=_spread(peak), source="VmHWM"
+        ),
+        timings=tuple(timings),
+        scores=scores,
+        build_seconds=0.4,
+        stages=Stages(
+            read=_spread(3.1),
+            preprocess=_spread(0.9),
+            inference=_spread(milliseconds),
+            postprocess=_spread(0.05),
+            end_to_end=_spread(milliseconds + 4.05),
+        ),
+    )
+
+
+def _answers(engines: list[EngineProfile], tasks: Any) -> dict[str, np.ndarray[Any, Any]]:
+    random = np.random.default_rng(11)
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for _, task, classes, *_, images in tasks:
+        labels = random.integers(0, len(classes), images)
+        found[labels_name(task)] = labels
+        for engine in engines:
+            if task in engine.tasks:
+                logits = random.normal(size=(images, len(classes)))
+                logits[np.arange(images), labels] += 2.5
+                found[answers_name(task, engine.engine)] = probabilities(logits, "multiclass")
+    return found
+
+
+def _spread(value: float) -> Spread:
+    values = tuple(value * (1 + 0.01 * k) for k in range(-2, 3))
+    return Spread(median=value, minimum=values[0], maximum=values[-1], rounds=values)
+
+
+def _around(value: float, half: float, top: float = 1.0) -> Interval:
+    return Interval(value=value, low=value - half, high=min(top, value + half))
+
+
+def _score(task: str, figures: tuple[float, float], images: int) -> Score:
+    half = 1.96 * (figures[0] * (1 - figures[0]) / images) ** 0.5
+    return Score(
+        task=task,
+        images=images,
+        accuracy=_around(figures[0], half),
+        auc=_around(figures[1], half / 2),
+        majority=0.435,
+        balanced_accuracy=_around(figures[0] - 0.02, half),
+        sensitivity=_around(figures[0] - 0.01, half),
+        specificity=_around(figures[0] + 0.01, half),
+        calibration_error=_around(0.04, 0.01),
+        thresholds=(0.37,),
+        threshold_from="validation",
+    )
+
+
+def _compare(teacher: EngineProfile, expert: EngineProfile, task: Any) -> Comparison:
+    _, name, _, of_teacher, of_expert, images = task
+    half = 1.4 / images**0.5
+    ratios: tuple[BatchRatio, ...] = tuple(
+        batch_ratio(t, e) for t, e in zip(teacher.timings, expert.timings, strict=True)
+    )
+    assert teacher.memory.peak and expert.memory.peak
+    return Comparison(
+        engine=expert.engine,
+        teacher=teacher.engine,
+        latency=ratios,
+        memory=teacher.memory.peak.median / expert.memory.peak.median,
+        size=teacher.bytes / expert.bytes,
+        scores=(
+            Difference(
+                task=name,
+                accuracy=_around(of_expert[0] - of_teacher[0], half),
+                auc=_around(of_expert[1] - of_teacher[1], half / 2),
+                balanced_accuracy=_around(of_expert[0] - of_teacher[0], half),
+                sensitivity=_around(-0.02, 0.05),
+                specificity=_around(0.01, 0.05),
+                calibration_error=_around(0.03, 0.01),
+                flips=Flips(answers=images, gained=3, lost=11, moved=1, p=mcnemar(3, 11)),
+            ),
+        ),
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        cpu="Fixture CPU @ 2.50GHz",
+        architecture="x86_64",
+        logical_cpus=2,
+        physical_cpus=1,
+        allowed_cpus=2,
+        cpu_limit=2.0,
+        governor=None,
+        max_mhz=2500,
+        memory_mib=24_000,
+        memory_limit_mib=None,
+        gpus=(),
+        battery=False,
+        system="Debian GNU/Linux 12",
+        kernel="6.1.0",
+        python="3.11.7",
+        packages={"numpy": "2.2.6", "onnxruntime": "1.32.0"},
+        load=Load(before=(0.21, 0.30, 0.28), after=(1.04, 0.71, 0.45)),
+    )

@@ -1,0 +1,283 @@
+"""The report says what was measured and, where nothing was, that; the figures are a fixture's."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorkd_deploy.errors import BundleError, LorkdError, RuntimeUnavailableError
+from lorkd_deploy.metrics import auc
+from lorkd_deploy.profiling.decisions import calibration_error
+from lorkd_deploy.profiling.profile import (
+    ANSWERS,
+    Profile,
+    answers_name,
+    labels_name,
+    read_profile,
+)
+from lorkd_deploy.reporting.cells import significant
+from lorkd_deploy.reporting.report import ReportFiles, report
+from lorkd_deploy.storage import canonical_json, read_tensors
+from tests.reporting.run_folder import TASKS, build_run
+
+EVIL = '</script><script>window.evil=1</script><img src=x onerror="window.evil=2">'
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def files(run: Path) -> ReportFiles:
+    return report(run)
+
+
+@pytest.fixture(scope="module")
+def profile(run: Path) -> Profile:
+    return read_profile(run / "profile" / "profile.json")
+
+
+def own_part(html: str) -> str:
+    """The page without plotly's script."""
+    return re.sub(r"<script>(?:(?!</script>).){1000000,}</script>", "", html, flags=re.S)
+
+
+def downloads(html: str) -> dict[str, str]:
+    """File name → text of every download."""
+    links = re.findall(r'download="([^"]+)" href="data:[^"]*;base64,([^"]+)"', html)
+    return {name: base64.b64decode(text).decode() for name, text in links}
+
+
+def test_it_writes_beside_the_run(run: Path, files: ReportFiles) -> None:
+    assert files.html == run / "report.html"
+    assert files.markdown == run / "report.md"
+    assert files.model_cards == tuple(run / f"cards/{t[0]}/model_card.md" for t in TASKS)
+    assert all(file.stat().st_size > 1000 for file in (files.html, *files.model_cards))
+
+
+def test_both_forms_show_the_measured_figures(files: ReportFiles, profile: Profile) -> None:
+    texts = (own_part(files.html.read_text()), files.markdown.read_text())
+    for text in texts:
+        assert "Not a medical device." in text
+        for engine in profile.engines:
+            assert significant(engine.latency.p50.value) in text
+            assert significant(engine.latency.p99) in text
+        for comparison in profile.comparisons:
+            assert f"{significant(comparison.latency[0].ratio.value)} ×" in text
+        for _, task, *_ in TASKS:
+            assert task in text
+
+
+def test_what_is_worse_than_the_teacher_is_said(files: ReportFiles) -> None:
+    line = "Below the foundation model in accuracy or AUC by more than chance explains"
+    (said,) = [text for text in files.markdown.read_text().splitlines() if line in text]
+    assert said.endswith("cells.")  # the only task whose whole interval is below zero
+
+
+def test_downloads_hold_the_profile_s_values(files: ReportFiles, profile: Profile) -> None:
+    found = downloads(files.html.read_text())
+    summary = json.loads(found["summary-table.json"])
+    assert [row["department"] for row in summary] == [task[0] for task in TASKS]
+    experts = [engine for engine in profile.engines if engine.kind == "expert"]
+    assert [row["p50_ms"] for row in summary] == [e.latency.p50.value for e in experts]
+    rows = list(csv.DictReader(io.StringIO(found["department-1-latency.csv"])))
+    assert len(rows) == 2 * profile.protocol.rounds
+    assert {row["round"] for row in rows} == {"1", "2", "3", "4", "5"}
+    assert float(rows[0]["p50_ms"]) == pytest.approx(profile.engines[0].latency.round_p50[0])
+    assert {name.rpartition(".")[2] for name in found} == {"csv", "json"}
+
+
+def test_decisions_and_flips_are_shown_where_they_were_measured(
+    files: ReportFiles, profile: Profile
+) -> None:
+    found = downloads(files.html.read_text())
+    rows = json.loads(found["department-1-decisions.json"])
+    assert [row["model"] for row in rows] == ["Foundation model", "Expert"]
+    score = profile.engine("breast/ultrasound/onnx-fp32").scores[0]
+    assert score.sensitivity and score.specificity and score.calibration_error
+    assert (rows[1]["threshold"], rows[1]["sensitivity"]) == (0.37, score.sensitivity.value)
+    (row,) = json.loads(found["department-1-against.json"])
+    assert (row["gained"], row["lost"], row["moved"]) == (3, 11, 1)
+    assert row["mcnemar_p"] == pytest.approx(0.0574, abs=1e-4)
+    text = files.markdown.read_text()
+    assert "chosen on the validation images" in text and "3 (of 156) | 11 (of 156)" in text
+    # More of an error is worse, although the difference is above zero.
+    assert re.search(r'class="bad">\+3.0<', own_part(files.html.read_text()))
+    assert "### Decisions and calibration" in files.model_cards[0].read_text()
+
+
+def test_chapters_show_what_lies_behind_the_figures(run: Path, files: ReportFiles) -> None:
+    html = files.html.read_text()
+    found = downloads(html)
+    answers = read_tensors(run / "profile" / ANSWERS)
+    labels = answers[labels_name("fundus")]
+    given = answers[answers_name("fundus", "eye/fundus/onnx-fp32")]
+    rows = json.loads(found["department-3-confusion-expert.json"])
+    assert [row.pop("true") for row in rows] == ["0", "1", "2", "3", "4"]
+    for k, row in enumerate(rows):
+        taken = [int(((labels == k) & (given.argmax(axis=1) == j)).sum()) for j in range(5)]
+        assert list(row.values()) == taken
+
+    curve = json.loads(found["department-1-roc.json"])
+    for model, engine in (
+        ("Foundation model", "teacher/onnx-fp32"),
+        ("Expert", "breast/ultrasound/onnx-fp32"),
+    ):
+        points = [
+            (row["false_alarms"], row["sensitivity"]) for row in curve if row["model"] == model
+        ]
+        across, up = np.array(points).T
+        assert points[0] == (0, 0) and points[-1] == (1, 1)
+        truth = answers[labels_name("ultrasound")]
+        area = auc(truth, answers[answers_name("ultrasound", engine)])
+        assert np.trapezoid(up, across) == pytest.approx(area)
+
+    bins = json.loads(found["department-3-calibration.json"])
+    assert sum(row["answers"] for row in bins) == 2 * len(labels)
+    gaps = [
+        row["answers"] * abs(row["right"] - row["confidence"])
+        for row in bins
+        if row["model"] == "Expert"
+    ]
+    assert sum(gaps) / len(labels) == pytest.approx(calibration_error(labels, given))
+    text = files.markdown.read_text()
+    assert text.count("Confusion: expert") == len(TASKS) and "ROC" not in text
+    assert "<img" not in own_part(html)  # images only on request
+
+
+def test_answers_that_are_not_the_profiles_are_not_shown(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    (run / "profile" / ANSWERS).write_bytes(b"other")
+    text = report(run).markdown.read_text()
+    assert "Confusion" not in text and "Sensitivity" in text
+
+
+def test_stages_and_build_time_are_shown(files: ReportFiles) -> None:
+    found = downloads(files.html.read_text())
+    rows = json.loads(found["department-1-stages.json"])
+    assert [row["read_ms"] for row in rows] == [3.1, 3.1]
+    assert rows[1]["end_to_end_ms"] == pytest.approx(8.15)
+    assert json.loads(found["department-1-engines.json"])[1]["build_s"] == 0.4
+
+
+def test_nothing_comes_from_the_network(files: ReportFiles) -> None:
+    page = own_part(files.html.read_text())
+    assert len(page) < 600_000  # so plotly's script, and only that, was taken out
+    assert not re.findall(r"https?://|//cdn|@import|url\(", page)
+    assert "default-src 'none'" in page
+    assert "connect-src" not in page  # the default holds: nothing may be asked for
+
+
+def test_no_folder_of_this_machine_is_in_it(run: Path, files: ReportFiles) -> None:
+    for file in (files.html, files.markdown, *files.model_cards):
+        assert str(run.parent) not in file.read_text()
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path, files: ReportFiles) -> None:
+    before = [file.read_bytes() for file in (files.html, files.markdown, *files.model_cards)]
+    again = report(run)
+    assert before == [f.read_bytes() for f in (again.html, again.markdown, *again.model_cards)]
+
+
+def test_without_a_profile_gaps_are_said_and_sizes_are_known(tmp_path: Path) -> None:
+    files = report(build_run(tmp_path / "run", profile=False))
+    text = files.markdown.read_text()
+    assert text.startswith("# Four departments, not benchmarked yet")
+    assert "run \\`lorkd benchmark\\`" in text
+    row = next(line for line in text.splitlines() if line.startswith("| breast"))
+    assert row.count("not measured here") == 6  # all but the department and the engine's size
+    assert "4.88 MiB" in row
+    assert "| 87.2 % | 0.907 |" in text  # what training wrote down is still there
+    assert 'class="plot"' not in files.html.read_text()
+    assert "Latency, throughput and memory: not measured here." in files.model_cards[0].read_text()
+
+
+def test_without_the_teacher_nothing_is_compared(tmp_path: Path) -> None:
+    files = report(build_run(tmp_path / "run", teacher=False))
+    text = files.markdown.read_text()
+    assert "The foundation model was not measured beside the experts" in text
+    assert text.startswith("# Four departments, measured without the foundation model\n")
+    assert "×" not in text.split("## Departments")[0]
+    assert "| Foundation model | all | – | – | – | – | – | – | not exported |" in text
+
+
+def test_without_the_single_calls_all_rounds_are_shown_together(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    (run / "profile/calls.safetensors").unlink()
+    page = own_part(report(run).html.read_text())
+    assert "All rounds together" in page
+    assert "One line a round" not in page
+
+
+def test_without_engines_the_proof_says_so(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", profile=False, artifacts=False)
+    text = report(run).markdown.read_text()
+    assert text.count("not exported") == 1 + len(TASKS)
+    assert "passed" not in text
+
+
+def test_an_engine_of_another_bundle_is_no_proof(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    file = run / "export/breast/ultrasound/onnx-fp32/artifact.json"
+    content = json.loads(file.read_text()) | {"bundle_sha256": "f" * 64}
+    file.write_bytes(canonical_json(content))
+    rows = [r for r in report(run).markdown.read_text().splitlines() if "Expert ultrasound" in r]
+    assert any("exported from another bundle" in row for row in rows)
+    assert not any("passed" in row for row in rows)
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    department, _, _, *rest = TASKS[0]
+    tasks = ((department, "ultrasound", (EVIL, "b|c `d`"), *rest), TASKS[1])
+    files = report(build_run(tmp_path / "run", tasks=tasks))
+    page = own_part(files.html.read_text())
+    assert EVIL not in page
+    assert "&lt;/script&gt;&lt;script&gt;window.evil=1" in page
+    assert page.count("<script") == 2  # the figures and the page's own script
+    assert "<img" not in page
+    for file in (files.markdown, files.model_cards[0]):
+        assert re.search(r"(?<!\\)<(script|img)", file.read_text()) is None
+
+
+def test_a_profile_of_another_bundle_is_refused(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    file = run / "profile/profile.json"
+    file.write_bytes(canonical_json(json.loads(file.read_text()) | {"bundle_sha256": "f" * 64}))
+    with pytest.raises(LorkdError, match="measured on another bundle") as caught:
+        report(run)
+    assert caught.value.fix and "lorkd benchmark" in caught.value.fix
+    assert not (run / "report.html").exists() and not (run / "cards").exists()
+
+
+def test_a_damaged_profile_or_bundle_is_refused(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    (run / "profile/profile.json").write_text('{"schema_version": 1}')
+    with pytest.raises(LorkdError, match="profile is damaged"):
+        report(run)
+    (run / "bundle/base.safetensors").write_bytes(b"other")
+    with pytest.raises(BundleError):
+        report(run)
+    with pytest.raises(BundleError):
+        report(tmp_path / "nowhere")
+    assert not (run / "report.md").exists()
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "plotly.offline"])
+def test_a_missing_package_is_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    run = build_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(RuntimeUnavailableError, match=missing) as caught:
+        report(run)
+    assert caught.value.fix == "install lorkd-deploy[report]"
+    assert not (run / "report.md").exists()

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.models import build, feature_dim, load_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "features"),
+    [
+        ("torchvision:shufflenet_v2_x0_5", 32, 1024),
+        ("torchvision:resnet18", 32, 512),
+        ("torchvision:mobilenet_v3_small", 32, 1024),
+        ("torchvision:efficientnet_b0", 32, 1280),
+        ("torchvision:squeezenet1_1", 64, 512),
+        ("torchvision:googlenet", 64, 1024),
+        ("timm:vit_tiny_patch16_224", 224, 192),
+        ("timm:mobilenetv3_small_050", 32, 1024),
+    ],
+)
+def test_named_architectures_give_features(architecture: str, size: int, features: int) -> None:
+    assert feature_dim(build(architecture), size) == features
+
+
+def test_the_dropout_before_the_classifier_goes_too() -> None:
+    model = build("torchvision:efficientnet_b0")
+    assert [type(m) for m in model.classifier] == [nn.Identity, nn.Identity]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "hint"),
+    [
+        ("torchvision:shufflenet_v2_x1", "shufflenet_v2_x1_0"),
+        ("timm:vit_tiny_patch16_22", "vit_tiny_patch16_224"),
+        ("tests.test_models:tiny_nett", "tiny_net"),
+        ("resnet18", "torchvision:NAME"),
+        ("torchvision:", "torchvision:NAME"),
+        ("no_such_package:net", "PYTHONPATH"),
+    ],
+)
+def test_unknown_names_give_the_nearest(architecture, hint, monkeypatch, own_module) -> None:
+    architecture = architecture.replace("tests.test_models", own_module)
+    with pytest.raises(UsageError) as caught:
+        build(architecture)
+    assert hint in str(caught.value)
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch) -> str:
+    (tmp_path / "own_networks.py").write_text(
+        "from torch import nn\n"
+        "def tiny_net(): return \\\n"
+        " nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))\n"
+        "def maps(): return nn.Conv2d(3, 4, 3)\n"
+        "def number(): return 3\n"
+        "def fails(): raise KeyError('size')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_networks"
+
+
+def test_a_function_of_the_users_own(own_module: str) -> None:
+    assert feature_dim(build(f"{own_module}:tiny_net"), 8) == 5
+    with pytest.raises(ModelError, match="gave a int"):
+        build(f"{own_module}:number")
+    with pytest.raises(ModelError, match="size"):
+        build(f"{own_module}:fails")
+
+
+def test_feature_dim_wants_features_and_restores_the_mode(own_module: str) -> None:
+    module = build(f"{own_module}:tiny_net").train()
+    module[0].eval()
+    feature_dim(module, 8)
+    assert module.training
+    assert not module[0].training
+    with pytest.raises(ModelError, match="9 × 9"):
+        feature_dim(module, 9)
+    with pytest.raises(ModelError, match=r"\(2, 4, 6, 6\)"):
+        feature_dim(build(f"{own_module}:maps"), 8)
+
+
+def _net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+
+
+def test_checkpoints_of_both_kinds_are_loaded(tmp_path) -> None:
+    source = _net()
+    wrapped = {f"module.{k}": v for k, v in source.state_dict().items()}
+    save_file(wrapped, tmp_path / "a.safetensors")
+    torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "a.pt")
+    for name in ("a.safetensors", "a.pt"):
+        target = _net()
+        report = load_checkpoint(target, tmp_path / name, {"module.": ""})
+        assert report.missing == report.unexpected == ()
+        assert all(torch.equal(v, source.state_dict()[k]) for k, v in target.state_dict().items())
+
+
+def test_missing_and_unexpected_keys_are_listed(tmp_path) -> None:
+    state = _net().state_dict()
+    del state["2.bias"], state["1.num_batches_tracked"]
+    save_file({**state, "fc.weight": torch.zeros(2)}, tmp_path / "a.safetensors")
+    report = load_checkpoint(_net(), tmp_path / "a.safetensors")
+    assert report.missing == ("2.bias",)
+    assert report.unexpected == ("fc.weight",)
+
+
+def test_the_longest_prefix_wins(tmp_path) -> None:
+    state = {f"net.body.{k}": v for k, v in _net().state_dict().items()}
+    save_file(state, tmp_path / "a.safetensors")
+    report = load_checkpoint(_net(), tmp_path / "a.safetensors", {"net.": "x.", "net.body.": ""})
+    assert report.missing == ()
+
+
+class Anything:
+    pass
+
+
+def _bad_checkpoints(folder):
+    good = _net().state_dict()
+    save_file({**good, "0.weight": torch.zeros(8, 3, 3, 3)}, folder / "shape.safetensors")
+    save_file({"conv.weight": torch.zeros(3)}, folder / "names.safetensors")
+    save_file({"0.weight": good["0.weight"]}, folder / "few.safetensors")
+    save_file(good, folder / "cut.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "cut.safetensors").read_bytes()[:-50])
+    torch.save({"net": Anything()}, folder / "code.pt")
+    (folder / "noise.pt").write_bytes(b"not a checkpoint")
+    torch.save([1, 2], folder / "list.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shape.safetensors", "another shape, first '0.weight'"),
+        ("names.safetensors", "0 of the 6 weights"),
+        ("few.safetensors", "1 of the 6 weights"),
+        ("cut.safetensors", "can't be read"),
+        ("code.pt", "more than tensors"),
+        ("noise.pt", "damaged|can't be read"),
+        ("list.pt", "no mapping"),
+        ("absent.pt", "does not exist"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused_and_change_nothing(tmp_path, name, message):
+    _bad_checkpoints(tmp_path)
+    module = _net()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    with pytest.raises(ModelError, match=message):
+        load_checkpoint(module, tmp_path / name)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_two_weights_of_one_name_are_an_error(tmp_path) -> None:
+    save_file({"a.w": torch.zeros(1), "b.w": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match="the name 'w'"):
+        load_checkpoint(_net(), tmp_path / "a.safetensors", {"a.": "", "b.": ""})

@@ -1,0 +1,161 @@
+"""Every command of the README is run on a tiny run, or parsed where its comment says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lorkd_deploy import cli
+from lorkd_deploy.data import open_data
+from lorkd_deploy.recipe import PhantomData, load_recipe
+from lorkd_deploy.storage import read_tensors
+from tests.command_line import parse
+from tests.readme import README, Block, block, blocks
+
+ROOT = README.parent
+ELSEWHERE = {"wheelhouse", "air-gapped"}  # run by tests/test_packaging.py
+COMMANDS = [b for b in blocks() if b.language in {"bash", "console", "sh"}]
+
+# What makes a training of the README's recipe take seconds: drawn images and small networks.
+TINY = [
+    *(
+        f"departments.{index}.tasks.0.data="
+        f"{{source: phantom, name: {name}, train: 16, val: 8, test: 12}}"
+        for index, name in enumerate(("cells", "xray", "fundus", "tissue"))
+    ),
+    "preprocess.size=32",
+    "teacher.architecture=tests.tiny_backbone:backbone",
+    "student.architecture=tests.tiny_backbone:backbone",
+    "teacher.train.epochs=1",
+    "teacher.train.batch_size=16",
+    "train.epochs=1",
+    "train.batch_size=16",
+    "parity.inputs=4",
+    "parity.test_images=4",
+    "benchmark.rounds=2",
+    "benchmark.seconds=0.05",
+    "benchmark.iterations=4",
+    "benchmark.warmup=1",
+    "benchmark.batch_sizes=[1]",
+    "benchmark.repeats=0",
+    "benchmark.largest_batch=0",
+]
+
+
+def run_blocks() -> list[Block]:
+    return [b for b in COMMANDS if not b.comment]
+
+
+def test_the_readme_has_commands_of_every_kind() -> None:
+    comments = {b.comment for b in COMMANDS}
+    known = {"", "make", *ELSEWHERE}
+    for comment in comments - known:
+        assert comment.startswith(("parsed: needs", "shell: needs")), comment
+    assert known <= comments
+    shown = {
+        words[1] for b in COMMANDS for words in map(shlex.split, b.lines) if words[0] == "lorkd"
+    }
+    assert shown >= {
+        "teacher",
+        "decompose",
+        "fuse",
+        "export",
+        "verify",
+        "benchmark",
+        "report",
+        "predict",
+        "inspect",
+        "recipe",
+        "doctor",
+    }
+
+
+@pytest.mark.parametrize("line", [line for b in COMMANDS for line in b.lines])
+def test_every_lorkd_line_parses(line: str) -> None:
+    if line.startswith("lorkd "):
+        command = line.partition(" > ")[0]
+        assert command.startswith(parse(command))
+    else:
+        assert shlex.split(line)[0] in {"make", "python", "python3", "lorkd-env/bin/python"}
+
+
+def test_make_knows_its_targets() -> None:
+    for line in block("bash", "make"):
+        done = subprocess.run(
+            [*shlex.split(line), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert ".venv/bin" in done.stdout
+
+
+def test_the_python_example_runs() -> None:
+    (example,) = (b for b in blocks() if b.language == "python")
+    names: dict[str, object] = {}
+    exec("\n".join(example.lines), names)
+    y = names["y"]
+    assert isinstance(y, torch.Tensor)
+    assert y.shape == (6, 8)
+
+
+def test_says_that_it_is_no_medical_device() -> None:
+    assert "Not a medical device" in README.read_text(encoding="utf-8").split("\n## ")[0]
+
+
+@pytest.mark.slow
+def test_the_commands_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORKD_DATA", os.devnull)
+    images = open_data(PhantomData(source="phantom", name="cells", test=8)).test.images
+    (tmp_path / "scans").mkdir()
+    Image.fromarray(images[0]).save("scan.png")
+    for index in range(3):
+        Image.fromarray(images[index]).save(f"scans/{index}.png")
+    for line in (line for b in run_blocks() for line in b.lines):
+        command, _, file = line.partition(" > ")
+        words = shlex.split(command)[1:]
+        if words[0] in {"teacher", "decompose"}:
+            words += [word for value in TINY for word in ("--set", value)]
+        capsys.readouterr()
+        code = cli.main(words)
+        shown = capsys.readouterr()
+        assert code == 0, f"{line}\n{shown.err}"
+        if file:
+            Path(file).write_text(shown.out, encoding="utf-8")
+        elif words[0] != "recipe":
+            check(words[0], tmp_path, shown.out)
+
+
+def check(command: str, folder: Path, shown: str) -> None:
+    """What each command leaves behind, as the README says."""
+    run = folder / "runs" / "small"
+    tasks = [task.name for task in load_recipe("medmnist-small").tasks]
+    if command in {"teacher", "decompose"}:
+        assert all(task in shown for task in tasks)
+        kind = "teacher" if command == "teacher" else "bundle"
+        manifest = json.loads((run / kind / "manifest.json").read_text(encoding="utf-8"))
+        assert [task["name"] for task in manifest["tasks"]] == tasks
+    elif command == "export":
+        assert len(list(run.glob("export/*/*/onnx-fp32/model.onnx"))) == len(tasks)
+        assert (run / "export" / "teacher" / "onnx-fp32" / "model.onnx").is_file()
+    elif command == "verify":
+        assert shown.count("yes") >= len(tasks) + 1
+    elif command == "benchmark":
+        profile = json.loads((run / "profile" / "profile.json").read_text(encoding="utf-8"))
+        assert len(profile["engines"]) == len(tasks) + 1
+    elif command == "report":
+        assert "medical device" in (run / "report.html").read_text(encoding="utf-8")
+        assert (run / "report.md").stat().st_size > 1000
+    elif command == "fuse":
+        assert "head.weight" in read_tensors(folder / "retina.safetensors")
+    elif command == "predict":
+        assert "scan.png" in shown or (folder / "breast.csv").is_file()
+    else:
+        assert shown.strip()

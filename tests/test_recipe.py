@@ -1,0 +1,240 @@
+"""Recipes: what is shipped, what is refused, and that every fault is told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lorkd_deploy.errors import RecipeError, UsageError
+from lorkd_deploy.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+
+SMALLEST = """\
+name: smallest
+departments:
+  - name: lab
+    tasks:
+      - name: cells
+        data: {source: phantom, name: cells}
+preprocess: {size: 64}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SMALLEST, encoding="utf-8")
+    return path
+
+
+def test_ships_the_three_recipes() -> None:
+    assert set(shipped_recipes()) >= {"demo", "medmnist-small", "medmnist"}
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_a_shipped_recipe_is_valid_and_commented(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert "onnx" in recipe.export.targets
+    assert shipped_recipes()[name].read_text(encoding="utf-8").count("# ") >= 5
+
+
+def test_the_papers_recipe_has_the_papers_settings() -> None:
+    recipe = load_recipe("medmnist")
+    assert [task.data.name for task in recipe.tasks if task.data.source == "medmnist"] == [
+        "pathmnist",
+        "octmnist",
+        "organcmnist",
+        "organamnist",
+        "organsmnist",
+        "bloodmnist",
+        "breastmnist",
+        "tissuemnist",
+        "dermamnist",
+        "pneumoniamnist",
+    ]
+    assert (recipe.teacher.architecture, recipe.student.architecture) == (
+        "torchvision:resnet50",
+        "torchvision:shufflenet_v2_x1_0",
+    )
+    assert (recipe.experts.rank, recipe.experts.alpha, recipe.transfer.tau) == (4, 16, 10)
+    train = recipe.train
+    assert (train.optimizer, train.lr, train.momentum, train.weight_decay) == (
+        "sgd",
+        0.05,
+        0.9,
+        1e-4,
+    )
+    assert (train.epochs, train.batch_size, train.schedule) == (100, 1024, "cosine")
+    assert recipe.preprocess.size == 224
+
+
+def test_the_small_recipe_has_four_departments_at_64_px() -> None:
+    recipe = load_recipe("medmnist-small")
+    assert [d.name for d in recipe.departments] == [
+        "breast-clinic",
+        "chest-radiology",
+        "eye-clinic",
+        "haematology",
+    ]
+    blood = recipe.departments[3].tasks[0].data
+    assert blood.source == "npz"
+    assert blood.classes is not None
+    assert len(blood.classes) == 8
+    assert recipe.preprocess.size == 64
+
+
+def test_five_faults_are_told_at_once_with_their_places(file: Path) -> None:
+    raw = yaml.safe_load(SMALLEST)
+    raw["departments"][0]["name"] = "Lab 1"
+    raw["departments"][0]["tasks"][0]["data"]["trian"] = 10
+    raw["preprocess"]["size"] = 1
+    raw["experts"] = {"rank": "four"}
+    raw["train"] = {"optimizer": "adam"}
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    message = caught.value.what
+    assert "5 faults" in message
+    for place in (
+        "departments[0].name: a name has lower-case letters",
+        "departments[0].tasks[0].data.trian: unknown key",
+        "preprocess.size: ",
+        "experts.rank: ",
+        "train.optimizer: ",
+    ):
+        assert place in message
+    assert caught.value.where == str(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "where"),
+    [
+        ("trainn", "trainn: unknown key"),
+        ("train.epoch", "train.epoch: unknown key"),
+        ("departments.0.task", "departments[0].task: unknown key"),
+        ("benchmark.round", "benchmark.round: unknown key"),
+    ],
+)
+def test_an_unknown_key_is_a_fault(file: Path, key: str, where: str) -> None:
+    with pytest.raises(RecipeError, match="one fault") as caught:
+        load_recipe(file, [f"{key}=1"])
+    assert where in caught.value.what
+
+
+def test_an_unknown_source_of_data_lists_the_known_ones(file: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, ["departments.0.tasks.0.data.source=dicom"])
+    assert "departments[0].tasks[0].data" in caught.value.what
+    assert "'image-folder', 'medmnist', 'npz' or 'phantom'" in caught.value.what
+
+
+def test_names_are_unique_and_plain(file: Path) -> None:
+    twice = [yaml.safe_load(SMALLEST)["departments"][0]] * 2
+    with pytest.raises(RecipeError, match="department named twice: lab"):
+        parse_recipe({**yaml.safe_load(SMALLEST), "departments": twice}, where="here")
+    for name in ("teacher", "../up", "A", ""):
+        with pytest.raises(RecipeError, match=r"departments\[0\].tasks\[0\].name"):
+            load_recipe(file, [f"departments.0.tasks.0.name={name!r}"])
+
+
+def test_set_overrides_values_of_every_form(file: Path) -> None:
+    recipe = load_recipe(
+        file,
+        [
+            "train.epochs=3",
+            "train.flip=false",
+            "benchmark.batch_sizes=[1, 4]",
+            "departments.0.tasks.0.rank=2",
+            "teacher.prefix={'module.': ''}",
+            "teacher.checkpoint=weights=v2.safetensors",
+            "student.checkpoint=null",
+        ],
+    )
+    assert recipe.train.epochs == 3
+    assert recipe.train.flip is False
+    assert recipe.benchmark.batch_sizes == (1, 4)
+    assert recipe.tasks[0].rank == 2
+    assert recipe.teacher.prefix == {"module.": ""}
+    assert recipe.teacher.checkpoint == "weights=v2.safetensors"
+    assert recipe.student.checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epochs", "not of the form key.path=value"),
+        ("=3", "not of the form key.path=value"),
+        ("train.epochs=[1", "not valid YAML"),
+        ("name.x.y=1", "nothing at 'x'"),
+        ("departments.7.name=x", "nothing at '7'"),
+        ("departments.x=1", "nothing at 'x'"),
+        ("train.epochs=0", "train.epochs: "),
+    ],
+)
+def test_a_wrong_override_is_explained(file: Path, override: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, [override])
+    assert says in caught.value.what
+
+
+def test_an_override_changes_the_hash_and_an_equal_one_does_not(file: Path) -> None:
+    plain = load_recipe(file).sha256
+    assert load_recipe(file, ["seed=0"]).sha256 == plain
+    assert load_recipe(file, ["seed=1"]).sha256 != plain
+
+
+def test_the_resolved_recipe_is_the_same_recipe() -> None:
+    recipe = load_recipe("medmnist-small")
+    again = Recipe.model_validate(recipe.model_dump(mode="json"))
+    assert again == recipe
+    assert again.sha256 == recipe.sha256
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("medmnist-smal")
+    assert caught.value.fix is not None
+    assert "'medmnist-small'" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name: [unclosed", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"- a list", "not a mapping"),
+        (b"", "not a mapping"),
+        (b"{}", "departments: Field required"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(file: Path, content: bytes, says: str) -> None:
+    file.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert says in caught.value.what
+
+
+def test_a_key_that_came_later_changes_a_recipes_hash_only_where_it_is_set(file: Path) -> None:
+    before = load_recipe(file)
+    assert "threshold" not in before.model_dump(mode="json")["departments"][0]["tasks"][0]
+    set_now = load_recipe(file, ["departments.0.tasks.0.threshold=0.3"])
+    assert set_now.tasks[0].threshold == 0.3
+    assert set_now.sha256 != before.sha256
+    assert parse_recipe(set_now.model_dump(mode="json"), where="") == set_now
+    with pytest.raises(RecipeError, match="threshold"):
+        load_recipe(file, ["departments.0.tasks.0.threshold=1.5"])
+
+
+def test_a_run_of_version_0_1_still_has_its_recipe() -> None:
+    first = parse_recipe(yaml.safe_load(SMALLEST), where="here")
+    assert first.sha256 == "e884a48f5100597c31472bad7292f43618f5f5e441fd6ef952882d19a7c06698"
+    later = {"tolerance": {"int8": {"logits": 0.3}}}
+    other = parse_recipe(yaml.safe_load(SMALLEST) | {"parity": later}, where="here")
+    assert other.sha256 != first.sha256
+    assert other.parity.tolerance["int8"].flips is None
+    with pytest.raises(RecipeError, match=r"tolerance"):
+        wrong = {"tolerance": {"fp7": {}}}
+        parse_recipe(yaml.safe_load(SMALLEST) | {"parity": wrong}, where="here")

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lorkd_deploy.errors import BundleError, LorkdError
+from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.run import claim, claimed, open_run
+from tests.tiny_bundle import make_bundle
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_folder_is_claimed_by_its_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    run = claim(tmp_path / "a" / "run", recipe)
+    content = json.loads((run.path / "run.json").read_text())
+    assert content["recipe_sha256"] == recipe.sha256
+    assert content["recipe"] == recipe.model_dump(mode="json")
+    assert run.bundle == tmp_path / "a" / "run" / "bundle"
+    assert [p.name for p in (run.teacher, run.export, run.profile)] == [
+        "teacher",
+        "export",
+        "profile",
+    ]
+    before = (run.path / "run.json").stat().st_mtime_ns
+    assert claim(str(run.path), recipe) == run
+    assert (run.path / "run.json").stat().st_mtime_ns == before
+    assert open_run(run.path) == run
+
+
+def test_a_folder_with_hidden_files_only_is_new(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("*")
+    assert claim(tmp_path, load_recipe("demo")).path == tmp_path
+
+
+def test_another_recipe_is_refused_and_the_difference_shown(tmp_path: Path) -> None:
+    claim(tmp_path, load_recipe("demo"))
+    changed = load_recipe("demo", ["train.epochs=77", "departments.0.tasks.0.rank=3"])
+    with pytest.raises(BundleError, match="run of another recipe") as caught:
+        claim(tmp_path, changed)
+    assert "departments[0].tasks[0].rank: None, now 3" in caught.value.what
+    assert "train.epochs: " in caught.value.what
+    assert ", now 77.0" in caught.value.what
+    assert entries(tmp_path) == ["run.json"]
+    with pytest.raises(BundleError, match="another recipe"):
+        claim(tmp_path, load_recipe("medmnist-small"))
+
+
+def test_a_failure_before_anything_was_made_leaves_no_run(tmp_path: Path) -> None:
+    recipe, run = load_recipe("demo"), tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no data"), claimed(run, recipe, "train"):
+            raise ValueError("no data")
+        assert not run.exists()
+    run.mkdir()
+    with pytest.raises(ValueError, match="no data"), claimed(run, recipe, "train"):
+        raise ValueError("no data")
+    assert entries(run) == []
+
+
+def test_a_failure_keeps_what_was_made(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    with pytest.raises(ValueError, match="later"), claimed(tmp_path, recipe, "train") as run:
+        run.teacher.mkdir()
+        raise ValueError("later")
+    assert {"run.json", "teacher"} <= set(entries(tmp_path))
+    run.teacher.rmdir()
+    with pytest.raises(ValueError, match="again"), claimed(tmp_path, recipe, "train"):
+        raise ValueError("again")
+    assert "run.json" in entries(tmp_path), "it was there before"
+
+
+def test_two_trainings_in_one_run(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    with (
+        claimed(tmp_path, recipe, "train"),
+        pytest.raises(LorkdError, match="wanted to decompose"),
+        claimed(tmp_path, recipe, "decompose"),
+    ):
+        pass
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("years of work")
+    with pytest.raises(BundleError, match=r"thesis\.doc"):
+        claim(tmp_path, load_recipe("demo"))
+    assert entries(tmp_path) == ["thesis.doc"]
+    with pytest.raises(BundleError, match="a folder is needed"):
+        claim(tmp_path / "thesis.doc", load_recipe("demo"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not what a run begins with"),
+        ('{"schema_version": 1}', "not what a run begins with"),
+        ('{"schema_version": 9}', "schema 9"),
+    ],
+)
+def test_a_damaged_run_json(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(BundleError, match=message):
+        claim(tmp_path, load_recipe("demo"))
+    with pytest.raises(BundleError, match=message):
+        open_run(tmp_path)
+
+
+def test_what_may_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run"
+    claim(path, load_recipe("demo"))
+    make_bundle(path / "bundle")
+    assert open_run(path / "bundle").path == path
+    monkeypatch.chdir(path / "bundle")
+    assert open_run(".").path == path
+    # Copied to a device without run.json, or the bundle alone.
+    (path / "run.json").unlink()
+    assert open_run(path).bundle == path / "bundle"
+    alone = shutil.copytree(path / "bundle", tmp_path / "eye")
+    run = open_run(alone)
+    assert (run.path, run.bundle, run.export) == (alone, alone, alone / "export")
+
+
+def test_what_may_not(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no run and no bundle"):
+        open_run(tmp_path)
+    with pytest.raises(BundleError, match="does not exist"):
+        open_run(tmp_path / "nowhere")

@@ -1,0 +1,21 @@
+"""A user's own architecture, `tiny_backbone:backbone`: quick to train and to export."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def backbone() -> nn.Module:
+    """Images `(N, 3, S, S)` → features `(N, 16)`: a 3 × 3, a depthwise and a 1 × 1 convolution."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 16, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )

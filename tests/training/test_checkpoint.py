@@ -1,0 +1,97 @@
+"""Checkpoints: two at most, whole or not at all, of one recipe."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from lorkd_deploy.errors import TrainingError
+from lorkd_deploy.training import checkpoint
+from lorkd_deploy.training.checkpoint import Checkpoints, State, pack, unpack
+
+
+def _state(step: int) -> State:
+    return State(step, {"model/w": torch.full((3,), float(step))}, {"history": [step]})
+
+
+def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "recipe")
+    for step in (10, 20, 30):
+        checkpoints.save(_state(step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
+    found = checkpoints.load()
+    assert found is not None
+    assert found.step == 30
+    assert found.facts == {"history": [30]}
+    assert found.tensors["model/w"].tolist() == [30.0] * 3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no facts"])
+def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, "recipe")
+    for step in (10, 20):
+        checkpoints.save(_state(step))
+    file = tmp_path / "step-00000020" / "state.safetensors"
+    data = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(data[:-4])
+    elif damage == "flipped":
+        data[-1] ^= 1
+        file.write_bytes(data)
+    else:
+        (file.parent / "state.json").unlink()
+    found = checkpoints.load()
+    assert found is not None
+    assert found.step == 10
+
+
+def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "recipe")
+    (tmp_path / ".step-00000040.abcdef01.tmp").mkdir()
+    assert checkpoints.load() is None
+
+
+def test_a_training_that_begins_afresh_is_not_outlived_by_the_one_before(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "recipe")
+    assert not checkpoints
+    for step in (400, 500, 10):
+        checkpoints.save(_state(step))
+    assert checkpoints
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+    checkpoints.save(_state(20))
+    found = checkpoints.load()
+    assert found is not None
+    assert found.step == 20
+
+
+def test_a_full_disk_is_one_and_the_checkpoint_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, "recipe")
+    checkpoints.save(_state(10))
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        checkpoints.save(_state(20))
+    assert caught.value.errno == errno.ENOSPC
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, "one").save(_state(10))
+    with pytest.raises(TrainingError, match="another recipe"):
+        Checkpoints(tmp_path, "other").load()
+
+
+def test_tensors_that_share_memory_are_stored_apart() -> None:
+    shared = torch.zeros(4)
+    packed = pack("model", {"a": shared, "b": shared})
+    assert packed["model/a"].data_ptr() != packed["model/b"].data_ptr()
+    assert set(unpack("model", packed)) == {"a", "b"}

@@ -1,0 +1,254 @@
+"""Teacher and decomposition as a user runs them, on a network that trains in seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbone import backbone
+from tiny_recipe import write_recipe
+from torch import nn
+
+from lorkd_deploy import decompose, load_bundle, teacher
+from lorkd_deploy.errors import (
+    BundleError,
+    DataError,
+    LorkdError,
+    ModelError,
+    TrainingError,
+    UsageError,
+)
+from lorkd_deploy.storage import sha256_file
+from lorkd_deploy.training.checkpoint import Checkpoints
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def taught(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has its teacher."""
+    run = tmp_path_factory.mktemp("taught") / "run"
+    teacher(recipe, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def decomposed(recipe: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    run = tmp_path_factory.mktemp("decomposed") / "run"
+    shutil.copytree(taught, run)
+    result = decompose(recipe, run)
+    assert [task.task for task in result.tasks] == ["cells", "xray", "fundus"]
+    assert all(t.teacher and t.expert and 0 <= t.expert["auc"] <= 1 for t in result.tasks)
+    return run
+
+
+def test_the_bundle_holds_what_was_trained(decomposed: Path) -> None:
+    bundle = load_bundle(decomposed)
+    manifest = bundle.manifest
+    assert manifest.departments == {"ward-a": ("cells", "xray"), "ward-b": ("fundus",)}
+    assert [task.rank for task in manifest.tasks] == [2, 2, 3]
+    assert bundle.expert("fundus")["0.A"].shape == (3 * 3, 3 * 3)
+    assert bundle.expert("cells")["5.B"].shape == (16, 2)
+    for task in manifest.tasks:
+        own = bundle.expert(task.name)
+        assert np.abs(own["5.B"]).max() > 0, "no gradient reached the expert"
+        assert own["head.weight"].shape == (len(task.classes), 16)
+        assert set(task.metrics) == {"teacher", "expert"}
+    assert not (decomposed / "checkpoints" / "decompose").exists()
+
+
+def test_the_teacher_is_a_bundle_with_one_engine(taught: Path) -> None:
+    bundle = load_bundle(taught / "teacher")
+    assert list(bundle.manifest.engines()) == ["teacher"]
+    classes = sum(len(task.classes) for task in bundle.manifest.tasks)
+    fused = bundle.fuse("teacher")
+    assert any(array.shape in ((classes, 16), (16, classes)) for array in fused.values())
+
+
+def test_decompose_alone_makes_the_teacher_first(recipe: Path, tmp_path: Path) -> None:
+    result = decompose(recipe, tmp_path / "run", set=["train.epochs=1", "teacher.train.epochs=1"])
+    assert all(task.teacher is not None for task in result.tasks)
+    assert load_bundle(tmp_path / "run" / "teacher").manifest.kind == "teacher"
+
+
+@pytest.mark.parametrize("kind", ["logits", "none"])
+def test_other_transfers(recipe: Path, tmp_path: Path, kind: str) -> None:
+    short = ["train.epochs=0.5", "teacher.train.epochs=0.5", f"transfer.kind={kind}"]
+    result = decompose(recipe, tmp_path / "run", set=short)
+    assert (result.tasks[0].teacher is None) == (kind == "none")
+
+
+def test_the_same_seed_gives_the_same_bundle(
+    recipe: Path, taught: Path, decomposed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(taught, run)
+    decompose(recipe, run)
+    assert _weights(run) == _weights(decomposed)
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    recipe: Path, taught: Path, decomposed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(taught, run)
+    killed = subprocess.Popen(_command(recipe, run), env=_environment(), stderr=subprocess.DEVNULL)
+    saved = run / "checkpoints" / "decompose"
+    for _ in _until(60):
+        if killed.poll() is not None or len(list(saved.glob("step-*/state.json"))) > 1:
+            break
+    assert killed.poll() is None, "the training ended before it could be killed"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (run / "bundle").exists()
+    subprocess.run([*_command(recipe, run), "--resume"], env=_environment(), check=True)
+    assert _weights(run) == _weights(decomposed)
+
+
+def test_resume_with_a_changed_recipe_is_refused(
+    recipe: Path, taught: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(taught, run)
+    with pytest.raises(LorkdError, match=r"another recipe"):
+        decompose(recipe, run, set=["experts.alpha=7"], resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_cause(
+    recipe: Path, taught: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(
+        tmp_path / "hot.yaml",
+        train={"epochs": 5, "batch_size": 16, "lr": 1e25, "warmup": 0, "checkpoint_minutes": 0},
+        transfer={"kind": "none"},
+    )
+    with pytest.raises(TrainingError, match=r"step \d+: .*not finite"):
+        decompose(path, tmp_path / "run")
+    assert not (tmp_path / "run" / "bundle").exists()
+    found = Checkpoints(tmp_path / "run" / "checkpoints" / "decompose", _recipe_hash(path)).load()
+    assert found is not None, "the last checkpoint is whole"
+    assert all(value.isfinite().all() for value in found.tensors.values()), (
+        "and can be gone on from"
+    )
+
+
+def test_what_is_wrong_leaves_no_run_and_the_folder_free(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UsageError, match="no torchvision architecture"):
+        teacher(recipe, run, set=["teacher.architecture=torchvision:resnt50"])
+    missing = "departments.0.tasks.0.data={source: npz, path: nowhere.npz}"
+    with pytest.raises(DataError, match="nowhere"):
+        decompose(recipe, run, set=[missing])
+    assert not run.exists()
+
+
+def test_importing_a_teacher_with_heads(recipe: Path, tmp_path: Path) -> None:
+    """A checkpoint whose backbone is under `net.` and whose heads are `fc0` … `fc2`."""
+    torch.manual_seed(1)
+    state = {f"net.{k}": v for k, v in backbone().state_dict().items()}
+    counts = [len(t.classes) for t in _classes(recipe, tmp_path)]
+    for index, count in enumerate(counts):
+        head = nn.Linear(16, count)
+        state |= {f"fc{index}.{k}": v for k, v in head.state_dict().items()}
+    torch.save(state, tmp_path / "foundation.pt")
+    prefix = {"net.": "backbone."} | {f"fc{i}.": f"heads.tasks.{i}." for i in range(3)}
+    path = write_recipe(
+        tmp_path / "import.yaml",
+        teacher={
+            "architecture": "tiny_backbone:backbone",
+            "checkpoint": str(tmp_path / "foundation.pt"),
+            "prefix": prefix,
+            "fit": "none",
+        },
+    )
+    result = teacher(path, tmp_path / "run")
+    assert result.missing_keys == () and result.unexpected_keys == ()
+    written = load_bundle(tmp_path / "run" / "teacher")
+    np.testing.assert_array_equal(written.base["0.weight"], state["net.0.weight"].numpy())
+    np.testing.assert_array_equal(written.expert("fundus")["head.bias"], state["fc2.bias"].numpy())
+
+
+def test_heads_are_trained_on_a_frozen_backbone(recipe: Path, tmp_path: Path) -> None:
+    state = backbone().state_dict()
+    torch.save(state | {"extra.weight": torch.zeros(1)}, tmp_path / "foundation.pt")
+    path = write_recipe(
+        tmp_path / "heads.yaml",
+        teacher={
+            "architecture": "tiny_backbone:backbone",
+            "checkpoint": str(tmp_path / "foundation.pt"),
+            "fit": "heads",
+            "train": {"epochs": 1, "batch_size": 16},
+        },
+    )
+    result = teacher(path, tmp_path / "run")
+    assert result.unexpected_keys == ("extra.weight",)
+    written = load_bundle(tmp_path / "run" / "teacher")
+    for name, array in written.base.items():
+        np.testing.assert_array_equal(array, state[name].numpy(), err_msg=name)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(recipe: Path, tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ModelError, match="not one of"):
+        teacher(recipe, tmp_path / "run", set=[f"teacher.checkpoint={tmp_path / 'other.pt'}"])
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_folder_that_holds_another_run_is_refused(taught: Path, tmp_path: Path) -> None:
+    other = write_recipe(tmp_path / "other.yaml", seed=9)
+    before = _weights_of(taught / "teacher")
+    with pytest.raises(BundleError):
+        teacher(other, taught)
+    assert _weights_of(taught / "teacher") == before
+
+
+def _classes(recipe: Path, tmp_path: Path) -> list[object]:
+    from lorkd_deploy.data import open_data
+    from lorkd_deploy.recipe import load_recipe
+
+    return [open_data(task.data) for task in load_recipe(recipe).tasks]
+
+
+def _recipe_hash(path: Path) -> str:
+    from lorkd_deploy.recipe import load_recipe
+
+    return load_recipe(path).sha256
+
+
+def _weights(run: Path) -> dict[str, str]:
+    return _weights_of(run / "bundle")
+
+
+def _weights_of(bundle: Path) -> dict[str, str]:
+    files = sorted(bundle.rglob("*.safetensors"))
+    return {str(file.relative_to(bundle)): sha256_file(file) for file in files}
+
+
+def _command(recipe: Path, run: Path) -> list[str]:
+    return [sys.executable, "-m", "lorkd_deploy", "decompose", str(recipe), "--out", str(run)]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(TESTS)}
+
+
+def _until(seconds: float) -> Iterator[None]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.005)

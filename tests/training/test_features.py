@@ -1,0 +1,86 @@
+"""Teacher features that are held equal those of every step, and are never another teacher's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbone import backbone
+from tiny_recipe import tiny_recipe
+
+from lorkd_deploy.progress import Silent
+from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.training.evaluate import network_input
+from lorkd_deploy.training.features import TeacherFeatures
+from lorkd_deploy.training.network import TeacherNetwork
+from lorkd_deploy.training.setup import Setup, open_setup
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    return open_setup(parse_recipe(tiny_recipe(), where="test"))
+
+
+def _mentor(setup: Setup, seed: int) -> TeacherNetwork:
+    torch.manual_seed(seed)
+    return TeacherNetwork(backbone(), 16, setup.classes).eval()
+
+
+def _features(setup: Setup, seed: int, folder: Path) -> TeacherFeatures:
+    return TeacherFeatures(
+        _mentor(setup, seed),
+        setup,
+        teacher_sha256=str(seed),
+        folder=folder,
+        device=CPU,
+        progress=Silent(),
+    )
+
+
+def _compare(setup: Setup, features: TeacherFeatures, seed: int) -> None:
+    mentor = _mentor(setup, seed)
+    seen_flips = 0
+    for batch in setup.loader(setup.recipe.train, steps=4).batches():
+        x = network_input(batch.images, setup.recipe.preprocess, CPU)
+        with torch.no_grad():
+            expected = mentor.backbone(x).numpy()
+        np.testing.assert_allclose(features(batch, x).numpy(), expected, rtol=1e-4, atol=1e-6)
+        seen_flips += sum(int(part.sum()) for part in batch.flips)
+    assert seen_flips > 0, "the mirrored form was never asked for"
+
+
+def test_held_features_are_those_of_the_batch(setup: Setup, tmp_path: Path) -> None:
+    features = _features(setup, 0, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    _compare(setup, features, 0)
+
+
+def test_a_second_training_reads_them(setup: Setup, tmp_path: Path) -> None:
+    _features(setup, 0, tmp_path)
+    (file,) = tmp_path.iterdir()
+    written = file.stat().st_mtime_ns
+    _compare(setup, _features(setup, 0, tmp_path), 0)
+    assert file.stat().st_mtime_ns == written
+
+
+def test_another_teachers_and_a_damaged_cache_are_computed_again(
+    setup: Setup, tmp_path: Path
+) -> None:
+    _features(setup, 0, tmp_path)
+    _compare(setup, _features(setup, 1, tmp_path), 1)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    _compare(setup, _features(setup, 1, tmp_path), 1)
+
+
+def test_moved_images_are_not_held(tmp_path: Path) -> None:
+    moving = tiny_recipe()
+    moving["train"] = moving["train"] | {"shift": 0.1}
+    setup = open_setup(parse_recipe(moving, where="test"))
+    features = _features(setup, 0, tmp_path)
+    assert not list(tmp_path.iterdir())
+    _compare(setup, features, 0)

@@ -1,0 +1,87 @@
+"""The objective against its formula, written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorkd_deploy.training.losses import (
+    batch_accuracy,
+    label_loss,
+    logit_transfer,
+    transfer_loss,
+)
+
+torch.manual_seed(0)
+
+
+def test_label_loss_is_the_mean_over_samples_not_over_tasks() -> None:
+    logits = [torch.randn(5, 3), torch.randn(1, 4)]
+    labels = [torch.tensor([0, 1, 2, 0, 1]), torch.tensor([3])]
+    each = [
+        -torch.log_softmax(row, 0)[label]
+        for rows, wanted in zip(logits, labels, strict=True)
+        for row, label in zip(rows, wanted, strict=True)
+    ]
+    found = label_loss(logits, labels, ["multiclass", "multiclass"])
+    torch.testing.assert_close(found, torch.stack(each).mean())
+
+
+def test_an_absent_task_gets_no_gradient() -> None:
+    present, absent = torch.randn(2, 3, requires_grad=True), torch.randn(0, 3, requires_grad=True)
+    empty = torch.empty(0, dtype=torch.int64)
+    loss = label_loss([present, absent], [torch.tensor([0, 2]), empty], ["multiclass"] * 2)
+    loss.backward()
+    assert present.grad is not None
+    assert absent.grad is None
+
+
+def test_multilabel_is_binary_cross_entropy() -> None:
+    logits, labels = torch.randn(4, 14), torch.randint(0, 2, (4, 14))
+    p = torch.sigmoid(logits)
+    each = -(labels * p.log() + (1 - labels) * (1 - p).log())
+    torch.testing.assert_close(label_loss([logits], [labels], ["multilabel"]), each.mean())
+
+
+@pytest.mark.parametrize("tau", [1.0, 10.0])
+def test_transfer_is_the_papers_divergence(tau: float) -> None:
+    teacher, student = torch.randn(6, 8) * 5, torch.randn(6, 8) * 5
+    p, q = (torch.softmax(v / tau, 1) for v in (teacher, student))
+    expected = tau**2 * (p * (p.log() - q.log())).sum(1).mean()
+    torch.testing.assert_close(transfer_loss(teacher, student, tau), expected)
+    assert transfer_loss(teacher, teacher, tau).abs() < 1e-6
+
+
+def test_transfer_reaches_projection_and_student() -> None:
+    teacher = torch.randn(3, 4, requires_grad=True)
+    student = torch.randn(3, 4, requires_grad=True)
+    transfer_loss(teacher, student, 2.0).backward()
+    for tensor in (teacher, student):
+        gradient: Tensor | None = tensor.grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+
+
+def test_logit_transfer_weights_tasks_by_their_samples() -> None:
+    known = [torch.randn(3, 2), torch.randn(1, 5), torch.randn(0, 4)]
+    learnt = [torch.randn(3, 2), torch.randn(1, 5), torch.randn(0, 4)]
+    found = logit_transfer(known, learnt, ["multiclass"] * 3, 4.0)
+    expected = (
+        3 * transfer_loss(known[0], learnt[0], 4.0) + transfer_loss(known[1], learnt[1], 4.0)
+    ) / 4
+    torch.testing.assert_close(found, expected)
+
+
+def test_multilabel_transfer_is_the_binary_divergence() -> None:
+    known, learnt, tau = torch.randn(3, 5), torch.randn(3, 5), 2.0
+    p, q = torch.sigmoid(known / tau), torch.sigmoid(learnt / tau)
+    each = p * (p.log() - q.log()) + (1 - p) * ((1 - p).log() - (1 - q).log())
+    found = logit_transfer([known], [learnt], ["multilabel"], tau)
+    torch.testing.assert_close(found, tau**2 * each.mean())
+
+
+def test_batch_accuracy_counts_images_and_single_findings() -> None:
+    logits = [torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0, -1.0, 3.0, -2.0]])]
+    labels = [torch.tensor([0, 0]), torch.tensor([[1, 0, 0, 1]])]
+    assert batch_accuracy(logits, labels, ["multiclass", "multilabel"]) == 3 / 6

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.tiny_bundle import checked
+
+torch = pytest.importorskip("torch", reason="the template is exported by torch")
+pytest.importorskip("onnxscript", reason="torch's exporter needs it")
+ort = pytest.importorskip("onnxruntime", reason="runs the filled graphs")
+
+from torch import nn  # noqa: E402
+
+from lorkd_deploy.bundle.manifest import FoldEntry, LayerEntry, ParityEntry, TaskEntry  # noqa: E402
+from lorkd_deploy.bundle.read import Bundle, load_bundle  # noqa: E402
+from lorkd_deploy.bundle.write import write_bundle  # noqa: E402
+from lorkd_deploy.delta import delta_weight  # noqa: E402
+from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
+from lorkd_deploy.errors import ModelError  # noqa: E402
+from lorkd_deploy.preprocess import Preprocess  # noqa: E402
+from lorkd_deploy.training.template import graph_template  # noqa: E402
+
+SIZE, RANK, ALPHA = 32, 2, 3.0
+TASKS = {"lung": 2, "eye": 7}
+
+
+class Mixed(nn.Module):
+    """One of everything that a template must treat differently."""
+
+    table: Any
+    fixed: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        from timm.layers import BatchNormAct2d
+
+        self.pre = nn.BatchNorm2d(3)  # not behind a convolution: stays
+        self.conv1 = nn.Conv2d(3, 8, 3, padding="same")  # with bias
+        self.norm1 = nn.BatchNorm2d(8, affine=False, eps=1e-2)
+        self.conv2 = nn.Conv2d(8, 8, (1, 3), stride=2, groups=2, bias=False)
+        self.norm2 = BatchNormAct2d(8)  # its activation must survive
+        self.conv3 = nn.Conv2d(8, 8, 1)
+        self.norm3 = nn.BatchNorm2d(8)  # conv3 is read twice: stays
+        self.group = nn.GroupNorm(2, 8)
+        self.shared = nn.Conv2d(8, 8, 1, bias=False)  # called twice: nothing is folded into it
+        self.norm4, self.norm5 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.hidden = nn.Linear(8, 6)
+        self.norm6 = nn.BatchNorm1d(6)  # the exporter's own optimiser would fold this one
+        self.layer = nn.LayerNorm(6)
+        self.bias_table = nn.Parameter(torch.zeros(4, 6))
+        self.register_buffer("table", torch.tensor([2, 0, 1, 2, 3, 1]))
+        self.register_buffer("fixed", torch.linspace(-1, 1, 6), persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.norm1(self.conv1(self.pre(x))))
+        x = self.norm2(self.conv2(x))
+        x = self.conv3(x)
+        x = self.group(self.norm3(x) + x)
+        x = self.norm4(self.shared(x)) + self.norm5(self.shared(x)).sigmoid()
+        x = self.norm6(self.hidden(x.mean((2, 3))))
+        # Indexing a weight by a table is a computation that depends on the expert.
+        return self.layer(x) * self.fixed + self.bias_table[self.table].mean(0)
+
+
+def torchvision_net(name: str) -> nn.Module:
+    import torchvision
+
+    net: nn.Module = getattr(torchvision.models, name)(weights=None)
+    for classifier in ("fc", "classifier"):
+        if hasattr(net, classifier):
+            setattr(net, classifier, nn.Identity())
+    return net
+
+
+def timm_net(name: str, **options: Any) -> nn.Module:
+    import timm
+
+    net: nn.Module = timm.create_model(name, num_classes=0, img_size=SIZE, **options)
+    return net
+
+
+NETS = {
+    "mixed": Mixed,
+    "shufflenet": functools.partial(torchvision_net, "shufflenet_v2_x0_5"),
+    "mobilenet": functools.partial(torchvision_net, "mobilenet_v3_small"),
+    "vit": functools.partial(timm_net, "vit_tiny_patch16_224", depth=2),
+    "swin": functools.partial(
+        timm_net, "swin_tiny_patch4_window7_224", embed_dim=24, depths=(2, 2), num_heads=(2, 2)
+    ),
+}
+
+
+def randomise(net: nn.Module, seed: int) -> None:
+    """Weights and norm statistics far from their initial values, outputs of ordinary size."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in net.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            tensor.copy_(0.3 + noise.abs())
+        elif tensor.ndim > 1:
+            tensor.copy_(1.2 * noise / tensor[0].numel() ** 0.5)
+        elif name.endswith("weight"):
+            tensor.copy_(1 + 0.3 * noise)
+        else:
+            tensor.copy_(0.5 * noise)
+
+
+class Case:
+    """A network, its experts made by hand, and the bundle of both."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.net = NETS[name]().eval()
+        randomise(self.net, 1)
+        with torch.no_grad():
+            features = self.net(torch.zeros(2, 3, SIZE, SIZE)).shape[1]
+        self.layers = tuple(_layers(self.net))
+        self.template = graph_template(self.net, nn.Linear(features, 4), SIZE)
+        rng = np.random.default_rng(5)
+        self.experts = {
+            task: _factors(rng, self.layers)
+            | {"head.weight": rng.normal(size=(k, features)) / 4, "head.bias": rng.normal(size=k)}
+            for task, k in TASKS.items()
+        }
+        self.bundle = self._bundle(folder / name)
+
+    def _bundle(self, folder: Path) -> Bundle:
+        state = {k: v.numpy() for k, v in self.net.state_dict().items() if "num_batches" not in k}
+        write_bundle(
+            folder,
+            kind="experts",
+            name="net",
+            architecture="tests:net",
+            parameters={},
+            preprocess=Preprocess(size=SIZE),
+            tasks=[
+                TaskEntry(
+                    name=task,
+                    department="ward",
+                    classes=tuple(f"c{i}" for i in range(k)),
+                    kind="multiclass",
+                    data={},
+                    rank=RANK,
+                    alpha=ALPHA,
+                )
+                for task, k in TASKS.items()
+            ],
+            layers=self.layers,
+            folds=self.template.folds,
+            graph=self.template.graph,
+            template=self.template.onnx,
+            base=state,
+            experts={
+                t: {k: v.astype(np.float32) for k, v in e.items()} for t, e in self.experts.items()
+            },
+            parity=ParityEntry(inputs=0, seed=0, sha256=""),
+            logits={task: {} for task in TASKS},
+            recipe={},
+            recipe_sha256="",
+            versions={},
+            created="",
+        )
+        return load_bundle(folder)
+
+    def unfused(self, task: str, x: Any) -> Any:
+        """The torch network of one task, nothing folded, float64."""
+        import copy
+
+        own = {k: torch.from_numpy(v) for k, v in self.experts[task].items()}
+        net = copy.deepcopy(self.net).double()
+        for layer in self.layers:
+            weight = net.get_parameter(f"{layer.name}.weight").data
+            weight += delta_weight(
+                own[f"{layer.name}.A"], own[f"{layer.name}.B"], ALPHA / RANK, layer.shape
+            )
+        with torch.no_grad():
+            return (net(x.double()) @ own["head.weight"].T + own["head.bias"]).numpy()
+
+
+def _layers(net: nn.Module) -> Any:
+    for name, part in net.named_modules():
+        if isinstance(part, nn.Conv2d) and part.groups == 1:
+            yield LayerEntry(name=name, kind="conv2d", shape=tuple(part.weight.shape))
+        elif isinstance(part, nn.Linear):
+            yield LayerEntry(name=name, kind="linear", shape=tuple(part.weight.shape))
+
+
+def _factors(rng: np.random.Generator, layers: Any) -> dict[str, Any]:
+    factors = {}
+    for layer in layers:
+        out, into, height, width = (*layer.shape, 1, 1)[:4]
+        size = 0.5 / (into * height * width) ** 0.5
+        factors[f"{layer.name}.A"] = rng.normal(size=(RANK * height, into * width))
+        factors[f"{layer.name}.B"] = rng.normal(size=(out * height, RANK * height)) * size
+    return factors
+
+
+@pytest.fixture(scope="module")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(request.param, tmp_path_factory.mktemp("bundles"))
+
+
+every_net = pytest.mark.parametrize(
+    "case",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("mobilenet", "swin"))) for n in NETS],
+    indirect=True,
+)
+mixed_only = pytest.mark.parametrize("case", ["mixed"], indirect=True)
+
+
+@every_net
+def test_every_expert_in_the_one_graph_equals_its_unfused_network(case: Case) -> None:
+    x = torch.randn(5, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(9))
+    for task, classes in TASKS.items():
+        session = ort.InferenceSession(onnx_model(case.bundle, task))
+        logits = session.run(None, {"input": x.numpy()})[0]
+        expected = case.unfused(task, x)
+        assert logits.shape == (5, classes)
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+        one = session.run(None, {"input": x[:1].numpy()})[0]
+        np.testing.assert_allclose(one, logits[:1], atol=1e-5 * np.abs(expected).max())
+
+
+@every_net
+def test_each_float_tensor_has_one_place_and_the_template_no_weights(case: Case) -> None:
+    state = {k for k, v in case.net.state_dict().items() if v.is_floating_point()}
+    for fold in case.template.folds:
+        state -= {
+            f"{fold.norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")
+        }
+        state.add(f"{fold.conv}.bias")
+    bindings = case.template.graph.bindings
+    assert sorted(b.source for b in bindings) == sorted(state | {"head.weight", "head.bias"})
+    initializers = onnx.load_from_string(case.template.onnx).graph.initializer
+    assert len({i.name for i in initializers}) == len(initializers)
+    empty = {i.name for i in initializers if not i.raw_data}
+    assert {b.initializer for b in bindings} == empty
+
+
+@every_net
+def test_no_path_no_trace_and_a_valid_graph(case: Case) -> None:
+    data = onnx_model(case.bundle, "eye")
+    model = checked(data)
+    for secret in (b"stack", b"File ", b".py", b"torch.", str(Path.home()).encode() + b"/"):
+        assert secret not in case.template.onnx
+    assert not model.graph.value_info
+    read = {name for node in model.graph.node for name in node.input}
+    assert {i.name for i in model.graph.initializer} <= read
+    assert not model.functions
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 7
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+
+
+@mixed_only
+def test_exactly_the_norms_alone_behind_a_convolution_are_folded(case: Case) -> None:
+    assert case.template.folds == (
+        FoldEntry(conv="conv1", norm="norm1", eps=1e-2),
+        FoldEntry(conv="conv2", norm="norm2", eps=1e-5),
+    )
+
+
+@mixed_only
+def test_network_and_head_stay_as_they_were(case: Case) -> None:
+    again = Mixed()
+    randomise(again, 1)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in case.net.state_dict().items())
+    assert again.training
+    before = {k: v.clone() for k, v in again.state_dict().items()}
+    head = nn.Linear(6, 4)
+    weight = head.weight.clone()
+    graph_template(again, head, SIZE)
+    assert again.training
+    assert torch.equal(weight, head.weight)
+    assert all(torch.equal(v, before[k]) for k, v in again.state_dict().items())
+
+
+SCRIPT = """
+import hashlib, sys, torch
+from tests.training.test_template import SIZE, Mixed, nn
+from lorkd_deploy.training.template import graph_template
+torch.manual_seed(int(sys.argv[1]))
+made = graph_template(Mixed(), nn.Linear(6, 4), SIZE)
+print(hashlib.sha256(made.onnx + made.graph.model_dump_json().encode()).hexdigest())
+"""
+
+
+@mixed_only
+def test_fresh_processes_give_the_same_bytes(case: Case) -> None:
+    import hashlib
+
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "3"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    here = case.template.onnx + case.template.graph.model_dump_json().encode()
+    assert ran.stdout.split()[-1] == hashlib.sha256(here).hexdigest()
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x).mean((2, 3))
+
+
+def test_a_parameter_without_a_place_is_named() -> None:
+    net = Small()
+    net.forgotten = nn.Linear(3, 3)
+    with pytest.raises(ModelError, match=r"2 tensors.*forgotten\.weight, forgotten\.bias"):
+        graph_template(net, nn.Linear(4, 2), 16)
+
+
+def test_a_backbone_with_the_heads_name() -> None:
+    net = Small()
+    net.head = nn.Linear(3, 3)
+    with pytest.raises(ModelError, match=r"called head\.bias"):
+        graph_template(net, nn.Linear(4, 2), 16)
+
+
+def test_a_network_that_torch_cannot_export() -> None:
+    class Branching(Small):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+    with pytest.raises(ModelError, match="can't export") as caught:
+        graph_template(Branching(), nn.Linear(4, 2), 16)
+    assert caught.value.where == "Branching"
+
+
+def test_a_fixed_batch_is_refused() -> None:
+    class Two(Small):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x.reshape(2, 3, 16, 16))
+
+    with pytest.raises(ModelError, match="can't export"):
+        graph_template(Two(), nn.Linear(4, 2), 16)

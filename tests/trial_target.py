@@ -1,0 +1,57 @@
+"""A third party's target, as small as one can be: found by its entry point, run by real workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+RUNTIME = """
+import json, os, signal, sys, time
+import numpy as np
+from lorkd_deploy.errors import ArtifactError
+from lorkd_deploy.runtime import Probe
+
+def probe():
+    return Probe(True, True, "1.0", ("fp32",))
+
+def open(folder, files, options):
+    return Runner(json.loads((folder / files[0]).read_text()), options)
+
+class Runner:
+    def __init__(self, engine, options):
+        if engine.get("refuse"):
+            raise ArtifactError("the engine is of another machine", fix="export it here")
+        self.engine, self.calls = engine, 0
+        self.facts = {"runtime": "trial 1.0", "precision": "fp32", "threads": options.threads}
+        self.ballast = np.ones(engine.get("mib", 0) << 17)
+
+    def __call__(self, batch):
+        self.calls += 1
+        print("runtimes print what they like", flush=True)
+        os.write(1, b"also below Python\\n")
+        if self.engine.get("dies_at") == self.calls:
+            print("out of registers", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.engine.get("raises_at") == self.calls:
+            raise ValueError("batch too large")
+        time.sleep(self.engine.get("sleep", 0))
+        assert "torch" not in sys.modules
+        return batch.mean(axis=(2, 3)) @ np.asarray(self.engine["weight"], np.float32)
+
+    def close(self):
+        pass
+"""
+WEIGHT = [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]  # (3, K = 2)
+
+
+def install_target(site: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> None:
+    """Install an exporter package below `site` for every process that is started from now on."""
+    info = site / f"lorkd_{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / f"lorkd_{name}.py").write_text(source)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lorkd-{name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[lorkd_deploy.exporters]\n{name} = lorkd_{name}\n")
+    others = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *([others] if others else [])]))
