@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import lorkd_deploy
 from lorkd_deploy import cli, recipe
 from lorkd_deploy.cli.faults import system_fault
 from lorkd_deploy.errors import GateError
@@ -179,7 +180,8 @@ def test_ctrl_c_is_exit_130_and_a_sentence(
 
     # Below typer, which has its own idea of Ctrl-C, and above it, where it may come too.
     failing(monkeypatch, KeyboardInterrupt())
-    monkeypatch.setattr("lorkd_deploy.decompose", stop, raising=False)
+    # Into the module's own names: looked up as an attribute, it would be imported, with torch.
+    monkeypatch.setitem(vars(lorkd_deploy), "decompose", stop)
     monkeypatch.setattr(cli, "app", stop if above else cli.app)
     assert cli.main(arguments) == 130
     shown = capsys.readouterr()
