@@ -137,8 +137,10 @@ class TrainSpec(Section):
     shift: float = Field(
         default=0.0, ge=0, lt=0.5, description="move images by up to this fraction of their side"
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="bf16: autocast, with fp32 weights"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="fp32",
+        description="bf16: autocast, with fp32 weights; auto: bf16 where the GPU or CPU has its "
+        "arithmetic, else fp32",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     validate_every: float = Field(default=1, gt=0, description="epochs between validations")

@@ -261,6 +261,7 @@ def _result(
         "seconds": round(fitted.seconds, 1),
         "waiting_for_data": round(fitted.waiting / max(fitted.seconds, 1e-9), 4),
         "device": device.type,
+        "precision": fitted.precision,
         "threads": torch.get_num_threads(),
         "validations": fitted.history,
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.storage import canonical_json, read_tensors, sha256_bytes, write_tensors
+from lorkd_deploy.training.autocast import chosen_precision
 from lorkd_deploy.training.evaluate import network_input
 from lorkd_deploy.training.loader import Batch
 from lorkd_deploy.training.network import TeacherNetwork
@@ -49,6 +50,7 @@ class TeacherFeatures:
         self._setup = setup
         self._device = device
         self._progress = progress
+        self._precision = chosen_precision(setup.recipe.train.precision, device)
         self._held: list[F32] | None = None
         if self._worthwhile():
             self._held = self._cached(folder, teacher_sha256)
@@ -82,7 +84,7 @@ class TeacherFeatures:
             "preprocess": recipe.preprocess.sha256,
             "data": [task.provenance for task in self._setup.data],
             "flip": recipe.train.flip,
-            "precision": recipe.train.precision,
+            "precision": self._precision,
             "device": self._device.type,
         }
         key = sha256_bytes(canonical_json(depends))
@@ -124,7 +126,7 @@ class TeacherFeatures:
 
     @torch.no_grad()
     def _compute(self, x: Tensor) -> Tensor:
-        wanted = self._setup.recipe.train.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=wanted):
+        bf16 = self._precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             features: Tensor = self.mentor.backbone(x)
         return features.float()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import TrainSpec
+from lorkd_deploy.training.autocast import chosen_precision
 from lorkd_deploy.training.checkpoint import Checkpoints, State, Tensors, pack, unpack
 from lorkd_deploy.training.loader import Batch, Loader
 
@@ -41,6 +42,7 @@ class Fitted:
     history: list[dict[str, Any]]
     seconds: float
     waiting: float
+    precision: str = "fp32"
 
 
 @dataclass
@@ -78,6 +80,7 @@ def fit(
     """
     optimizer = _optimizer(model, spec)
     device = next(model.parameters()).device
+    precision = chosen_precision(spec.precision, device)
     now, best = _Progress(), _copy(model)
     if not resume and checkpoints:
         log.warning("starting afresh: the checkpoints here would go on with --resume")
@@ -93,7 +96,7 @@ def fit(
             torch.manual_seed(_mixed(seed, batch.step))
             for group in optimizer.param_groups:
                 group["lr"] = spec.lr * schedule(spec, batch.step, steps)
-            with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 result = objective(batch)
             parts = result.parts
             loss = torch.stack(list(parts.values())).sum()
@@ -121,7 +124,7 @@ def fit(
         progress.stop()
     model.load_state_dict(best)
     waiting = now.waiting + loader.waiting
-    return Fitted(steps, now.best_step, now.history, now.seconds, waiting)
+    return Fitted(steps, now.best_step, now.history, now.seconds, waiting, precision)
 
 
 def schedule(spec: TrainSpec, step: int, steps: int) -> float:
