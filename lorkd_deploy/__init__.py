@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.demonstration import demo as demo
     from lorkd_deploy.deploy.export import export as export
     from lorkd_deploy.deploy.fuse import fuse as fuse
+    from lorkd_deploy.deploy.pack import pack as pack
     from lorkd_deploy.deploy.predict import predict as predict
     from lorkd_deploy.deploy.verify import verify as verify
     from lorkd_deploy.errors import LorkdError as LorkdError
@@ -47,6 +48,7 @@ _HOME = {
     "inspect": "inspection",
     "load_bundle": "bundle.read",
     "load_recipe": "recipe",
+    "pack": "deploy.pack",
     "predict": "deploy.predict",
     "report": "reporting.report",
     "shipped_recipes": "recipe",

@@ -70,6 +70,7 @@ def test_the_readme_has_commands_of_every_kind() -> None:
         "verify",
         "benchmark",
         "report",
+        "pack",
         "predict",
         "inspect",
         "recipe",
@@ -130,11 +131,11 @@ def test_the_commands_run_one_after_the_other(
         if file:
             Path(file).write_text(shown.out, encoding="utf-8")
         elif words[0] != "recipe":
-            check(words[0], tmp_path, shown.out)
+            check(words[0], tmp_path, shown.out, alone="delivered" in words)
 
 
-def check(command: str, folder: Path, shown: str) -> None:
-    """What each command leaves behind, as the README says."""
+def check(command: str, folder: Path, shown: str, *, alone: bool) -> None:
+    """What each command leaves behind, as the README says; `alone`: one department's folder."""
     run = folder / "runs" / "small"
     tasks = [task.name for task in load_recipe("medmnist-small").tasks]
     if command in {"teacher", "decompose"}:
@@ -146,7 +147,7 @@ def check(command: str, folder: Path, shown: str) -> None:
         assert len(list(run.glob("export/*/*/onnx-fp32/model.onnx"))) == len(tasks)
         assert (run / "export" / "teacher" / "onnx-fp32" / "model.onnx").is_file()
     elif command == "verify":
-        assert shown.count("yes") >= len(tasks) + 1
+        assert shown.count("yes") >= (1 if alone else len(tasks) + 1)
     elif command == "benchmark":
         profile = json.loads((run / "profile" / "profile.json").read_text(encoding="utf-8"))
         assert len(profile["engines"]) == len(tasks) + 1

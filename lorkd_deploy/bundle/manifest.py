@@ -112,6 +112,11 @@ class ParityEntry(Entry):
 
 
 class Manifest(Entry):
+    """`packed_from`: of a department delivered alone, the hashes of the bundles it was part of.
+
+    Its experts, W0 and graph are theirs byte for byte, so engines that they proved are its own.
+    """
+
     schema_version: int = SCHEMA
     kind: Literal["experts", "teacher"]
     name: str
@@ -129,6 +134,7 @@ class Manifest(Entry):
     versions: dict[str, str]
     created: str
     files: dict[str, FileEntry]
+    packed_from: tuple[str, ...] = ()
 
     @property
     def departments(self) -> dict[str, tuple[str, ...]]:

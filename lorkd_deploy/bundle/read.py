@@ -34,6 +34,11 @@ class Bundle:
         self.manifest = manifest
         self.sha256 = sha256  # of manifest.json, which holds the hash of every other file
 
+    @property
+    def origins(self) -> frozenset[str]:
+        """Hashes of the bundles whose engines are this one's: itself, and what it is a part of."""
+        return frozenset((self.sha256, *self.manifest.packed_from))
+
     @cached_property
     def base(self) -> Mapping[str, npt.NDArray[Any]]:
         """W0 and everything else that all tasks share, by torch name; read-only arrays."""

@@ -16,6 +16,7 @@ from lorkd_deploy.cli.doctor import doctor
 from lorkd_deploy.cli.export import export
 from lorkd_deploy.cli.fuse import fuse
 from lorkd_deploy.cli.inspect import inspect
+from lorkd_deploy.cli.pack import pack
 from lorkd_deploy.cli.predict import predict
 from lorkd_deploy.cli.report import report
 from lorkd_deploy.cli.teacher import teacher
@@ -39,6 +40,7 @@ for command in (
     benchmark,
     report,
     compare,
+    pack,
     predict,
     inspect,
     doctor,

@@ -107,7 +107,7 @@ def _artifact(run: Run, task: str, target: str, precision: str) -> Artifact:
             else f"lorkd export {run.path} --task {task} --target {target}",
         )
     artifact = read_artifact(folder)
-    same = (artifact.name, artifact.bundle_sha256) == (name, bundle.sha256)
+    same = artifact.name == name and artifact.bundle_sha256 in bundle.origins
     same = same and artifact.preprocess.sha256 == bundle.manifest.preprocess_sha256
     if not same:
         raise ArtifactError(

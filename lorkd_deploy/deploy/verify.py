@@ -127,7 +127,7 @@ def _contradictions(artifact: Artifact, name: str, reference: Reference) -> list
     faults = []
     if artifact.name != name:
         faults.append(f"this is the engine {artifact.name}, moved to another's place")
-    if artifact.bundle_sha256 != bundle.sha256:
+    if artifact.bundle_sha256 not in bundle.origins:
         faults.append("it was exported from another bundle than the one that is here")
     known = bundle.manifest.preprocess_sha256
     if not artifact.preprocess.sha256 == artifact.preprocess_sha256 == known:

@@ -103,7 +103,7 @@ def _able(engines: Sequence[Artifact], *, asked: bool) -> tuple[list[Artifact], 
 
 def _check_belongs(engine: Artifact, bundle: Bundle) -> None:
     # The teacher comes from a bundle of its own; what has to agree is the input that both get.
-    stale = not is_teacher(engine) and engine.bundle_sha256 != bundle.sha256
+    stale = not is_teacher(engine) and engine.bundle_sha256 not in bundle.origins
     if stale or engine.preprocess_sha256 != bundle.manifest.preprocess_sha256:
         what = "was exported from another bundle" if stale else "has another preprocessing"
         raise ArtifactError(

@@ -51,7 +51,7 @@ def _rows(sources: Sources, artifact: Artifact) -> list[tuple[Cell, ...]]:
     name = FOUNDATION if artifact.engine == TEACHER else f"Expert {artifact.engine}"
     target = f"{artifact.target} {artifact.precision}"
     bundle = sources.teacher if artifact.engine == TEACHER else sources.bundle
-    if bundle is None or artifact.bundle_sha256 != bundle.sha256:
+    if bundle is None or artifact.bundle_sha256 not in bundle.origins:
         return [_gap(name, "all", "exported from another bundle", target)]
     if not artifact.parity.compared:
         why = "; ".join(artifact.parity.reasons) or "not run here"

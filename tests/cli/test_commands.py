@@ -91,6 +91,21 @@ def test_fuse_writes_the_file_it_names(
     assert said == {"task": "eye", "file": str(file), "bytes": file.stat().st_size}
 
 
+def test_pack_says_what_it_delivered(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["pack", str(run), "--department", "clinic", "--out", str(tmp_path / "clinic")]
+    made = document(arguments, capsys)
+    assert made["tasks"] == list(DEPARTMENTS["clinic"])
+    assert made["engines"] == [f"clinic/{task}/onnx-fp32" for task in made["tasks"]]
+    assert cli.main(["verify", made["folder"], "--quiet"]) == 0
+    assert "holds something" in document(arguments, capsys, code=2)["error"]["what"]
+    assert cli.main([*arguments[:-1], str(tmp_path / "again")]) == 0
+    shown = capsys.readouterr().out
+    assert "eye, findings, 2 engines" in shown
+    assert made["bundle_sha256"] in shown
+
+
 def test_predict_prints_and_writes_probabilities(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

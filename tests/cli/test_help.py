@@ -23,6 +23,7 @@ ISSUE = {
     "lorkd benchmark",
     "lorkd report",
     "lorkd compare",
+    "lorkd pack",
     "lorkd predict",
     "lorkd inspect",
     "lorkd recipe list",
