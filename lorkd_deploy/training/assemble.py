@@ -60,15 +60,15 @@ def write_teacher(
         kind="teacher",
         architecture=setup.recipe.teacher.architecture,
         parameters=parameters,
-        tasks=_task_entries(setup, {"teacher": tested}),
+        tasks=task_entries(setup, {"teacher": tested}),
         layers=(),
         template=template,
-        base=_arrays(_shared_state(backbone)),
+        base=arrays(_shared_state(backbone)),
         experts=heads,
         engines={TEACHER: range(len(setup.names))},
     )
-    tasks = _task_results(setup, teacher=tested, expert=None)
-    return _result(
+    tasks = task_results(setup, teacher=tested, expert=None)
+    return training_result(
         run, "teacher", tasks, fitted, parameters=parameters, device=device, report=report
     )
 
@@ -81,15 +81,9 @@ def write_experts(
     tested = scores(model, setup.test, setup.kinds, setup.recipe.preprocess)
     known = _teacher_scores(run, setup)
     template = _template(setup, *model.dense(0))
-    own = {
-        name: _arrays(experts.expert_state(task)) | _head_tensors(model.heads.tasks[task])
-        for task, name in enumerate(setup.names)
-    }
-    base = _arrays(experts.base_state())
-    parameters = {"backbone": _count(experts.dense(0))} | {
-        f"expert:{name}": sum(v.size for k, v in tensors.items() if k.endswith((".A", ".B")))
-        for name, tensors in own.items()
-    }
+    own = own_tensors(setup, model)
+    base = arrays(experts.base_state())
+    parameters = {"backbone": _count(experts.dense(0))} | expert_parameters(own)
     metrics = {"expert": tested} | ({"teacher": known} if known else {})
     _write(
         run / "bundle",
@@ -98,7 +92,7 @@ def write_experts(
         kind="experts",
         architecture=setup.recipe.student.architecture,
         parameters=parameters,
-        tasks=_task_entries(setup, metrics, ranks=True),
+        tasks=task_entries(setup, metrics, ranks=True),
         layers=tuple(
             LayerEntry(name=layer.name, kind=layer.kind, shape=tuple(layer.shape))
             for layer in experts.layers
@@ -108,8 +102,8 @@ def write_experts(
         experts=own,
         engines={name: (task,) for task, name in enumerate(setup.names)},
     )
-    tasks = _task_results(setup, teacher=known, expert=tested)
-    return _result(
+    tasks = task_results(setup, teacher=known, expert=tested)
+    return training_result(
         run,
         "bundle",
         tasks,
@@ -118,6 +112,22 @@ def write_experts(
         device=device,
         skipped=experts.skipped,
     )
+
+
+def own_tensors(setup: Setup, model: ExpertClassifier) -> dict[str, Tensors]:
+    """Each task's factors, norms where they are its own, and head, as a bundle stores them."""
+    return {
+        name: arrays(model.backbone.expert_state(task)) | _head_tensors(model.heads.tasks[task])
+        for task, name in enumerate(setup.names)
+    }
+
+
+def expert_parameters(own: Mapping[str, Tensors]) -> dict[str, int]:
+    """`expert:TASK` → numbers in its factors."""
+    return {
+        f"expert:{name}": sum(v.size for k, v in tensors.items() if k.endswith((".A", ".B")))
+        for name, tensors in own.items()
+    }
 
 
 def _write(
@@ -136,17 +146,7 @@ def _write(
     engines: Mapping[str, Sequence[int]],
 ) -> None:
     recipe = setup.recipe
-    # The reference is what every engine is held against: fp32 on the CPU, wherever it was trained.
-    model = model.cpu().float().eval()
-    count, side, seed = recipe.parity.inputs, recipe.preprocess.size, recipe.seed
-    pictures = parity_inputs(count, side, seed)
-    logits = {
-        engine: reference_tensors(
-            np.concatenate([_logits_of(model, pictures, t, setup) for t in members], axis=1),
-            {setup.names[t]: _image_reference(model, t, setup) for t in members},
-        )
-        for engine, members in engines.items()
-    }
+    pictures = parity_inputs(recipe.parity.inputs, recipe.preprocess.size, recipe.seed)
     write_bundle(
         path,
         kind=kind,
@@ -161,13 +161,36 @@ def _write(
         template=template.onnx,
         base=base,
         experts=experts,
-        parity=ParityEntry(inputs=count, seed=seed, sha256=sha256_bytes(pictures.tobytes())),
-        logits=logits,
+        parity=ParityEntry(
+            inputs=len(pictures), seed=recipe.seed, sha256=sha256_bytes(pictures.tobytes())
+        ),
+        logits=reference_logits(setup, model, pictures, engines),
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256,
-        versions=_versions(),
+        versions=versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def reference_logits(
+    setup: Setup,
+    model: TaskNetwork,
+    pictures: npt.NDArray[np.uint8],
+    engines: Mapping[str, Sequence[int]],
+) -> dict[str, Tensors]:
+    """What each engine is held against: fp32 on the CPU, wherever `model` was trained.
+
+    `engines` are the places of each one's tasks in `setup`; `pictures` `(n, S, S, 3)` the
+    generated inputs.
+    """
+    model = model.cpu().float().eval()
+    return {
+        engine: reference_tensors(
+            np.concatenate([_logits_of(model, pictures, t, setup) for t in members], axis=1),
+            {setup.names[t]: _image_reference(model, t, setup) for t in members},
+        )
+        for engine, members in engines.items()
+    }
 
 
 def _template(setup: Setup, backbone: nn.Module, head: nn.Linear) -> Template:
@@ -210,9 +233,10 @@ class _Chosen(Images):
         return self._images[self._rows[rows]]
 
 
-def _task_entries(
+def task_entries(
     setup: Setup, tested: dict[str, Scores], ranks: bool = False
 ) -> tuple[TaskEntry, ...]:
+    """The manifest's entries; `tested` is each network's test scores a task, by its role."""
     recipe = setup.recipe
     return tuple(
         TaskEntry(
@@ -229,9 +253,10 @@ def _task_entries(
     )
 
 
-def _task_results(
+def task_results(
     setup: Setup, teacher: Scores | None, expert: Scores | None
 ) -> tuple[TaskResult, ...]:
+    """Test scores a task, of whichever of the two there is."""
     return tuple(
         TaskResult(
             task=name,
@@ -244,7 +269,7 @@ def _task_results(
     )
 
 
-def _result(
+def training_result(
     run: Path,
     folder: str,
     tasks: tuple[TaskResult, ...],
@@ -255,6 +280,7 @@ def _result(
     report: LoadReport | None = None,
     skipped: Sequence[tuple[str, str]] = (),
 ) -> TrainingResult:
+    """What a finished training gives back; writes `RUN/history/FOLDER.json`."""
     history = {
         "steps": fitted.steps,
         "best_step": fitted.best_step,
@@ -294,10 +320,11 @@ def _shared_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _head_tensors(head: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
-    return _arrays({f"head.{name}": value for name, value in head.state_dict().items()})
+    return arrays({f"head.{name}": value for name, value in head.state_dict().items()})
 
 
-def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[np.float32]]:
+def arrays(tensors: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[np.float32]]:
+    """The tensors as NumPy arrays on the CPU."""
     return {k: v.detach().cpu().contiguous().numpy() for k, v in tensors.items()}
 
 
@@ -305,7 +332,8 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The packages that a bundle is made with."""
     packages = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript")
     found = {"lorkd-deploy": __version__, "python": platform.python_version()}
     for name in packages:

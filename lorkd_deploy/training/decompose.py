@@ -20,7 +20,7 @@ from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.features import TeacherFeatures
 from lorkd_deploy.training.loader import Batch
-from lorkd_deploy.training.loop import Loss, Objective, fit
+from lorkd_deploy.training.loop import Fitted, Loss, Objective, fit
 from lorkd_deploy.training.losses import batch_accuracy, label_loss, logit_transfer, transfer_loss
 from lorkd_deploy.training.network import TeacherNetwork
 from lorkd_deploy.training.result import TrainingResult
@@ -71,30 +71,48 @@ def train_student(run: Path, setup: Setup, *, resume: bool, progress: Progress) 
     recipe = setup.recipe
     device = best_device()
     torch.manual_seed(recipe.seed)
-    mentor = None
+    mentor = known = None
     if recipe.transfer.kind != "none":
         mentor = load_teacher(run / "teacher", setup, device)
     student = build_student(setup, mentor)
-    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    classifier = student.classifier
-    known = None
     if mentor is not None:
-        sha256 = load_bundle(run / "teacher").sha256
         known = TeacherFeatures(
             mentor,
             setup,
-            teacher_sha256=sha256,
+            teacher_sha256=load_bundle(run / "teacher").sha256,
             folder=run / "cache",
             device=device,
             progress=progress,
         )
     checkpoints = Checkpoints(run / "checkpoints" / "decompose", recipe.sha256)
+    fitted = fit_student(
+        student, known, setup, checkpoints, device=device, resume=resume, progress=progress
+    )
+    result = write_experts(run, setup, student.classifier, fitted, device=device)
+    checkpoints.clear()
+    return result
+
+
+def fit_student(
+    student: Student,
+    known: TeacherFeatures | None,
+    setup: Setup,
+    checkpoints: Checkpoints,
+    *,
+    device: torch.device,
+    resume: bool,
+    progress: Progress,
+) -> Fitted:
+    """Train what of `student` can be trained, under the teacher whose features are `known`."""
+    recipe = setup.recipe
+    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = student.classifier
     steps, validate_steps = setup.steps(recipe.train)
 
     def validate() -> dict[str, float]:
         return summary(scores(classifier, setup.val, setup.kinds, recipe.preprocess), setup.names)
 
-    fitted = fit(
+    return fit(
         student,
         setup.loader(recipe.train, steps),
         recipe.train,
@@ -108,9 +126,6 @@ def train_student(run: Path, setup: Setup, *, resume: bool, progress: Progress) 
         progress=progress,
         what="decompose",
     )
-    result = write_experts(run, setup, classifier, fitted, device=device)
-    checkpoints.clear()
-    return result
 
 
 def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
