@@ -115,6 +115,7 @@ class Manifest(Entry):
     """`packed_from`: of a department delivered alone, the hashes of the bundles it was part of.
 
     Its experts, W0 and graph are theirs byte for byte, so engines that they proved are its own.
+    `grown_from`: the same of a bundle to which departments were added, and those it had before.
     """
 
     schema_version: int = SCHEMA
@@ -135,6 +136,7 @@ class Manifest(Entry):
     created: str
     files: dict[str, FileEntry]
     packed_from: tuple[str, ...] = ()
+    grown_from: tuple[str, ...] = ()
 
     @property
     def departments(self) -> dict[str, tuple[str, ...]]:

@@ -36,8 +36,10 @@ class Bundle:
 
     @property
     def origins(self) -> frozenset[str]:
-        """Hashes of the bundles whose engines are this one's: itself, and what it is a part of."""
-        return frozenset((self.sha256, *self.manifest.packed_from))
+        """Hashes of the bundles whose engines are this one's: itself, what it is a part of, and
+        what departments were added to.
+        """
+        return frozenset((self.sha256, *self.manifest.packed_from, *self.manifest.grown_from))
 
     @cached_property
     def base(self) -> Mapping[str, npt.NDArray[Any]]:

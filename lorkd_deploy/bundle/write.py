@@ -85,7 +85,7 @@ def write_bundle(
         for relative, tensors in files.items():
             write_tensors(folder / relative, tensors)
         write_atomic(folder / layout.TEMPLATE, template)
-        entries = {name: _entry(folder / name) for name in sorted([*files, layout.TEMPLATE])}
+        entries = {name: file_entry(folder / name) for name in sorted([*files, layout.TEMPLATE])}
         complete = described.model_copy(update={"files": entries})
         write_atomic(folder / layout.MANIFEST, manifest_json(complete))
     return complete
@@ -97,7 +97,8 @@ def manifest_json(manifest: Manifest) -> bytes:
     return canonical_json(value | {"schema_version": manifest.schema_version})
 
 
-def _entry(path: Path) -> FileEntry:
+def file_entry(path: Path) -> FileEntry:
+    """Hash and size of a file, as the manifest lists it."""
     data = path.read_bytes()
     return FileEntry(sha256=sha256_bytes(data), bytes=len(data))
 

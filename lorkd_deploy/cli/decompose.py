@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from lorkd_deploy.cli.options import Json, NewRun, Overrides, Quiet, RecipeName, Resume
 from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.trained import show
@@ -12,6 +17,25 @@ def decompose(
     out: NewRun,
     overrides: Overrides = [],
     resume: Resume = False,
+    from_run: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="The finished run, or bundle, that --add-department adds to.",
+            show_default=False,
+        ),
+    ] = None,
+    add_department: Annotated[
+        list[str],
+        typer.Option(
+            "--add-department",
+            metavar="D",
+            help="Train this department alone; W0 and all others stay as they are in --from. "
+            "May be repeated.",
+            show_default=False,
+        ),
+    ] = [],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -24,10 +48,19 @@ def decompose(
       lorkd decompose medmnist-small --out runs/small
       lorkd decompose medmnist-small --out runs/small --resume
       lorkd decompose medmnist-small --out runs/rank8 --set experts.rank=8 --set train.epochs=3
+      lorkd decompose grown.yaml --from runs/small --add-department dermatology --out runs/grown
     """
     from lorkd_deploy import decompose as train_experts
 
     output = Output(as_json=as_json, quiet=quiet)
-    result = train_experts(recipe, out, set=overrides, resume=resume, progress=output.progress())
+    result = train_experts(
+        recipe,
+        out,
+        set=overrides,
+        resume=resume,
+        from_run=from_run,
+        add_department=add_department,
+        progress=output.progress(),
+    )
     show(output, result)
     output.text(f"next: lorkd export {out}")

@@ -11,6 +11,7 @@ from torch import nn
 
 from lorkd_deploy import models
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.errors import UsageError
 from lorkd_deploy.experts import ExpertClassifier, add_experts
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import load_recipe
@@ -49,15 +50,32 @@ def decompose(
     *,
     set: Sequence[str] = (),
     resume: bool = False,
+    from_run: str | Path | None = None,
+    add_department: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Decompose the recipe's teacher into `out/bundle`: W0 once, an expert a task.
 
     The teacher is `out/teacher`; where there is none yet it is trained or imported first, as
     the recipe says. `recipe`, `set`, `resume` and the errors are those of `teacher`.
+
+    `add_department` names departments that the finished run or bundle `from_run` doesn't have:
+    then only their experts, norms and heads are trained, and W0 and every other task stay as they
+    are in `from_run`, byte for byte. The teacher is `out/teacher`, else `from_run`'s, which
+    without having been trained on the new tasks still gives features but no logits. Raises
+    `UsageError` where the recipe differs from `from_run`'s in more than those departments.
     """
     loaded = load_recipe(recipe, set)
     shown = progress or Silent()
+    if add_department or from_run is not None:
+        from lorkd_deploy.training.grow import add_departments
+
+        if not add_department or from_run is None:
+            raise UsageError(
+                "adding a department takes both, its name and the finished run",
+                fix="lorkd decompose RECIPE --from RUN --add-department D --out RUN2",
+            )
+        return add_departments(loaded, add_department, from_run, out, resume=resume, progress=shown)
     with claimed(out, loaded, "decompose") as run:
         setup = open_setup(loaded)
         if loaded.transfer.kind != "none" and not run.teacher.exists():

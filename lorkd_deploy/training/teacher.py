@@ -108,15 +108,26 @@ def batch_task(batch: Batch, device: torch.device) -> Tensor:
     return torch.from_numpy(batch.task).to(device)
 
 
-def load_teacher(path: Path, setup: Setup, device: torch.device) -> TeacherNetwork:
-    """The frozen foundation model of a teacher bundle, in evaluation mode."""
+def load_teacher(
+    path: Path, setup: Setup, device: torch.device, *, heads: bool = True
+) -> TeacherNetwork:
+    """The frozen foundation model of a teacher bundle, in evaluation mode.
+
+    Raises `ModelError` where it doesn't know each of the tasks, with the same number of classes;
+    without `heads` it need not: its features are those of any image.
+    """
     bundle = load_bundle(path)
-    _check_tasks(bundle, setup, path)
+    if not knows(bundle, setup) and heads:
+        raise ModelError(
+            "the teacher in this run was trained on other tasks or another preprocessing",
+            where=path,
+            fix="run `lorkd teacher` with this recipe in a new --out",
+        )
     backbone = models.build(bundle.manifest.architecture)
     size = setup.recipe.preprocess.size
     model = TeacherNetwork(backbone, models.feature_dim(backbone, size), setup.classes)
     backbone.load_state_dict({k: torch.tensor(v) for k, v in bundle.base.items()}, strict=False)
-    for head, task in zip(model.heads.tasks, setup.names, strict=True):
+    for head, task in zip(model.heads.tasks, setup.names if heads else (), strict=heads):
         tensors = bundle.expert(task)
         head.load_state_dict({k.removeprefix("head."): torch.tensor(v) for k, v in tensors.items()})
     model.requires_grad_(False)
@@ -124,15 +135,12 @@ def load_teacher(path: Path, setup: Setup, device: torch.device) -> TeacherNetwo
     return model.eval()
 
 
-def _check_tasks(bundle: Bundle, setup: Setup, path: Path) -> None:
-    known = [(t.name, len(t.classes)) for t in bundle.manifest.tasks]
-    wanted = list(zip(setup.names, setup.classes, strict=True))
-    if known != wanted or bundle.manifest.preprocess != setup.recipe.preprocess:
-        raise ModelError(
-            "the teacher in this run was trained on other tasks or another preprocessing",
-            where=path,
-            fix="run `lorkd teacher` with this recipe in a new --out",
-        )
+def knows(bundle: Bundle, setup: Setup) -> bool:
+    """Whether a teacher has a head for each task, on inputs that are prepared the same."""
+    known = {task.name: len(task.classes) for task in bundle.manifest.tasks}
+    wanted = zip(setup.names, setup.classes, strict=True)
+    same = bundle.manifest.preprocess == setup.recipe.preprocess
+    return same and all(known.get(name) == classes for name, classes in wanted)
 
 
 def _import_checkpoint(model: TeacherNetwork, recipe: Recipe) -> models.LoadReport:
