@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.deploy.fuse import fuse as fuse
     from lorkd_deploy.deploy.pack import pack as pack
     from lorkd_deploy.deploy.predict import predict as predict
+    from lorkd_deploy.deploy.switchboard import Switchboard as Switchboard
     from lorkd_deploy.deploy.verify import verify as verify
     from lorkd_deploy.errors import LorkdError as LorkdError
     from lorkd_deploy.experts import add_experts as add_experts
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Bundle": "bundle.read",
     "LorkdError": "errors",
+    "Switchboard": "deploy.switchboard",
     "add_experts": "experts",
     "benchmark": "profiling.benchmark",
     "compare": "profiling.compare",

@@ -15,11 +15,15 @@ FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block; `comment` is what stands in `<!-- … -->` on the line above it."""
+    """One fenced block; `comment` is what stands in `<!-- … -->` on the line above it.
+
+    `lines` are its commands, `body` is it as it stands there.
+    """
 
     language: str
     comment: str
     lines: tuple[str, ...]
+    body: str
 
 
 def blocks() -> list[Block]:
@@ -29,7 +33,7 @@ def blocks() -> list[Block]:
         body = match["body"].replace("\\\n", " ")
         lines = (line.removeprefix("$ ").strip() for line in body.splitlines())
         commands = tuple(line for line in lines if line and not line.startswith("#"))
-        found.append(Block(match["language"], match["comment"] or "", commands))
+        found.append(Block(match["language"], match["comment"] or "", commands, match["body"]))
     return found
 
 

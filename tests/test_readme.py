@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -96,16 +97,20 @@ def test_make_knows_its_targets() -> None:
 
 
 def test_the_python_example_runs() -> None:
-    (example,) = (b for b in blocks() if b.language == "python")
-    names: dict[str, object] = {}
-    exec("\n".join(example.lines), names)
-    y = names["y"]
+    y = python_example("")["y"]
     assert isinstance(y, torch.Tensor)
     assert y.shape == (6, 8)
 
 
 def test_says_that_it_is_no_medical_device() -> None:
     assert "Not a medical device" in README.read_text(encoding="utf-8").split("\n## ")[0]
+
+
+def python_example(comment: str, **names: object) -> dict[str, object]:
+    """The names after the example with this comment was executed among `names`."""
+    (example,) = (b for b in blocks() if (b.language, b.comment) == ("python", comment))
+    exec(example.body, names)
+    return names
 
 
 @pytest.mark.slow
@@ -132,6 +137,10 @@ def test_the_commands_run_one_after_the_other(
             Path(file).write_text(shown.out, encoding="utf-8")
         elif words[0] != "recipe":
             check(words[0], tmp_path, shown.out, alone="delivered" in words)
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    logits = python_example("python: needs a run", images=images)["logits"]
+    assert isinstance(logits, np.ndarray)
+    assert len(logits) == 2
 
 
 def check(command: str, folder: Path, shown: str, *, alone: bool) -> None:

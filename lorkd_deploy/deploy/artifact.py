@@ -16,16 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lorkd_deploy import __version__
 from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry
+from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.run import open_run
+from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
 from lorkd_deploy.storage import canonical_json, inside, read_json, sha256_file, write_atomic
 
 SCHEMA = 1
 ARTIFACT = "artifact.json"
 EXPORT_AGAIN = "run `lorkd export` again"
+NOT_VERIFIED = "this engine is not verified: run `lorkd verify %s` on this device"
 
 
 class Part(BaseModel):
@@ -161,6 +163,35 @@ def find_artifacts(run: str | Path, out: str | Path | None = None) -> list[Artif
     """
     export = open_run(run).export if out is None else Path(out)
     return [read_artifact(folder) for folder in artifact_folders(export)]
+
+
+def exported_engine(run: Run, bundle: Bundle, task: str, target: str, precision: str) -> Artifact:
+    """A task's engine below RUN/export, at its place and of this `bundle`; files aren't looked at.
+
+    Raises `UsageError` for an unknown task, `ArtifactError` for an engine that is missing, has a
+    damaged record or is of another bundle.
+    """
+    entry = bundle.task(task)
+    name = engine_folder(entry.department, entry.name, target, precision)
+    folder = run.export / name
+    if not (folder / ARTIFACT).exists():
+        beside = sorted(f.parent.name for f in folder.parent.glob(f"[!.]*/{ARTIFACT}"))
+        raise ArtifactError(
+            f"task {task} has no engine {target}-{precision}",
+            where=folder,
+            fix=f"exported: {', '.join(beside)}"
+            if beside
+            else f"lorkd export {run.path} --task {task} --target {target}",
+        )
+    artifact = read_artifact(folder)
+    same = artifact.name == name and artifact.bundle_sha256 in bundle.origins
+    if not same or artifact.preprocess.sha256 != bundle.manifest.preprocess_sha256:
+        raise ArtifactError(
+            "this engine belongs to another task, bundle or preprocessing",
+            where=folder,
+            fix=EXPORT_AGAIN,
+        )
+    return artifact
 
 
 def check_files(artifact: Artifact) -> None:

@@ -13,18 +13,15 @@ from pydantic import BaseModel, ConfigDict
 from lorkd_deploy import metrics
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import (
-    ARTIFACT,
-    EXPORT_AGAIN,
-    Artifact,
+    NOT_VERIFIED,
     EngineTask,
-    engine_folder,
+    exported_engine,
     open_engine,
-    read_artifact,
 )
 from lorkd_deploy.deploy.export import cpus
 from lorkd_deploy.errors import ArtifactError, ImageError, UsageError
 from lorkd_deploy.preprocess import U8, Preprocess, read_image
-from lorkd_deploy.run import Run, open_run
+from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, F32, RunOptions
 from lorkd_deploy.storage import write_atomic
 
@@ -67,7 +64,11 @@ def predict(
     `ArtifactError` for an engine that is missing, damaged or of another bundle; nothing is
     written then.
     """
-    artifact = _artifact(open_run(run), task, ALIASES.get(target, target), precision)
+    opened = open_run(run)
+    bundle = load_bundle(opened.bundle)
+    artifact = exported_engine(opened, bundle, task, ALIASES.get(target, target), precision)
+    if artifact.parity.status != "passed":
+        log.warning(NOT_VERIFIED, opened.path)
     files = _files([Path(path) for path in images])
     described = artifact.task(task)
     inputs: list[F32] = []
@@ -89,35 +90,6 @@ def predict(
     if csv is not None:
         write_atomic(Path(csv), _table(answers, described))
     return answers
-
-
-def _artifact(run: Run, task: str, target: str, precision: str) -> Artifact:
-    """The task's exported engine, where it belongs and of this run's bundle."""
-    bundle = load_bundle(run.bundle)
-    entry = bundle.task(task)
-    name = engine_folder(entry.department, entry.name, target, precision)
-    folder = run.export / name
-    if not (folder / ARTIFACT).exists():
-        beside = sorted(f.parent.name for f in folder.parent.glob(f"[!.]*/{ARTIFACT}"))
-        raise ArtifactError(
-            f"task {task} has no engine {target}-{precision}",
-            where=folder,
-            fix=f"exported: {', '.join(beside)}"
-            if beside
-            else f"lorkd export {run.path} --task {task} --target {target}",
-        )
-    artifact = read_artifact(folder)
-    same = artifact.name == name and artifact.bundle_sha256 in bundle.origins
-    same = same and artifact.preprocess.sha256 == bundle.manifest.preprocess_sha256
-    if not same:
-        raise ArtifactError(
-            "this engine belongs to another task, bundle or preprocessing",
-            where=folder,
-            fix=EXPORT_AGAIN,
-        )
-    if artifact.parity.status != "passed":
-        log.warning("this engine is not verified: run `lorkd verify %s` on this device", run.path)
-    return artifact
 
 
 def _files(given: Sequence[Path]) -> list[Path]:
