@@ -57,6 +57,20 @@ class Preprocess(BaseModel):
         """Hash of the definition, stored in bundle and engine."""
         return sha256_bytes(canonical_json(self.model_dump(mode="json")))
 
+    @property
+    def in_words(self) -> str:
+        """The definition in one line of ASCII, for whoever writes a client in another language."""
+        size = self.size
+        resize = (
+            f"to {size} x {size} px"
+            if self.resize_shorter is None
+            else f"of the shorter side to {self.resize_shorter} px, centre crop {size} x {size}"
+        )
+        return (
+            f"RGB, {self.interpolation} resize {resize}, "
+            f"(x / 255 - {list(self.mean)}) / {list(self.std)}, float32, channels first"
+        )
+
     def geometry(self, image: U8) -> U8:
         """Resize one uint8 image `(H, W)`, `(H, W, 1)` or `(H, W, 3)` to RGB `(size, size, 3)`."""
         rgb = to_rgb(image)

@@ -109,7 +109,10 @@ def test_the_wheel_has_both_packages_the_recipes_and_the_licence(checkout: Path)
         scripts = next(name for name in names if name.endswith("entry_points.txt"))
         assert "lorkd = lorkd_deploy.cli:main" in content.read(scripts).decode()
     expected = {f"lorkd_deploy/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    templates = (ROOT / "lorkd_deploy").rglob("templates/**/*.*")
+    expected |= {path.relative_to(ROOT).as_posix() for path in templates if path.is_file()}
     expected |= {
+        "lorkd_deploy/deploy/templates/cpp/CMakeLists.txt.in",
         "lorkd_deploy/__init__.py",
         "lorkd_deploy/py.typed",
         "lorkd_exporters/__init__.py",

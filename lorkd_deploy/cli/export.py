@@ -33,10 +33,31 @@ def export(
     teacher: Annotated[
         bool, typer.Option("--teacher", help="Export the foundation model too.")
     ] = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            metavar="LAYOUT",
+            help="Put the engines into a deployment folder too: triton, a model repository.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[
+        list[str],
+        typer.Option(
+            "--sample",
+            metavar="LANGUAGE",
+            help="Write a program that runs the engine beside each: python, cpp; may be repeated.",
+            show_default=False,
+        ),
+    ] = [],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Where the engines go.", show_default="RUN/export"
+            "--out",
+            metavar="DIR",
+            help="Where the engines go; with --layout, where that goes.",
+            show_default="RUN/export, RUN/LAYOUT",
         ),
     ] = None,
     as_json: Json = False,
@@ -54,8 +75,11 @@ def export(
       lorkd export runs/small --target openvino --option device=GPU
       lorkd export runs/small --department eye-clinic --teacher
       lorkd export runs/small --task breast --out engines
+      lorkd export runs/small --layout triton --out models
+      lorkd export runs/small --target openvino --sample python --sample cpp
     """
     from lorkd_deploy import export as build
+    from lorkd_deploy.run import open_run
 
     output = Output(as_json=as_json, quiet=quiet)
     artifacts = build(
@@ -66,6 +90,8 @@ def export(
         department=department,
         task=task,
         teacher=teacher,
+        layout=layout,
+        sample=sample,
         out=out,
         progress=output.progress(),
     )
@@ -74,5 +100,9 @@ def export(
         ("engine", "MiB", "build s", *proof.COLUMNS),
         [(a.name, a.bytes / MIB, a.build_seconds, *proof.cells(a.parity)) for a in artifacts],
     )
+    if layout is not None:
+        output.text(f"model repository: {out or open_run(run).triton}")
+    for language in sample:
+        output.text(f"programs: sample-{language} in each engine's folder")
     output.text(f"next: lorkd verify {run}")
     output.result([{**a.model_dump(mode="json"), "folder": str(a.folder)} for a in artifacts])

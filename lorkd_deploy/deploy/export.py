@@ -28,6 +28,8 @@ from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Parity, tolerance_of
 from lorkd_deploy.deploy.precision import float16, int8
 from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.deploy.sample import require_samples, write_sample
+from lorkd_deploy.deploy.triton import require_layout, require_own, write_repository
 from lorkd_deploy.errors import GateError, LorkdError, UsageError, unknown_name
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.run import open_run
@@ -59,13 +61,17 @@ def export(
     department: Sequence[str] = (),
     task: Sequence[str] = (),
     teacher: bool = False,
+    layout: str | None = None,
+    sample: Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Artifact]:
     """Build the engines of the chosen departments and tasks (all, if none is named).
 
     `options` are the target's own; what they are is in its facts. `teacher` adds the foundation
-    model's engine. Engines go to RUN/export, or to `out`. Raises
+    model's engine. Engines go to RUN/export, or to `out`. `layout` "triton" makes a model
+    repository of them too, in RUN/triton; then `out` is that repository's place, not the engines'.
+    `sample` "python" or "cpp" writes a program that runs the engine beside each. Raises
     `GateError` with the figures where an engine differs from the model it came from: it is not
     written, and one that was there before stays. Raises `UsageError` for an unknown name,
     `RuntimeUnavailableError` for what this machine can't build, `LorkdError` for a full disk.
@@ -75,12 +81,18 @@ def export(
     able = builder.probe()
     require_precision(target, precision, able)
     tolerance_of(precision)
+    require_samples(sample, target)
+    if layout is not None:
+        require_layout(layout, target)
     opened = open_run(run)
     experts = Reference(load_bundle(opened.bundle))
     chosen = [(experts, name) for name in _select(experts.bundle.manifest, department, task)]
     if teacher and experts.bundle.manifest.kind != "teacher":
         chosen.append((Reference(load_bundle(opened.teacher)), TEACHER))
-    folder = opened.export if out is None else Path(out)
+    folder = opened.export if out is None or layout is not None else Path(out)
+    repository = opened.triton if out is None else Path(out)
+    if layout is not None:
+        require_own(repository, [_owner(reference, engine) for reference, engine in chosen])
     job = _Job(target, EngineSpec(precision, dict(options or {})), builder, able, folder)
     shown = progress or Silent()
     shown.start(f"exporting to {target}", len(chosen))
@@ -90,6 +102,11 @@ def export(
             for reference, engine in chosen:
                 artifacts.append(job.build(reference, engine))
                 shown.advance(engine=artifacts[-1].name)
+                for language in sample:
+                    write_sample(artifacts[-1], language)
+            if layout is not None:
+                graphs = [reference.bundle.manifest.graph for reference, _ in chosen]
+                write_repository(list(zip(artifacts, graphs, strict=True)), repository)
     finally:
         shown.stop()
     return artifacts
@@ -109,7 +126,7 @@ class _Job:
         """Build, prove and record one engine, then put it into its place."""
         bundle = reference.bundle
         tasks = bundle.engine(engine)
-        department = TEACHER if engine == TEACHER else tasks[0].department
+        department, _ = _owner(reference, engine)
         place = self.folder / engine_folder(department, engine, self.target, self.spec.precision)
         _clear(place)
         with folder_atomic(place) as fresh:
@@ -171,6 +188,11 @@ class _Job:
         with self.builder.open(fresh, written.files, RunOptions(threads=cpus())) as runner:
             parity = reference.check(engine, runner, self.spec.precision)
             return parity, {**written.facts, **runner.facts}
+
+
+def _owner(reference: Reference, engine: str) -> tuple[str, str]:
+    """(department, engine), as in the artifact's record."""
+    return (TEACHER if engine == TEACHER else reference.bundle.task(engine).department, engine)
 
 
 def cpus() -> int:

@@ -46,9 +46,24 @@ def test_export_takes_departments_and_tasks(
     assert "passed" in shown
 
 
+def test_export_says_where_repository_and_programs_are(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "models"
+    asked = ["--layout", "triton", "--sample", "python", "--out", str(repository)]
+    assert cli.main(["export", str(run), "--task", "lung", *asked]) == 0
+    shown = capsys.readouterr().out
+    assert f"model repository: {repository}" in shown
+    assert "sample-python" in shown
+    assert (repository / "lung" / "config.pbtxt").is_file()
+    assert (run / "export/ward/lung/onnx-fp32/sample-python/classify.py").is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (["--layout", "tritn"], "'triton'"),
+        (["--sample", "java"], "cpp, python"),
         (["--task", "lungs"], "'lung'"),
         (["--department", "wrad"], "'ward'"),
         (["--target", "onxn"], "'onnx'"),

@@ -1,0 +1,135 @@
+"""A minimal program with its build file beside an engine: it loads the engine, classifies an image.
+
+    ENGINE'S FOLDER/
+      sample-python/  classify.py   requirements.txt
+      sample-cpp/     classify.cpp  CMakeLists.txt
+
+The programs need the runtime and nothing of ours (Python's also NumPy and Pillow), so they may be
+copied into any project. What they have to know of the model stands in them: tasks, classes and
+preprocessing, as in the artifact's record. Templates lie in `templates/`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorkd_deploy import __version__
+from lorkd_deploy.deploy.artifact import Artifact, EngineTask
+from lorkd_deploy.deploy.template import fill
+from lorkd_deploy.errors import UsageError, unknown_name
+from lorkd_deploy.storage import folder_atomic, write_atomic
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a Python program runs a target: the template of its call, its import and its wheel."""
+
+    template: str
+    line: str
+    wheel: str
+
+
+PYTHON = {
+    "onnx": Runtime("onnx", "import onnxruntime", "onnxruntime"),
+    "openvino": Runtime("openvino", "import openvino", "openvino"),
+    "trt": Runtime("tensorrt", "import tensorrt", "tensorrt"),
+    "trt-rtx": Runtime("tensorrt", "import tensorrt_rtx as tensorrt", "tensorrt-rtx"),
+}
+TARGETS = {"python": tuple(PYTHON), "cpp": ("openvino",)}
+
+
+def require_samples(languages: Sequence[str], target: str) -> None:
+    """Raise `UsageError` for a language or a target that there is no sample for."""
+    for language in languages:
+        if language not in TARGETS:
+            raise unknown_name("sample", language, TARGETS)
+        if target not in TARGETS[language]:
+            there_is = "; ".join(f"{name}: {', '.join(for_)}" for name, for_ in TARGETS.items())
+            raise UsageError(
+                f"there is no {language} sample for the target {target}", fix=f"there is {there_is}"
+            )
+
+
+def write_sample(artifact: Artifact, language: str) -> Path:
+    """Write the program to `sample-LANGUAGE` in the engine's folder; → that folder."""
+    folder = artifact.folder / f"sample-{language}"
+    with folder_atomic(folder) as fresh:
+        for name, text in _WRITERS[language](artifact).items():
+            write_atomic(fresh / name, text.encode())
+    return folder
+
+
+def _python(artifact: Artifact) -> dict[str, str]:
+    runtime, preprocess = PYTHON[artifact.target], artifact.preprocess
+    program = fill(
+        "python/classify.py.in",
+        **_common(artifact),
+        STANDARD="import ctypes\n" if runtime.template == "tensorrt" else "",
+        IMPORT=runtime.line,
+        TASKS="\n".join(_python_task(task) for task in artifact.tasks),
+        SHORTER=preprocess.resize_shorter,
+        MEAN=preprocess.mean,
+        STD=preprocess.std,
+        FILTER=preprocess.interpolation.upper(),
+        RUN=fill(f"python/{runtime.template}.in").rstrip(),
+    )
+    return {
+        "classify.py": program,
+        "requirements.txt": fill("python/requirements.txt.in", RUNTIME=_requirement(artifact)),
+    }
+
+
+def _cpp(artifact: Artifact) -> dict[str, str]:
+    tasks = "\n".join(_cpp_task(task) for task in artifact.tasks)
+    version = artifact.facts.get("version", "")
+    words = artifact.preprocess.in_words
+    return {
+        "classify.cpp": fill(
+            "cpp/classify.cpp.in", **_common(artifact), TASKS=tasks, PREPROCESS=words
+        ),
+        "CMakeLists.txt": fill("cpp/CMakeLists.txt.in", RUNTIME=version),
+    }
+
+
+_WRITERS: dict[str, Callable[[Artifact], dict[str, str]]] = {"python": _python, "cpp": _cpp}
+
+
+def _common(artifact: Artifact) -> dict[str, object]:
+    return {
+        "ENGINE": artifact.name,
+        "TARGET": artifact.target,
+        "PRECISION": artifact.precision,
+        "VERSION": __version__,
+        "FILE": artifact.file_names[0],
+        "SIZE": artifact.preprocess.size,
+    }
+
+
+def _requirement(artifact: Artifact) -> str:
+    """The runtime in the version that the engine was proven, or at least built, with."""
+    wheel, version = PYTHON[artifact.target].wheel, artifact.facts.get("version")
+    line = wheel if version is None else f"{wheel}=={version}"
+    return f"# A Jetson's TensorRT comes with JetPack: {line}" if artifact.target == "trt" else line
+
+
+def _python_task(task: EngineTask) -> str:
+    classes = json.dumps(task.classes, ensure_ascii=False)
+    return f'    ("{task.name}", {task.kind == "multiclass"}, {classes}),'
+
+
+def _cpp_task(task: EngineTask) -> str:
+    classes = ", ".join(map(_cpp_text, task.classes))
+    exclusive = "true" if task.kind == "multiclass" else "false"
+    return f"    {{{_cpp_text(task.name)}, {exclusive}, {{{classes}}}}},"
+
+
+def _cpp_text(text: str) -> str:
+    """A C++ string literal of `text` in UTF-8; what could be read as anything else, in octal."""
+    plain = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
+        for byte in text.encode()
+    )
+    return f'"{plain}"'
