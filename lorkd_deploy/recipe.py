@@ -137,14 +137,32 @@ class TrainSpec(Section):
     shift: float = Field(
         default=0.0, ge=0, lt=0.5, description="move images by up to this fraction of their side"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="fp32",
-        description="bf16: autocast, with fp32 weights; auto: bf16 where the GPU or CPU has its "
-        "arithmetic, else fp32",
+        description="bf16: autocast, with fp32 weights; fp16: the same with a scaled loss, for "
+        "GPUs without bf16; auto: bf16 where the GPU or CPU has its arithmetic, else fp32",
+    )
+    channels_last: bool = Field(
+        default=True, description="keep images as NHWC in memory: faster wherever it was tried"
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="parts in which a batch passes, one after another, before the weights are "
+        "updated once: less memory for the same update, but for batch statistics",
+    )
+    clip: float | None = Field(
+        default=None, gt=0, description="largest norm of all gradients together; unset: any"
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none",
+        description="balanced: a task's classes weigh the same in its loss however many training "
+        "images each has",
+    )
     validate_every: float = Field(default=1, gt=0, description="epochs between validations")
     checkpoint_minutes: float = Field(default=5, ge=0, description="0: after every step")
+    later = frozenset({"channels_last", "accumulate", "clip", "class_weights"})
 
 
 class TeacherSpec(Section):

@@ -21,12 +21,13 @@ from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.features import TeacherFeatures
 from lorkd_deploy.training.loader import Batch
-from lorkd_deploy.training.loop import Fitted, Loss, Objective, fit
+from lorkd_deploy.training.loop import Fitted, fit
 from lorkd_deploy.training.losses import batch_accuracy, label_loss, logit_transfer, transfer_loss
-from lorkd_deploy.training.network import TeacherNetwork
+from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
 from lorkd_deploy.training.setup import Setup, best_device, open_setup
 from lorkd_deploy.training.teacher import batch_task, load_teacher, train_teacher
+from lorkd_deploy.training.update import Loss, Objective
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def fit_student(
 ) -> Fitted:
     """Train what of `student` can be trained, under the teacher whose features are `known`."""
     recipe = setup.recipe
-    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(student, device, channels_last=recipe.train.channels_last)
     classifier = student.classifier
     steps, validate_steps = setup.steps(recipe.train)
 
@@ -170,14 +171,17 @@ def _objective(
 ) -> Objective:
     recipe = setup.recipe
     transfer = recipe.transfer
-    smoothing = recipe.train.label_smoothing
+    spec = recipe.train
+    weights = setup.class_weights(spec, device)
 
     def objective(batch: Batch) -> Loss:
-        x = network_input(batch.images, recipe.preprocess, device)
+        order = spec.channels_last
+        x = network_input(batch.images, recipe.preprocess, device, channels_last=order)
         task = batch_task(batch, device)
         output = student.classifier(x, task)
         labels = [torch.from_numpy(part).to(device) for part in batch.labels]
-        parts = {"labels": label_loss(output.logits, labels, setup.kinds, smoothing)}
+        part = label_loss(output.logits, labels, setup.kinds, spec.label_smoothing, weights)
+        parts = {"labels": part}
         accuracy = batch_accuracy(output.logits, labels, setup.kinds)
         if known is None:
             return Loss(parts, accuracy)

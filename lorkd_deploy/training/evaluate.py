@@ -17,11 +17,12 @@ from lorkd_deploy.training.loader import Images
 F32 = npt.NDArray[np.float32]
 
 
-def network_input(images: U8, preprocess: Preprocess, device: torch.device) -> torch.Tensor:
-    """uint8 `(N, S, S, 3)` → normalised float32 `(N, 3, S, S)` on `device`, channels-last."""
-    return torch.from_numpy(preprocess.normalise(images)).to(
-        device, memory_format=torch.channels_last
-    )
+def network_input(
+    images: U8, preprocess: Preprocess, device: torch.device, *, channels_last: bool = True
+) -> torch.Tensor:
+    """uint8 `(N, S, S, 3)` → normalised float32 `(N, 3, S, S)` on `device`."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.from_numpy(preprocess.normalise(images)).to(device, memory_format=order)
 
 
 @torch.no_grad()

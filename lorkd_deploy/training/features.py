@@ -17,7 +17,7 @@ from torch import Tensor
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.storage import canonical_json, read_tensors, sha256_bytes, write_tensors
-from lorkd_deploy.training.autocast import chosen_precision
+from lorkd_deploy.training.autocast import autocast, chosen_precision
 from lorkd_deploy.training.evaluate import network_input
 from lorkd_deploy.training.loader import Batch
 from lorkd_deploy.training.network import TeacherNetwork
@@ -126,7 +126,6 @@ class TeacherFeatures:
 
     @torch.no_grad()
     def _compute(self, x: Tensor) -> Tensor:
-        bf16 = self._precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+        with autocast(self._device, self._precision):
             features: Tensor = self.mentor.backbone(x)
         return features.float()

@@ -58,6 +58,23 @@ class Batch:
     rows: tuple[npt.NDArray[np.int64], ...]
     flips: tuple[npt.NDArray[np.bool_], ...]
 
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in at most `parts`, each with its share of every task, none empty."""
+        if parts == 1:
+            return [self]
+        return [self._every(parts, first) for first in range(min(parts, len(self.images)))]
+
+    def _every(self, stride: int, first: int) -> Batch:
+        chosen = np.arange(first, len(self.images), stride)
+        ends = np.cumsum([len(rows) for rows in self.rows])
+        starts = ends - [len(rows) for rows in self.rows]
+        own = [chosen[(chosen >= s) & (chosen < e)] - s for s, e in zip(starts, ends, strict=True)]
+        labels, rows, flips = (
+            tuple(values[mine] for values, mine in zip(each, own, strict=True))
+            for each in (self.labels, self.rows, self.flips)
+        )
+        return Batch(self.step, self.images[chosen], self.task[chosen], labels, rows, flips)
+
 
 @dataclass(frozen=True)
 class Augment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +17,10 @@ from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.autocast import chosen_precision
 from lorkd_deploy.training.checkpoint import Checkpoints, State, Tensors, pack, unpack
-from lorkd_deploy.training.loader import Batch, Loader
+from lorkd_deploy.training.loader import Loader
+from lorkd_deploy.training.update import Objective, Update
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The parts of one batch's loss by name (`labels`, `transfer`), and its accuracy to show."""
-
-    parts: dict[str, Tensor]
-    accuracy: float
-
-
-Objective = Callable[[Batch], Loss]
 
 
 @dataclass
@@ -55,6 +45,7 @@ class _Progress:
     seconds: float = 0.0
     waiting: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def fit(
@@ -78,14 +69,13 @@ def fit(
     weights, bit for bit on the CPU, as an uninterrupted one. Raises `TrainingError` where the
     loss is not finite, naming the step and the cause.
     """
-    optimizer = _optimizer(model, spec)
-    device = next(model.parameters()).device
-    precision = chosen_precision(spec.precision, device)
+    precision = chosen_precision(spec.precision, next(model.parameters()).device)
+    update = Update(model, spec, precision)
     now, best = _Progress(), _copy(model)
     if not resume and checkpoints:
         log.warning("starting afresh: the checkpoints here would go on with --resume")
     if resume and (saved := checkpoints.load()) is not None:
-        now, best = _restore(saved, model, optimizer)
+        now, best = _restore(saved, model, update)
         log.info("resumed at step %d of %d", now.step, steps)
     began, saved_at = time.perf_counter() - now.seconds, time.monotonic()
     progress.start(what, steps)
@@ -94,20 +84,14 @@ def fit(
         for batch in loader.batches(now.step):
             model.train()
             torch.manual_seed(_mixed(seed, batch.step))
-            for group in optimizer.param_groups:
-                group["lr"] = spec.lr * schedule(spec, batch.step, steps)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                result = objective(batch)
+            result = update.gradients(batch, objective)
             parts = result.parts
-            loss = torch.stack(list(parts.values())).sum()
-            if not math.isfinite(float(loss.detach())):
+            if not math.isfinite(float(torch.stack(list(parts.values())).sum())):
                 raise _not_finite(model, batch.step, what, parts)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            update.apply(spec.lr * schedule(spec, batch.step, steps))
             now.step = batch.step + 1
             now.seconds = time.perf_counter() - began
-            shown = {name: f"{float(value.detach()):.3f}" for name, value in parts.items()}
+            shown = {name: f"{float(value):.3f}" for name, value in parts.items()}
             rate = len(batch.images) * now.step / max(now.seconds, 1e-9)
             progress.advance(1, **shown, accuracy=f"{result.accuracy:.2f}", images=f"{rate:.0f}/s")
             if now.step % validate_steps == 0 or now.step == steps:
@@ -118,7 +102,7 @@ def fit(
                 now.waiting += loader.waiting
                 loader.waiting = 0.0
                 _check_weights(model, batch.step, what)
-                _save(checkpoints, model, optimizer, now, best)
+                _save(checkpoints, model, update, now, best)
                 saved_at = time.monotonic()
     finally:
         progress.stop()
@@ -137,19 +121,10 @@ def schedule(spec: TrainSpec, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if spec.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
-    )
-
-
 def _validated(
     model: nn.Module, now: _Progress, best: Tensors, scores: dict[str, float], parts: Any
 ) -> Tensors:
-    losses = {name: float(value.detach()) for name, value in parts.items()}
+    losses = {name: float(value) for name, value in parts.items()}
     now.history.append({"step": now.step, **losses, **scores})
     log.info("step %d: %s", now.step, ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
     if scores["score"] <= now.best_score:
@@ -165,7 +140,7 @@ def _check_weights(model: nn.Module, step: int, what: str) -> None:
 
 
 def _not_finite(model: nn.Module, step: int, what: str, parts: dict[str, Tensor]) -> TrainingError:
-    bad = [name for name, value in parts.items() if not math.isfinite(float(value.detach()))]
+    bad = [name for name, value in parts.items() if not math.isfinite(float(value))]
     names = [n for n, value in model.state_dict().items() if not torch.isfinite(value).all()]
     causes = [f"the {' and '.join(bad) or 'summed'} loss is not finite"] if parts else []
     if names:
@@ -187,14 +162,11 @@ def _copy(model: nn.Module) -> Tensors:
 
 
 def _save(
-    checkpoints: Checkpoints,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    now: _Progress,
-    best: Tensors,
+    checkpoints: Checkpoints, model: nn.Module, update: Update, now: _Progress, best: Tensors
 ) -> None:
+    now.scaler = update.scaler.state_dict()
     tensors = pack("model", _copy(model)) | pack("best", best)
-    tensors |= dict(_optimizer_tensors(optimizer))
+    tensors |= pack("optimizer", update.tensors())
     checkpoints.save(State(now.step, tensors, {**now.__dict__, "best_score": _plain(now)}))
 
 
@@ -202,27 +174,15 @@ def _plain(now: _Progress) -> float | None:
     return now.best_score if math.isfinite(now.best_score) else None  # JSON has no infinity
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                yield f"optimizer/{index}/{key}", value.detach().clone()
-
-
-def _restore(
-    saved: State, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[_Progress, Tensors]:
+def _restore(saved: State, model: nn.Module, update: Update) -> tuple[_Progress, Tensors]:
     try:
         model.load_state_dict(unpack("model", saved.tensors))
     except RuntimeError as exc:
         raise TrainingError(f"the checkpoint doesn't fit the model: {exc}") from exc
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in unpack("optimizer", saved.tensors).items():
-        index, key = name.split("/")
-        states.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     facts = dict(saved.facts)
     facts["best_score"] = -math.inf if facts["best_score"] is None else facts["best_score"]
+    now = _Progress(**facts)
+    update.restore(unpack("optimizer", saved.tensors), now.scaler)
     device = next(model.parameters()).device
     best = {name: value.to(device) for name, value in unpack("best", saved.tensors).items()}
-    return _Progress(**facts), best
+    return now, best

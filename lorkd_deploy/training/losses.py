@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,30 +17,58 @@ MULTILABEL = "multilabel"
 
 
 def label_loss(
-    logits: Sequence[Tensor], labels: Sequence[Tensor], kinds: Sequence[str], smoothing: float = 0.0
+    logits: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    kinds: Sequence[str],
+    smoothing: float = 0.0,
+    weights: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     """Mean over the batch's N samples of each one's loss by its own task's head.
 
     `logits[t]` is `(n_t, C_t)`, `labels[t]` `(n_t,)` int64, or `(n_t, C_t)` for a multi-label
-    task, whose loss is binary cross-entropy averaged over its labels. Absent tasks (`n_t = 0`)
-    add nothing, not even a zero gradient.
+    task, whose loss is binary cross-entropy averaged over its labels. `weights[t]` are those of
+    `balanced_weights`. Absent tasks (`n_t = 0`) add nothing, not even a zero gradient.
     """
     total = sum(len(part) for part in labels)
     parts = [
-        _task_loss(logit.float(), label, kind, smoothing)
-        for logit, label, kind in zip(logits, labels, kinds, strict=True)
+        _task_loss(logit.float(), label, kind, smoothing, weight)
+        for logit, label, kind, weight in zip(
+            logits, labels, kinds, weights or [None] * len(kinds), strict=True
+        )
         if len(label)
     ]
     return torch.stack(parts).sum() / total
 
 
-def _task_loss(logits: Tensor, labels: Tensor, kind: str, smoothing: float) -> Tensor:
+def _task_loss(
+    logits: Tensor, labels: Tensor, kind: str, smoothing: float, weight: Tensor | None
+) -> Tensor:
     if kind == MULTILABEL:
         each = functional.binary_cross_entropy_with_logits(
             logits, labels.to(logits.dtype), reduction="none"
         )
+        if weight is not None:
+            each = each * torch.where(labels == 1, weight[1], weight[0])
         return each.mean(dim=1).sum()
-    return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    return functional.cross_entropy(
+        logits, labels, weight, reduction="sum", label_smoothing=smoothing
+    )
+
+
+def balanced_weights(labels: npt.NDArray[np.int64], classes: int, kind: str) -> Tensor:
+    """Weights by which each class of a task counts the same: n / (K · n_class), float32.
+
+    `(K,)` for the labels `(n,)` of a task with K classes; `(2, L)`, absent and present, for the
+    labels `(n, L)` of a multi-label task, whose findings are a pair of classes each. They average
+    to 1 over the images. A class without an image gets 0.
+    """
+    if kind == MULTILABEL:
+        present = labels.sum(axis=0)
+        counts = np.stack([len(labels) - present, present])
+    else:
+        counts = np.bincount(labels, minlength=classes)
+    weights = np.where(counts > 0, len(labels) / (len(counts) * np.maximum(counts, 1)), 0.0)
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.experts import ExpertClassifier, Outputs, TaskHeads
@@ -22,6 +23,12 @@ class TeacherNetwork(nn.Module):
         """Features and each task's logits; see `TaskHeads` for their form."""
         features = self.backbone(x)
         return Outputs(features, self.heads(features, task))
+
+
+def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+    """Move `model` to `device`, its convolutions' weights in the asked order of memory."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(device, memory_format=order)  # type: ignore[call-overload]
 
 
 TaskNetwork = TeacherNetwork | ExpertClassifier

@@ -13,6 +13,7 @@ from lorkd_deploy.errors import DataError, LorkdError
 from lorkd_deploy.metrics import Kind
 from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
 from lorkd_deploy.training.loader import Augment, Images, Loader
+from lorkd_deploy.training.losses import balanced_weights
 from lorkd_deploy.training.sampler import MixedSampler
 
 
@@ -59,6 +60,15 @@ class Setup:
             max(1, math.ceil(spec.epochs * epoch)),
             max(1, round(spec.validate_every * epoch)),
         )
+
+    def class_weights(self, spec: TrainSpec, device: torch.device) -> list[torch.Tensor | None]:
+        """Each task's weights by class for `label_loss`, on `device`."""
+        if spec.class_weights == "none":
+            return [None] * len(self.data)
+        return [
+            balanced_weights(data.train.labels, len(data.classes), data.kind).to(device)
+            for data in self.data
+        ]
 
     def loader(self, spec: TrainSpec, steps: int) -> Loader:
         """Mixed training batches under `spec`, drawn from the recipe's seed."""

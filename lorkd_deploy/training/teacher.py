@@ -20,11 +20,12 @@ from lorkd_deploy.training.assemble import write_teacher
 from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.loader import Batch
-from lorkd_deploy.training.loop import Fitted, Loss, fit
+from lorkd_deploy.training.loop import Fitted, fit
 from lorkd_deploy.training.losses import batch_accuracy, label_loss
-from lorkd_deploy.training.network import TeacherNetwork
+from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
 from lorkd_deploy.training.setup import Setup, best_device, open_setup
+from lorkd_deploy.training.update import Loss
 
 log = logging.getLogger(__name__)
 
@@ -61,21 +62,23 @@ def train_teacher(run: Path, setup: Setup, *, resume: bool, progress: Progress) 
         backbone, models.feature_dim(backbone, recipe.preprocess.size), setup.classes
     )
     report = _import_checkpoint(model, recipe)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, device, channels_last=spec.train.channels_last)
     if spec.fit == "heads":
         model.backbone.requires_grad_(False)
     checkpoints = Checkpoints(run / "checkpoints" / TEACHER, recipe.sha256)
     steps, validate_steps = setup.steps(spec.train)
 
+    weights = setup.class_weights(spec.train, device)
+
     def objective(batch: Batch) -> Loss:
         if spec.fit == "heads":
             model.backbone.eval()  # frozen: its batch statistics don't move either
-        output = model(
-            network_input(batch.images, recipe.preprocess, device), batch_task(batch, device)
-        )
+        order = spec.train.channels_last
+        x = network_input(batch.images, recipe.preprocess, device, channels_last=order)
+        output = model(x, batch_task(batch, device))
         labels = [torch.from_numpy(part).to(device) for part in batch.labels]
         smoothing = spec.train.label_smoothing
-        part = label_loss(output.logits, labels, setup.kinds, smoothing)
+        part = label_loss(output.logits, labels, setup.kinds, smoothing, weights)
         return Loss({"labels": part}, batch_accuracy(output.logits, labels, setup.kinds))
 
     def validate() -> dict[str, float]:
@@ -131,7 +134,7 @@ def load_teacher(
         tensors = bundle.expert(task)
         head.load_state_dict({k.removeprefix("head."): torch.tensor(v) for k, v in tensors.items()})
     model.requires_grad_(False)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, device, channels_last=setup.recipe.train.channels_last)
     return model.eval()
 
 

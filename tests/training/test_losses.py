@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lorkd_deploy.training.losses import (
+    balanced_weights,
     batch_accuracy,
     label_loss,
     logit_transfer,
@@ -85,3 +88,27 @@ def test_batch_accuracy_counts_images_and_single_findings() -> None:
     logits = [torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0, -1.0, 3.0, -2.0]])]
     labels = [torch.tensor([0, 0]), torch.tensor([[1, 0, 0, 1]])]
     assert batch_accuracy(logits, labels, ["multiclass", "multilabel"]) == 3 / 6
+
+
+def test_balanced_classes_weigh_the_same_and_average_to_one() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [3] * 1)
+    weights = balanced_weights(labels, 4, "multiclass")
+    sums = [float(weights[labels[labels == c]].sum()) for c in (0, 1, 3)]
+    assert sums == pytest.approx([2.5, 2.5, 2.5])
+    assert weights[2] == 0, "a class without an image"
+    assert float(weights[[0, 1, 3]].min()) > 0
+    logits = torch.randn(10, 4)
+    wanted = functional.cross_entropy(
+        logits, torch.from_numpy(labels), weights, reduction="sum"
+    ) / len(labels)
+    found = label_loss([logits], [torch.from_numpy(labels)], ["multiclass"], 0.0, [weights])
+    torch.testing.assert_close(found, wanted)
+
+
+def test_balanced_findings_weigh_presence_as_absence() -> None:
+    labels = np.array([[1, 0], [0, 0], [0, 0], [0, 1]])
+    weights = balanced_weights(labels, 2, "multilabel")
+    torch.testing.assert_close(weights, torch.tensor([[4 / 6, 4 / 6], [2.0, 2.0]]))
+    logits = torch.zeros(4, 2)  # each label costs ln 2 by itself
+    found = label_loss([logits], [torch.from_numpy(labels)], ["multilabel"], 0.0, [weights])
+    torch.testing.assert_close(found, torch.log(torch.tensor(2.0)))
