@@ -26,6 +26,8 @@ from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Ratio = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 RESERVED = {"teacher"}  # RUN/export/teacher holds the foundation model's engines
 
 
@@ -116,6 +118,71 @@ class DepartmentSpec(Section):
         return _checked_name(value)
 
 
+class VerticalFlip(Section):
+    """Upside down; for images without an up, such as cells and tissue."""
+
+    kind: Literal["vertical_flip"]
+    probability: float = Field(default=0.5, ge=0, le=1)
+
+
+class RandomResizedCrop(Section):
+    """A part of the image, at the image's size."""
+
+    kind: Literal["random_resized_crop"]
+    scale: tuple[Fraction, Fraction] = Field(default=(0.8, 1.0), description="of the area")
+    ratio: tuple[Ratio, Ratio] = Field(default=(0.9, 1.1), description="width / height")
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _from_to(value)
+
+
+class Rotation(Section):
+    kind: Literal["rotation"]
+    degrees: float = Field(default=10, gt=0, le=180, description="at most, in either direction")
+
+
+class ColorJitter(Section):
+    """Each a largest relative change; hue as a fraction of the colour circle."""
+
+    kind: Literal["color_jitter"]
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    saturation: float = Field(default=0.0, ge=0, le=1)
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+
+
+class GaussianBlur(Section):
+    kind: Literal["gaussian_blur"]
+    sigma: tuple[Ratio, Ratio] = Field(default=(0.1, 1.0), description="px")
+    probability: float = Field(default=0.5, ge=0, le=1)
+
+    @field_validator("sigma")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _from_to(value)
+
+
+class RandomErasing(Section):
+    """A rectangle in the image's mean colour."""
+
+    kind: Literal["random_erasing"]
+    scale: tuple[Fraction, Fraction] = Field(default=(0.02, 0.1), description="of the area")
+    probability: float = Field(default=0.25, ge=0, le=1)
+
+    @field_validator("scale")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _from_to(value)
+
+
+AugmentSpec = Annotated[
+    VerticalFlip | RandomResizedCrop | Rotation | ColorJitter | GaussianBlur | RandomErasing,
+    Field(discriminator="kind"),
+]
+
+
 class TrainSpec(Section):
     """How a network is trained; the teacher and the student have one each."""
 
@@ -136,6 +203,12 @@ class TrainSpec(Section):
     flip: bool = Field(default=True, description="mirror half of the training images left–right")
     shift: float = Field(
         default=0.0, ge=0, lt=0.5, description="move images by up to this fraction of their side"
+    )
+    augment: tuple[AugmentSpec, ...] = Field(
+        default=(),
+        description="further changes of training images, in this order, by torchvision's v2 "
+        "functions: vertical_flip, random_resized_crop, rotation, color_jitter, gaussian_blur, "
+        "random_erasing",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="fp32",
@@ -162,7 +235,7 @@ class TrainSpec(Section):
     )
     validate_every: float = Field(default=1, gt=0, description="epochs between validations")
     checkpoint_minutes: float = Field(default=5, ge=0, description="0: after every step")
-    later = frozenset({"channels_last", "accumulate", "clip", "class_weights"})
+    later = frozenset({"augment", "channels_last", "accumulate", "clip", "class_weights"})
 
 
 class TeacherSpec(Section):
@@ -318,6 +391,12 @@ class Recipe(Section):
         return sha256_bytes(canonical_json(self.model_dump(mode="json")))
 
 
+def _from_to(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("wanted a smallest and a largest value, in this order")
+    return value
+
+
 def _checked_name(value: str) -> str:
     if not NAME.match(value):
         raise ValueError("a name has lower-case letters, digits, '-' and '_', 63 at most")
@@ -428,6 +507,8 @@ def _place(loc: tuple[int | str, ...]) -> str:
             shown += f"[{part}]"
         elif part in sources and index and loc[index - 1] == "data":
             continue  # pydantic's name for the chosen kind of data, no key of the file
+        elif index > 1 and loc[index - 2] == "augment":
+            continue  # the same of the chosen change
         else:
             shown += f".{part}" if shown else part
     return shown or "recipe"
@@ -437,6 +518,11 @@ def _message(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "unknown key"
     if error["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        if "augment" in error["loc"]:
+            return (
+                "needs a `kind`: 'vertical_flip', 'random_resized_crop', 'rotation', "
+                "'color_jitter', 'gaussian_blur' or 'random_erasing'"
+            )
         return "needs a `source`: 'image-folder', 'medmnist', 'npz' or 'phantom'"
     message: str = error["msg"]
     return message.removeprefix("Value error, ")

@@ -282,6 +282,7 @@ def training_result(
 ) -> TrainingResult:
     """What a finished training gives back; writes `RUN/history/FOLDER.json`."""
     history = {
+        **fitted.notes,
         "steps": fitted.steps,
         "best_step": fitted.best_step,
         "seconds": round(fitted.seconds, 1),

@@ -131,7 +131,7 @@ def fit_student(
     def validate() -> dict[str, float]:
         return summary(scores(classifier, setup.val, setup.kinds, recipe.preprocess), setup.names)
 
-    return fit(
+    fitted = fit(
         student,
         setup.loader(recipe.train, steps),
         recipe.train,
@@ -145,6 +145,9 @@ def fit_student(
         progress=progress,
         what="decompose",
     )
+    if known is not None:
+        fitted.notes["teacher_features"] = known.facts
+    return fitted
 
 
 def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:

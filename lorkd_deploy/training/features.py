@@ -1,7 +1,7 @@
 """The teacher's features of every training image, computed once where the augmentation allows.
 
-An unmoved image has two forms, as it is and mirrored. Moved images (`train.shift`) have too many:
-there the teacher runs in every step.
+An unmoved image has two forms, as it is and mirrored. Moved or changed images (`train.shift`,
+`train.augment`) have too many: there the teacher runs in every step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from torch import Tensor
 
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.progress import Progress
-from lorkd_deploy.storage import canonical_json, read_tensors, sha256_bytes, write_tensors
+from lorkd_deploy.storage import (
+    canonical_json,
+    read_tensors,
+    sha256_bytes,
+    sha256_file,
+    write_tensors,
+)
 from lorkd_deploy.training.autocast import autocast, chosen_precision
 from lorkd_deploy.training.evaluate import network_input
 from lorkd_deploy.training.loader import Batch
@@ -33,7 +39,8 @@ class TeacherFeatures:
     """Features `(N, F)` float32 of a batch's images, from memory or from the teacher itself.
 
     The cache lies in `folder` under the hash of all it depends on (teacher, images'
-    preprocessing, precision), so another teacher's is never read.
+    preprocessing, precision), so another teacher's is never read. `facts` are for the history:
+    whether they are cached, the file's hash, or why not.
     """
 
     def __init__(
@@ -52,7 +59,11 @@ class TeacherFeatures:
         self._progress = progress
         self._precision = chosen_precision(setup.recipe.train.precision, device)
         self._held: list[F32] | None = None
-        if self._worthwhile():
+        self.facts: dict[str, str | bool] = {"cached": False}
+        if reason := self._reason_against():
+            self.facts["because"] = reason
+            log.info("teacher features are computed in every step: %s", reason)
+        else:
             self._held = self._cached(folder, teacher_sha256)
 
     def __call__(self, batch: Batch, x: Tensor) -> Tensor:
@@ -65,17 +76,21 @@ class TeacherFeatures:
         ]
         return torch.from_numpy(np.concatenate(parts)).to(self._device)
 
-    def _worthwhile(self) -> bool:
+    def _reason_against(self) -> str | None:
+        """Why features are not held, or None."""
         spec = self._setup.recipe.train
         images = sum(len(task) for task in self._setup.train)
         forms = 2 if spec.flip else 1
         if spec.shift:
-            log.info("teacher features are computed in every step: train.shift moves the images")
-            return False
+            return "train.shift moves the images"
+        if spec.augment:
+            names = ", ".join(transform.kind for transform in spec.augment)
+            return f"train.augment changes the images ({names})"
         if images * forms * self.mentor.features * 4 > IN_MEMORY:
-            log.info("teacher features are computed in every step: they don't fit in memory")
-            return False
-        return spec.epochs > forms
+            return "they don't fit in memory"
+        if spec.epochs <= forms:
+            return "the training is too short to use them twice"
+        return None
 
     def _cached(self, folder: Path, teacher_sha256: str) -> list[F32]:
         recipe = self._setup.recipe
@@ -93,8 +108,9 @@ class TeacherFeatures:
         if path.exists():
             try:
                 found = read_tensors(path)
-                log.info("teacher features read from %s", path.name)
-                return [found[name] for name in names]
+                held = [found[name] for name in names]
+                self._tell(path, "read")
+                return held
             except (BundleError, KeyError):
                 log.warning("%s is damaged: computed again", path.name)
         for other in folder.glob("teacher-features-*.safetensors"):
@@ -102,7 +118,13 @@ class TeacherFeatures:
             other.unlink()
         made = self._make()
         write_tensors(path, dict(zip(names, made, strict=True)))
+        self._tell(path, "written")
         return made
+
+    def _tell(self, path: Path, done: str) -> None:
+        sha256 = sha256_file(path)
+        self.facts |= {"cached": True, "file": path.name, "sha256": sha256}
+        log.info("teacher features %s: cache/%s, sha256 %s", done, path.name, sha256)
 
     def _make(self) -> list[F32]:
         forms = 2 if self._setup.recipe.train.flip else 1

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from lorkd_deploy.data import Split
 from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.recipe import AugmentSpec
+from lorkd_deploy.training.augment import augmented
 from lorkd_deploy.training.sampler import Draw, MixedSampler
 
 IN_MEMORY = 2 << 30  # bytes of resized images a split may hold; above it they are read each time
@@ -83,6 +85,7 @@ class Augment:
     flip: bool
     shift: float
     seed: int
+    transforms: tuple[AugmentSpec, ...] = ()
 
     def __call__(self, images: U8, step: int) -> tuple[U8, npt.NDArray[np.bool_]]:
         """The changed images, and which of them are mirrored `(N,)`."""
@@ -92,6 +95,8 @@ class Augment:
         reach = round(self.shift * images.shape[1])
         if reach:
             images = _shifted(images, rng.integers(0, 2 * reach + 1, (len(images), 2)), reach)
+        if self.transforms:
+            images = augmented(images, self.transforms, self.seed, step)
         return images, flips
 
 

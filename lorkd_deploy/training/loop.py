@@ -33,6 +33,7 @@ class Fitted:
     seconds: float
     waiting: float
     precision: str = "fp32"
+    notes: dict[str, Any] = field(default_factory=dict)  # further facts for the history
 
 
 @dataclass

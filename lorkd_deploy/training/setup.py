@@ -75,7 +75,7 @@ class Setup:
         seed = self.recipe.seed
         sizes = [len(images) for images in self.train]
         sampler = MixedSampler(sizes, spec.batch_size, spec.temperature, seed, steps)
-        return Loader(self.train, sampler, Augment(spec.flip, spec.shift, seed))
+        return Loader(self.train, sampler, Augment(spec.flip, spec.shift, seed, spec.augment))
 
 
 def open_setup(recipe: Recipe) -> Setup:

@@ -27,7 +27,7 @@ from lorkd_deploy.errors import (
     TrainingError,
     UsageError,
 )
-from lorkd_deploy.storage import sha256_file
+from lorkd_deploy.storage import read_json, sha256_file
 from lorkd_deploy.training.checkpoint import Checkpoints
 
 TESTS = Path(__file__).parents[1]
@@ -70,6 +70,14 @@ def test_the_bundle_holds_what_was_trained(decomposed: Path) -> None:
         assert own["head.weight"].shape == (len(task.classes), 16)
         assert set(task.metrics) == {"teacher", "expert"}
     assert not (decomposed / "checkpoints" / "decompose").exists()
+
+
+def test_the_history_says_what_the_training_waited_for_and_learnt_from(decomposed: Path) -> None:
+    history = read_json(decomposed / "history" / "bundle.json")
+    cache = decomposed / "cache" / history["teacher_features"]["file"]
+    assert history["teacher_features"]["sha256"] == sha256_file(cache)
+    assert 0 <= history["waiting_for_data"] < 1
+    assert [entry["step"] for entry in history["validations"]][-1] == history["steps"]
 
 
 def test_the_teacher_is_a_bundle_with_one_engine(taught: Path) -> None:

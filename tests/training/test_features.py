@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tiny_recipe import tiny_recipe
 
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.evaluate import network_input
 from lorkd_deploy.training.features import TeacherFeatures
 from lorkd_deploy.training.network import TeacherNetwork
@@ -67,20 +70,49 @@ def test_a_second_training_reads_them(setup: Setup, tmp_path: Path) -> None:
     assert file.stat().st_mtime_ns == written
 
 
-def test_another_teachers_and_a_damaged_cache_are_computed_again(
-    setup: Setup, tmp_path: Path
+def test_another_teachers_and_a_damaged_cache_are_computed_again_and_it_is_said(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _features(setup, 0, tmp_path)
+    caplog.set_level(logging.INFO)
+    first = _features(setup, 0, tmp_path)
     _compare(setup, _features(setup, 1, tmp_path), 1)
+    assert f"{first.facts['file']} is of another teacher or recipe: computed again" in caplog.text
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-100])
     _compare(setup, _features(setup, 1, tmp_path), 1)
+    assert f"{file.name} is damaged: computed again" in caplog.text
 
 
-def test_moved_images_are_not_held(tmp_path: Path) -> None:
+def test_the_caches_hash_is_told(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = _features(setup, 0, tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert made.facts == {"cached": True, "file": file.name, "sha256": sha256_file(file)}
+    assert _features(setup, 0, tmp_path).facts == made.facts
+    assert caplog.text.count(sha256_file(file)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"shift": 0.1}, "train.shift moves the images"),
+        (
+            {"augment": [{"kind": "rotation"}, {"kind": "color_jitter", "contrast": 0.2}]},
+            "train.augment changes the images (rotation, color_jitter)",
+        ),
+    ],
+)
+def test_changed_images_are_not_held_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], why: str
+) -> None:
+    caplog.set_level(logging.INFO)
     moving = tiny_recipe()
-    moving["train"] = moving["train"] | {"shift": 0.1}
+    moving["train"] = moving["train"] | change
     setup = open_setup(parse_recipe(moving, where="test"))
     features = _features(setup, 0, tmp_path)
     assert not list(tmp_path.iterdir())
+    assert features.facts == {"cached": False, "because": why}
+    assert f"computed in every step: {why}" in caplog.text
     _compare(setup, features, 0)
