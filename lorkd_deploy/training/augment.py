@@ -43,7 +43,7 @@ def augmented(images: U8, transforms: Sequence[AugmentSpec], seed: int, step: in
 
 
 def _functions() -> Any:
-    from torchvision.transforms.v2 import functional
+    from torchvision.transforms.v2 import functional  # type: ignore[import-untyped,unused-ignore]
 
     return functional
 
@@ -72,12 +72,10 @@ def _random_resized_crop(x: Tensor, spec: RandomResizedCrop, rng: np.random.Gene
 
 def _rotation(x: Tensor, spec: Rotation, rng: np.random.Generator) -> Tensor:
     """Turned about its middle; what comes in from outside is the image mirrored at its border."""
-    from torchvision.transforms import InterpolationMode
-
     f, room = _functions(), math.ceil(_ROOM * x.shape[1])
     angle = rng.uniform(-spec.degrees, spec.degrees)
     wide = f.pad(x, [room] * 4, padding_mode="reflect")
-    turned = f.rotate(wide, angle, interpolation=InterpolationMode.BILINEAR)
+    turned = f.rotate(wide, angle, interpolation=f.InterpolationMode.BILINEAR)
     made: Tensor = f.center_crop(turned, [x.shape[1], x.shape[2]])
     return made
 

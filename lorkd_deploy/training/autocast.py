@@ -37,6 +37,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def has_bf16(device: torch.device) -> bool:
     """Whether `device` computes in bf16 itself."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able = torch.cpu.get_capabilities()
     return any(bool(able.get(name)) for name in _CPU_HAS)
