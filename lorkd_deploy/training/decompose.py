@@ -155,7 +155,13 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
     recipe = setup.recipe
     backbone = models.build(recipe.student.architecture)
     if recipe.student.checkpoint is not None:
-        models.load_checkpoint(backbone, Path(recipe.student.checkpoint), recipe.student.prefix)
+        report = models.load_checkpoint(
+            backbone, Path(recipe.student.checkpoint), recipe.student.prefix
+        )
+        if report.missing:
+            log.warning("the student's checkpoint lacks %s", ", ".join(report.missing))
+        if report.unexpected:
+            log.info("the student's checkpoint has more, unused: %s", ", ".join(report.unexpected))
     features = models.feature_dim(backbone, recipe.preprocess.size)
     ranks = [task.rank or recipe.experts.rank for task in recipe.tasks]
     experts = add_experts(
