@@ -1,23 +1,55 @@
-"""ΔW: the one place that turns two factors into a weight update."""
+"""ΔW: the one place that turns two factors into a weight update, and knows their shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 Array = TypeVar("Array", bound=Any)
+Factorisation = Literal["interleaved", "separable"]
+FACTORISATIONS: tuple[Factorisation, ...] = ("interleaved", "separable")
 
 
 def delta_weight(a: Array, b: Array, scale: float | Array, shape: Sequence[int]) -> Array:
     """ΔW = view((scale · B) @ A, shape), a new array (LoRKD, CVPR 2024, section 3).
 
-    For a convolution of weight `shape` `(Cout, Cin, kh, kw)`, `a` is `(r·kh, Cin·kw)` and `b`
-    `(Cout·kh, r·kh)`; for a linear layer `(Cout, Cin)` they are `(r, Cin)` and `(Cout, r)`.
-    Leading dimensions (a stack of tasks) are kept, and `scale` may be an array that broadcasts
-    against `b`. NumPy arrays and torch tensors alike: training, fusion and tests call this one
-    function.
+    For a weight `shape` `a` and `b` are as `factor_shapes` says; which factorisation they are of
+    can be told by that. Leading dimensions (a stack of tasks) are kept, and `scale` may be an
+    array that broadcasts against `b`. NumPy arrays and torch tensors alike: training, fusion and
+    tests call this one function.
     """
     update = (b * scale) @ a  # the factor is scaled, since it is smaller than the product
     lead = tuple(update.shape[:-2])
     result: Array = update.reshape(lead + tuple(shape))
     return result
+
+
+def factor_shapes(
+    shape: Sequence[int], rank: int, factorisation: Factorisation
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of A and B for a weight `(Cout, Cin)` or `(Cout, Cin, kh, kw)`.
+
+    `interleaved`, the papers': A `(r·kh, Cin·kw)`, B `(Cout·kh, r·kh)`. The view interleaves the
+    axes, so that ΔW as a `(Cout, Cin·kh·kw)` matrix has a rank of up to r·kh².
+    `separable`: A `(r, Cin·kh·kw)`, a kh × kw convolution to r channels, and B `(Cout, r)`, a
+    1 × 1 convolution behind it: the rank is r. For 1 × 1 kernels and linear layers they are one.
+    """
+    cout, cin, kh, kw = (*shape, 1, 1)[:4]
+    unit = columns_per_rank(shape, factorisation)
+    if factorisation == "separable":
+        return (rank, cin * kh * kw), (cout, rank)
+    return (rank * unit, cin * kw), (cout * kh, rank * unit)
+
+
+def columns_per_rank(shape: Sequence[int], factorisation: Factorisation) -> int:
+    """Columns of B, and rows of A, that one more in rank adds: kh if interleaved, else 1."""
+    return 1 if factorisation == "separable" else (*shape, 1, 1)[2]
+
+
+def largest_rank(shape: Sequence[int], factorisation: Factorisation) -> int:
+    """The rank from which on B @ A can be any matrix of its shape: more is wasteful.
+
+    For square kernels, interleaved, this is min(Cin, Cout).
+    """
+    (_, columns), (rows, _) = factor_shapes(shape, 1, factorisation)
+    return -(-min(rows, columns) // columns_per_rank(shape, factorisation))

@@ -7,15 +7,15 @@ from typing import Literal
 Form = Literal["fused", "low_rank"]
 
 
-def choose(shape: tuple[int, ...], rank: int, tasks: int, rows: int) -> Form:
+def choose(shape: tuple[int, ...], width: int, tasks: int, rows: int) -> Form:
     """The cheaper form for one layer and batch; results are the same.
 
     `fused` builds a dense weight for each task present, so it costs passes over `tasks` weights.
     `low_rank` runs W0 once for all and each task's factors beside it, so it costs passes over the
-    activations, or for kernels larger than a pixel a convolution to r·kh² channels more.
+    activations, or for kernels larger than a pixel a convolution to `width` channels more.
 
-    `shape` is the weight's, `(Cout, Cin)` or `(Cout, Cin, kh, kw)`; `rank` the largest r; `tasks`
-    those present; `rows` the output positions of all samples together. The constants are from
+    `shape` is the weight's, `(Cout, Cin)` or `(Cout, Cin, kh, kw)`; `width` the channels between
+    the factors: the largest r, or for larger kernels, interleaved, r·kh²; `tasks` those present; `rows` the output positions of all samples together. The constants are from
     timings of forward and backward on an AVX-512 CPU (2.5 ns a fused weight's number against
     0.6 ns an activation at rank 4; with larger kernels 12 ns a weight's number, which the
     convolution must reorder for each task, against 0.1 ns a multiplication).
@@ -24,8 +24,8 @@ def choose(shape: tuple[int, ...], rank: int, tasks: int, rows: int) -> Form:
     kh, kw = (*shape[2:], 1, 1)[:2]
     if kh * kw == 1:
         fused = 4.0 * tasks * cin * cout
-        low_rank = rows * (cin + cout) * (4 + rank) / 8
+        low_rank = rows * (cin + cout) * (4 + width) / 8
     else:
         fused = tasks * cout
-        low_rank = rank * kh * kh * (rows / 128 + tasks)
+        low_rank = width * (rows / 128 + tasks)
     return "fused" if fused < low_rank else "low_rank"

@@ -1,8 +1,9 @@
 # ruff: noqa: PLR0917 (autograd.Function.forward takes its tensors one by one)
 """Mixed convolutions with kernels larger than one pixel, for samples sorted by task.
 
-Both forms take `x` `(N, Cin, H, W)`, `w0` `(Cout, Cin, kh, kw)`, `a` `(P, r·kh, Cin·kw)`, `b`
-`(P, Cout·kh, r·kh)` (α / r is in `b` already), and give `(N, Cout, H', W')`.
+Both forms take `x` `(N, Cin, H, W)`, `w0` `(Cout, Cin, kh, kw)`, stacked factors `a` and `b` of the
+`P` tasks present in either factorisation (`delta.factor_shapes`; α / r is in `b` already), and give
+`(N, Cout, H', W')`.
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ class FusedConv(torch.autograd.Function):
 
 
 class LowRankConv(torch.autograd.Function):
-    """One convolution of W0 for all samples, and for each task one to r·kh² channels.
+    """One convolution of W0 for all samples, and for each task one to r or r·kh² channels.
 
-    The papers' ΔW, `view(B @ A)`, is exactly this chain: cut its flattened `Cin·kh·kw` columns
+    Separable factors are such a chain as they stand: A is a convolution to r channels. The papers' ΔW, `view(B @ A)`, is exactly this chain: cut its flattened `Cin·kh·kw` columns
     into `kh` pieces of `Cin·kw`; row `co` of piece `h` is row `co·kh + h` of B times A. So the
     first convolution's weight has A on its block diagonal, and the second's, `(Cout, kh·r·kh)`,
     is B itself, read with another shape.
@@ -162,8 +163,20 @@ def _each(
     return y
 
 
+def between(a: Tensor, w0: Tensor) -> int:
+    """Channels between the two convolutions of the low-rank path."""
+    return a.shape[1] if _is_separable(a, w0) else a.shape[1] * w0.shape[2]
+
+
+def _is_separable(a: Tensor, w0: Tensor) -> bool:
+    """Whether rows of A are whole kernels; with kh = 1 the two factorisations are one."""
+    return a.shape[2] == w0[0].numel()
+
+
 def _spread(a: Tensor, w0: Tensor) -> Tensor:
-    """A on the block diagonal: `(P, kh·r·kh, Cin, kh, kw)`."""
+    """A as a convolution, if interleaved on the block diagonal: `(P, between, Cin, kh, kw)`."""
+    if _is_separable(a, w0):
+        return a.view(*a.shape[:2], *w0.shape[1:])
     tasks, rows, columns = a.shape
     kh = w0.shape[2]
     spread = a.new_zeros(tasks, kh, rows, kh, columns)
@@ -173,6 +186,8 @@ def _spread(a: Tensor, w0: Tensor) -> Tensor:
 
 def _gather(spread: Tensor, a: Tensor) -> Tensor:
     """The transpose of `_spread`: the blocks on the diagonal, summed."""
+    if _is_separable(a, spread[0]):
+        return spread.reshape(a.shape)
     tasks, rows, columns = a.shape
     kh = spread.shape[3]
     return spread.view(tasks, kh, rows, kh, columns).diagonal(dim1=1, dim2=3).sum(-1)

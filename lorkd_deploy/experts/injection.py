@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from torch import nn
 
+from lorkd_deploy.delta import FACTORISATIONS, Factorisation
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
 from lorkd_deploy.experts.model import ExpertModel, replace_modules
 from lorkd_deploy.experts.norms import NORMS, PerTaskNorm, has_own_state
+from lorkd_deploy.experts.ranks import Rank, ranks_by_layer, wasteful_layers
 from lorkd_deploy.experts.routing import Router
 
 
 def add_experts(
     module: nn.Module,
     tasks: int,
-    rank: int | Sequence[int] = 4,
+    rank: Rank | Sequence[Rank] = 4,
     alpha: float = 16,
     *,
     norm: Literal["shared", "per_task"] = "shared",
+    factorisation: Factorisation = "interleaved",
     skip: Sequence[str] = (),
 ) -> ExpertModel:
     """Give every `Conv2d` (groups 1) and `Linear` of `module` a low-rank expert for each task.
@@ -30,58 +33,64 @@ def add_experts(
     layer's own weight. B starts at zero, so the module computes what it did before. Its layers are
     replaced in place.
 
-    `rank` is one number or one for each task. `norm="per_task"` gives every norm layer weights
-    and statistics a task. `skip` are names or patterns (`"head"`, `"features.0.*"`) of layers
+    `rank` is one number, or by pattern of layer names (`{"stage4.*": 8, "*": 4}`, the closest
+    fit counts, 0: no expert); or one of these for each task. `norm="per_task"` gives every
+    norm layer weights and statistics a task. `factorisation` says what B A is for kernels larger
+    than a pixel (`delta.factor_shapes`): the papers' `interleaved`, or `separable`, a convolution
+    to r channels and a 1 × 1 behind it. `skip` are names or patterns (`"head"`, `"features.0.*"`) of layers
     that stay without experts. Grouped convolutions, and layers whose class computes something of
-    its own, stay without and are listed in `ExpertModel.skipped`.
+    its own, stay without and are listed in `ExpertModel.skipped`; layers that can't use their rank
+    in `ExpertModel.wasteful`.
 
-    Raises `UsageError` for arguments out of range or a pattern without a match, `ModelError` if
-    the module already has experts or no layer could get one.
+    Raises `UsageError` for arguments out of range, a pattern without a match, or a rank above
+    what any layer can use; `ModelError` if the module already has experts or no layer could get
+    one. The module is then unchanged.
     """
-    ranks = _checked(tasks, rank, alpha, norm)
+    _check(tasks, alpha, norm, factorisation)
     if any(isinstance(m, ExpertModel | ExpertConv2d | ExpertLinear) for m in module.modules()):
         raise ModelError("the module already has experts", fix="start from the plain module")
     reasons = {m: _reason_to_skip(m) for m in module.modules()}
     names = {m: name for name, m in module.named_modules()}
     _apply_patterns(skip, names, reasons)
 
-    router = Router()
-    bound = 0
-
-    def change(old: nn.Module) -> nn.Module:
-        nonlocal bound
-        if norm == "per_task" and has_own_state(old):
-            return PerTaskNorm(old, names[old], tasks, router)
-        kind = ExpertConv2d if isinstance(old, nn.Conv2d) else ExpertLinear
-        if not isinstance(old, nn.Conv2d | nn.Linear) or reasons[old] is not None:
-            return old
-        bound += 1
-        return kind.around(old, names[old], ranks, alpha, router)
-
+    able = {names[m]: m for m, why in reasons.items() if why is None and _can_be_bound(m)}
     skipped = tuple((names[m], why) for m, why in reasons.items() if why is not None)
-    changed = replace_modules(module, change)
-    if not bound:
+    if not able:
         listed = "".join(f"\n    {name or 'the module'}: {why}" for name, why in skipped[:8])
         raise ModelError(
             f"no layer of {type(module).__name__} can have experts{':' if listed else ''}{listed}",
             fix="give a module with Conv2d (groups 1) or Linear layers",
         )
-    return ExpertModel(changed, tasks, router, skipped)
+    ranks = ranks_by_layer(rank, tasks, list(able))
+    shapes = {name: tuple(layer.weight.shape) for name, layer in able.items()}
+    wasteful = wasteful_layers(ranks, shapes, factorisation)
+    router = Router()
+
+    def change(old: nn.Module) -> nn.Module:
+        if norm == "per_task" and has_own_state(old):
+            return PerTaskNorm(old, names[old], tasks, router)
+        kind = ExpertConv2d if isinstance(old, nn.Conv2d) else ExpertLinear
+        if not _can_be_bound(old) or reasons[old] is not None:
+            return old
+        return kind.around(old, names[old], ranks[names[old]], alpha, router, factorisation)
+
+    changed = replace_modules(module, change)
+    return ExpertModel(changed, tasks, router, skipped, wasteful)
 
 
-def _checked(tasks: int, rank: int | Sequence[int], alpha: float, norm: str) -> tuple[int, ...]:
+def _check(tasks: int, alpha: float, norm: str, factorisation: str) -> None:
     if not isinstance(tasks, int) or tasks < 1:
         raise UsageError(f"tasks is {tasks!r}, wanted a number of at least 1")
-    ranks = (rank,) * tasks if isinstance(rank, int) else tuple(rank)
-    if len(ranks) != tasks:
-        raise UsageError(f"{len(ranks)} ranks were given for {tasks} tasks")
-    if any(not isinstance(r, int) or r < 1 for r in ranks):
-        raise UsageError(f"rank is {rank!r}, wanted numbers of at least 1")
     if not alpha > 0:
         raise UsageError(f"alpha is {alpha!r}, wanted a number above 0")
     if norm not in ("shared", "per_task"):
         raise unknown_name("norm", norm, ("shared", "per_task"))
-    return ranks
+    if factorisation not in FACTORISATIONS:
+        raise unknown_name("factorisation", factorisation, FACTORISATIONS)
+
+
+def _can_be_bound(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
+    return isinstance(module, nn.Conv2d | nn.Linear)
 
 
 def _reason_to_skip(module: nn.Module) -> str | None:

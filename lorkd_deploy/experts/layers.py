@@ -1,8 +1,9 @@
 """Layers with experts: g = (W0 + ΔW_t) h for each sample's own task t.
 
 Each is the plain layer it replaces (same class, same weight, same names) with two stacks of
-factors, A `(T, r·kh, Cin·kw)` and B `(T, Cout·kh, r·kh)`. Where ranks differ between tasks, `r`
-is the largest, and the smaller experts' surplus rows of A and columns of B are zero: their
+factors, A `(T, r·kh, Cin·kw)` and B `(T, Cout·kh, r·kh)`, or for the separable factorisation
+A `(T, r, Cin·kh·kw)` and B `(T, Cout, r)`. Where ranks differ between tasks, `r` is the largest
+(1 where all are 0), and the smaller experts' surplus rows of A and columns of B are zero: their
 gradients are then exactly zero too, so they stay zero under any optimiser.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.delta import delta_weight
+from lorkd_deploy.delta import Factorisation, columns_per_rank, delta_weight, factor_shapes
 from lorkd_deploy.experts.absent import ExpertStack
 from lorkd_deploy.experts.routing import Router
 from lorkd_deploy.experts.separation import separate_conv2d, separate_linear
@@ -29,6 +30,7 @@ class _ExpertLayer(nn.Module):
     ranks: tuple[int, ...]
     alpha: float
     router: Router
+    factorisation: Factorisation
     weight: nn.Parameter
     bias: nn.Parameter | None
     A: nn.Parameter
@@ -37,7 +39,13 @@ class _ExpertLayer(nn.Module):
 
     @classmethod
     def around(
-        cls, layer: nn.Module, name: str, ranks: Sequence[int], alpha: float, router: Router
+        cls,
+        layer: nn.Module,
+        name: str,
+        ranks: Sequence[int],
+        alpha: float,
+        router: Router,
+        factorisation: Factorisation = "interleaved",
     ) -> _ExpertLayer:
         """An expert layer that shares `layer`'s parameters, hooks and settings."""
         made = cls.__new__(cls)
@@ -45,13 +53,14 @@ class _ExpertLayer(nn.Module):
         made._parameters = dict(layer._parameters)
         made.plain_type = type(layer)
         made.name, made.ranks, made.alpha, made.router = name, tuple(ranks), alpha, router
+        made.factorisation = factorisation
         made._add_factors()
         return made
 
     def plain(self) -> nn.Module:
         """The layer as it was before, sharing this one's weight and bias."""
         layer = self.plain_type.__new__(self.plain_type)
-        mine = ("plain_type", "name", "ranks", "alpha", "router")
+        mine = ("plain_type", "name", "ranks", "alpha", "router", "factorisation")
         layer.__dict__.update({k: v for k, v in self.__dict__.items() if k not in mine})
         kept = {k: v for k, v in self._parameters.items() if k not in ("A", "B")}
         layer._parameters = kept
@@ -59,32 +68,40 @@ class _ExpertLayer(nn.Module):
 
     def _add_factors(self) -> None:
         weight = self.weight
-        tasks, rank = len(self.ranks), max(self.ranks)
-        cout, cin, kh, kw = (*weight.shape, 1, 1)[:4]
-        a = weight.new_zeros(tasks, rank * kh, cin * kw)
-        for mine, r in zip(a, self.ranks, strict=True):
-            nn.init.kaiming_uniform_(mine[: r * kh], a=math.sqrt(5))
+        tasks, rank = len(self.ranks), max(1, *self.ranks)
+        shape_a, shape_b = factor_shapes(weight.shape, rank, self.factorisation)
+        a = weight.new_zeros(tasks, *shape_a)
+        for mine, rows in zip(a, self._rows(), strict=True):
+            if rows:
+                nn.init.kaiming_uniform_(mine[:rows], a=math.sqrt(5))
         self.A = ExpertStack(a)
-        self.B = ExpertStack(weight.new_zeros(tasks, cout * kh, rank * kh))
+        self.B = ExpertStack(weight.new_zeros(tasks, *shape_b))
+
+    def _rows(self) -> list[int]:
+        """How many rows of A, and columns of B, each task has."""
+        unit = columns_per_rank(self.weight.shape, self.factorisation)
+        return [rank * unit for rank in self.ranks]
 
     def scale(self) -> float | Tensor:
-        """α / r: one number, or `(T, 1, 1)` where ranks differ."""
-        scales = [self.alpha / rank for rank in self.ranks]
+        """α / r, 0 for rank 0: one number, or `(T, 1, 1)` where ranks differ."""
+        scales = [self._scale(task) for task in range(len(self.ranks))]
         if len(set(scales)) == 1:
             return scales[0]
         return torch.tensor(scales, dtype=self.A.dtype, device=self.A.device).view(-1, 1, 1)
 
     def factors(self, task: int) -> tuple[Tensor, Tensor]:
-        """A `(r·kh, Cin·kw)` and B `(Cout·kh, r·kh)` of one task, views."""
-        height = self.weight.shape[2] if self.weight.dim() == 4 else 1
-        rows = self.ranks[task] * height
+        """A and B of one task, as `factor_shapes` says for its rank; views."""
+        rows = self._rows()[task]
         return self.A[task, :rows], self.B[task, :, :rows]
 
     def dense_weight(self, task: int) -> Tensor:
         """W0 + ΔW_t, a new tensor."""
         a, b = self.factors(task)
-        delta = delta_weight(a, b, self.alpha / self.ranks[task], self.weight.shape)
+        delta = delta_weight(a, b, self._scale(task), self.weight.shape)
         return self.weight + delta
+
+    def _scale(self, task: int) -> float:
+        return self.alpha / self.ranks[task] if self.ranks[task] else 0.0
 
     def extra_repr(self) -> str:
         described = cast(Any, self.plain_type).extra_repr(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,16 +30,23 @@ class ExpertModel(nn.Module):
     """What `add_experts` returns: `student(x, task=ids)`.
 
     `module` is the module that was given, its layers replaced in place, so W0 is the module's own
-    weight. `layers` have experts; `skipped` are (name, reason) of weights that have none.
+    weight. `layers` have experts; `skipped` are (name, reason) of weights that have none;
+    `wasteful` are (name, largest sensible rank) of layers whose rank is above it.
     """
 
     def __init__(
-        self, module: nn.Module, tasks: int, router: Router, skipped: tuple[tuple[str, str], ...]
+        self,
+        module: nn.Module,
+        tasks: int,
+        router: Router,
+        skipped: tuple[tuple[str, str], ...],
+        wasteful: tuple[tuple[str, int], ...] = (),
     ) -> None:
         super().__init__()
         self.module = module
         self.tasks = tasks
         self.skipped = skipped
+        self.wasteful = wasteful
         self._router = router
 
     @property
@@ -48,6 +56,11 @@ class ExpertModel(nn.Module):
             BoundLayer(name, layer.kind, tuple(layer.weight.shape))
             for name, layer in self._experts()
         )
+
+    def ranks_of(self, task: int) -> dict[str, int]:
+        """The rank of one task's expert on every layer, 0 where it has none there."""
+        self._check_task(task)
+        return {name: layer.ranks[task] for name, layer in self._experts()}
 
     def forward(self, x: Tensor, task: Tensor | int) -> Any:
         """The module's output for `x` `(N, …)`, each sample by the expert of its own task.
@@ -82,10 +95,15 @@ class ExpertModel(nn.Module):
         return {k: v for k, v in state.items() if k not in own and not k.endswith(_COUNTER)}
 
     def expert_state(self, task: int) -> dict[str, Tensor]:
-        """One expert: `LAYER.A`, `LAYER.B`, and a per-task norm's tensors under plain names."""
+        """One expert: `LAYER.A`, `LAYER.B`, and a per-task norm's tensors under plain names.
+
+        A layer on which its rank is 0 has no factors.
+        """
         self._check_task(task)
         state = {}
         for name, layer in self._experts():
+            if not layer.ranks[task]:
+                continue
             a, b = layer.factors(task)
             state[_join(name, "A")], state[_join(name, "B")] = a.detach(), b.detach()
         for name, module in self.module.named_modules():
@@ -93,6 +111,14 @@ class ExpertModel(nn.Module):
                 own = module.tasks[task].state_dict()
                 state |= {_join(name, k): v for k, v in own.items() if k != _COUNTER}
         return state
+
+    def load_base(self, state: Mapping[str, Tensor]) -> None:
+        """Take what all tasks share from `base_state` of an equal model."""
+        _copy(self.base_state(), state, "the base")
+
+    def load_expert(self, task: int, state: Mapping[str, Tensor]) -> None:
+        """Take one expert from `expert_state` of an equal model; other tasks stay as they are."""
+        _copy(self.expert_state(task), state, f"the expert of task {task}")
 
     def dense(self, task: int) -> nn.Module:
         """A plain copy of the module that was given, with W_t and the task's norms, in eval mode.
@@ -153,6 +179,16 @@ def replace_modules(root: nn.Module, change: Any) -> nn.Module:
         return made[module]
 
     return visit(root)
+
+
+def _copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+    """Copy `given` into `own`, views of a model's tensors; nothing is changed if they differ."""
+    wrong = sorted(own.keys() ^ given.keys())
+    wrong = wrong or [name for name, value in own.items() if value.shape != given[name].shape]
+    if wrong:
+        raise ModelError(f"{what} doesn't fit this model: {', '.join(wrong[:5])}")
+    for name, value in own.items():
+        value.copy_(given[name])
 
 
 def _join(name: str, key: str) -> str:

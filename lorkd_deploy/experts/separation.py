@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lorkd_deploy.experts.choice import choose
-from lorkd_deploy.experts.convolutions import FusedConv, LowRankConv, Window, as_images, as_rows
+from lorkd_deploy.experts.convolutions import (
+    FusedConv,
+    LowRankConv,
+    Window,
+    as_images,
+    as_rows,
+    between,
+)
 from lorkd_deploy.experts.routing import Route
 from lorkd_deploy.experts.rows import FusedRows, LowRankRows, Span
 
@@ -64,9 +71,8 @@ def _rows(x: Tensor, weights: Weights, route: Route) -> Tensor:
 def _images(x: Tensor, weights: Weights, window: Window, route: Route) -> Tensor:
     w0, a, b, bias = weights
     height, width = window.output_size(x, w0)
-    rank = a.shape[1] // w0.shape[2]
     y: Tensor
-    if choose(tuple(w0.shape), rank, len(a), len(x) * height * width) == "fused":
+    if choose(tuple(w0.shape), between(a, w0), len(a), len(x) * height * width) == "fused":
         y = FusedConv.apply(x, w0, a, b, bias, window, route.counts)
     else:
         spans = _spans(route, height * width)

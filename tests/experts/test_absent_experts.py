@@ -84,7 +84,7 @@ def test_per_task_statistics_see_their_own_samples_only() -> None:
 
 def test_a_single_value_a_channel_uses_the_running_statistics() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4))
-    model = add_experts(net, 2, norm="per_task")
+    model = add_experts(net, 2, rank=2, norm="per_task")
     x, ids = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 0])
     got = model.train()(x, task=ids)
     assert model.training and model.module[2].tasks[1].training
@@ -100,7 +100,7 @@ def test_a_single_value_a_channel_uses_the_running_statistics() -> None:
      nn.InstanceNorm2d(4, affine=True), nn.BatchNorm2d(4, affine=False)],
 )  # fmt: skip
 def test_norms_of_every_kind_are_per_task(norm: nn.Module) -> None:
-    model = add_experts(nn.Sequential(nn.Conv2d(3, 4, 1), norm), 2, norm="per_task")
+    model = add_experts(nn.Sequential(nn.Conv2d(3, 4, 1), norm), 2, rank=2, norm="per_task")
     with torch.no_grad():
         for name, tensor in model.module[1].state_dict(keep_vars=True).items():
             if "num" not in name:

@@ -171,7 +171,7 @@ class Outputs(nn.Module):
 
 
 def test_nested_outputs_come_back_in_the_batch_order() -> None:
-    model = add_experts(Outputs(), 3)
+    model = add_experts(Outputs(), 3, rank=2)
     nn.init.normal_(model.module.fc.B)
     ids, x = torch.tensor([2, 0, 2]), torch.randn(3, 4)
     out = model(x, task=ids)
