@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lorkd_deploy.bundle.manifest import MANIFEST, TaskEntry
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.deploy.artifact import (
     ARTIFACT,
     Artifact,
@@ -45,6 +46,7 @@ class BundleContents(Part):
     tasks: tuple[TaskEntry, ...]
     parameters: dict[str, int]
     expert_layers: int
+    factorisation: Factorisation
     preprocess: Preprocess
     preprocess_sha256: str
     bytes: dict[str, int]
@@ -116,6 +118,7 @@ def _bundle(folder: Path) -> BundleContents:
         tasks=manifest.tasks,
         parameters=manifest.parameters,
         expert_layers=len(manifest.layers),
+        factorisation=manifest.factorisation,
         preprocess=manifest.preprocess,
         preprocess_sha256=manifest.preprocess_sha256,
         bytes=sizes | {"total": sum(sizes.values())},

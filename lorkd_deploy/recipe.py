@@ -15,11 +15,14 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.errors import RecipeError, unknown_name
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import canonical_json, sha256_bytes
@@ -85,12 +88,28 @@ DataSpec = Annotated[
 ]
 
 
+def _told_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError as exc:
+        raise ValueError(
+            "a rank is a number of at least 1, or layer patterns with numbers of at least 0, such "
+            'as {"*": 4, "stage4.*": 8}'
+        ) from exc
+
+
+# One number, or by pattern of layer names; the pattern that fits most closely counts.
+Rank = Annotated[
+    Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]], WrapValidator(_told_once)
+]
+
+
 class TaskSpec(Section):
     """One label set and one expert."""
 
     name: str
     data: DataSpec
-    rank: int | None = Field(default=None, ge=1, description="overrides experts.rank for this task")
+    rank: Rank | None = Field(default=None, description="overrides experts.rank for this task")
     threshold: float | None = Field(
         default=None,
         gt=0,
@@ -270,9 +289,15 @@ class StudentSpec(Section):
 class ExpertSpec(Section):
     """The low-rank experts (LoRKD, section 3)."""
 
-    rank: int = Field(default=4, ge=1)
+    rank: Rank = Field(default=4, description='a number, or by layer: {"*": 4, "stage4.*": 8}')
     alpha: float = Field(default=16, gt=0, description="ΔW is scaled by alpha / rank")
     norm: Literal["shared", "per_task"] = "shared"
+    factorisation: Factorisation = Field(
+        default="interleaved",
+        description="of kernels larger than a pixel: interleaved, the papers', or separable, a "
+        "convolution to rank channels and a 1 × 1 behind it",
+    )
+    later = frozenset({"factorisation"})
 
 
 class TransferSpec(Section):

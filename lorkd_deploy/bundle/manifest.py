@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import NAME
 
@@ -54,7 +55,11 @@ class FileEntry(Entry):
 
 
 class TaskEntry(Entry):
-    """One label set. `metrics` is `{"teacher" | "expert": {"accuracy": …, "auc": …}}`."""
+    """One label set. `metrics` is `{"teacher" | "expert": {"accuracy": …, "auc": …}}`.
+
+    `rank` is the expert's largest; `ranks` are those of layers where it has another one, of which
+    a layer with 0 has no factors.
+    """
 
     name: Name
     department: Name
@@ -62,12 +67,25 @@ class TaskEntry(Entry):
     kind: Literal["multiclass", "multilabel"]
     data: dict[str, Any]
     rank: int | None = None
+    ranks: dict[str, int] = {}
     alpha: float | None = None
     metrics: dict[str, dict[str, float]] = {}
 
+    def rank_of(self, layer: str) -> int | None:
+        """The expert's rank on a layer; None for a task without an expert."""
+        return self.ranks.get(layer, self.rank)
+
+    @property
+    def shown_rank(self) -> str | None:
+        """The rank for a reader: one number, or from where to where it goes over the layers."""
+        if self.rank is None:
+            return None
+        lowest = min(self.rank, *self.ranks.values()) if self.ranks else self.rank
+        return str(self.rank) if lowest == self.rank else f"{lowest} to {self.rank} by layer"
+
 
 class LayerEntry(Entry):
-    """A layer with experts: `name + '.weight'` of `shape` gets ΔW = scale · view(B @ A)."""
+    """A layer with experts: `name + '.weight'` of `shape` gets ΔW = α / rank · view(B @ A)."""
 
     name: str
     kind: Literal["conv2d", "linear"]
@@ -116,6 +134,7 @@ class Manifest(Entry):
 
     Its experts, W0 and graph are theirs byte for byte, so engines that they proved are its own.
     `grown_from`: the same of a bundle to which departments were added, and those it had before.
+    `factorisation` says what shapes A and B have (`delta.factor_shapes`).
     """
 
     schema_version: int = SCHEMA
@@ -127,6 +146,7 @@ class Manifest(Entry):
     preprocess_sha256: str
     tasks: tuple[TaskEntry, ...]
     layers: tuple[LayerEntry, ...]
+    factorisation: Factorisation = "interleaved"
     folds: tuple[FoldEntry, ...]
     graph: GraphEntry
     parity: ParityEntry

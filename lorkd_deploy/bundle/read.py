@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from lorkd_deploy.bundle import manifest as layout
 from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, TaskEntry
-from lorkd_deploy.delta import delta_weight
+from lorkd_deploy.delta import delta_weight, factor_shapes
 from lorkd_deploy.errors import BundleError, unknown_name
 from lorkd_deploy.storage import inside, read_json, read_tensors, sha256_bytes, sha256_file
 
@@ -84,10 +84,7 @@ class Bundle:
         """
         entry = self.task(task)
         own = dict(self.expert(task))
-        factors = {
-            layer.name: (self._factor(own, layer, "A", entry), self._factor(own, layer, "B", entry))
-            for layer in self.manifest.layers
-        }
+        updates = {layer.name: self._update(own, layer, entry) for layer in self.manifest.layers}
         state = {
             name: array.astype(np.float64)
             for name, array in {**self.base, **own}.items()
@@ -97,8 +94,7 @@ class Bundle:
             weight = state.get(f"{layer.name}.weight")
             if weight is None or weight.shape != layer.shape:
                 raise _disagree(f"{layer.name}.weight is not of shape {layer.shape}", self.path)
-            assert entry.alpha is not None and entry.rank is not None  # `_factor` saw to it
-            weight += delta_weight(*factors[layer.name], entry.alpha / entry.rank, layer.shape)
+            weight += updates[layer.name]
         return state
 
     def fuse(self, engine: str) -> dict[str, F32]:
@@ -143,23 +139,26 @@ class Bundle:
             state[f"{fold.conv}.weight"] = weight * gain.reshape(-1, *(1,) * (weight.ndim - 1))
             state[f"{fold.conv}.bias"] = (bias - mean) * gain + shift
 
-    def _factor(
-        self, own: dict[str, npt.NDArray[Any]], layer: LayerEntry, side: str, task: TaskEntry
-    ) -> F64:
-        """Take `LAYER.A` or `LAYER.B` out of `own`, checked against rank and layer shape."""
-        if task.rank is None or task.alpha is None:
+    def _update(self, own: dict[str, npt.NDArray[Any]], layer: LayerEntry, task: TaskEntry) -> F64:
+        """ΔW of one layer; takes its factors out of `own`, checked against rank and shape."""
+        rank = task.rank_of(layer.name)
+        if rank is None or task.alpha is None:
             raise _disagree(f"task {task.name} has no rank or alpha", self.path)
-        out, into, height, width = (*layer.shape, 1, 1)[:4]
-        inner = task.rank * height
-        expected = (inner, into * width) if side == "A" else (out * height, inner)
-        factor = own.pop(f"{layer.name}.{side}", None)
-        if factor is None or factor.shape != expected:
-            found = "missing" if factor is None else f"of shape {factor.shape}"
-            raise _disagree(
-                f"{layer.name}.{side} of task {task.name} is {found}, {expected} is needed",
-                self.path,
-            )
-        return factor.astype(np.float64)
+        if not rank:
+            return np.zeros(layer.shape)
+        factors = []
+        shapes = factor_shapes(layer.shape, rank, self.manifest.factorisation)
+        for side, expected in zip("AB", shapes, strict=True):
+            factor = own.pop(f"{layer.name}.{side}", None)
+            if factor is None or factor.shape != expected:
+                found = "missing" if factor is None else f"of shape {factor.shape}"
+                raise _disagree(
+                    f"{layer.name}.{side} of task {task.name} is {found}, {expected} is needed",
+                    self.path,
+                )
+            factors.append(factor.astype(np.float64))
+        a, b = factors
+        return np.asarray(delta_weight(a, b, task.alpha / rank, layer.shape))
 
 
 def load_bundle(path: str | Path) -> Bundle:

@@ -16,6 +16,7 @@ from lorkd_deploy.bundle.manifest import (
     ParityEntry,
     TaskEntry,
 )
+from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import (
@@ -45,6 +46,7 @@ def write_bundle(
     experts: Mapping[str, Tensors],
     parity: ParityEntry,
     logits: Mapping[str, Tensors],
+    factorisation: Factorisation = "interleaved",
     recipe: Mapping[str, Any],
     recipe_sha256: str,
     versions: Mapping[str, str],
@@ -67,6 +69,7 @@ def write_bundle(
             "preprocess_sha256": preprocess.sha256,
             "tasks": tuple(tasks),
             "layers": tuple(layers),
+            "factorisation": factorisation,
             "folds": tuple(folds),
             "graph": graph,
             "parity": parity,

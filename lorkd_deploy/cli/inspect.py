@@ -62,7 +62,7 @@ def _show(output: Output, contents: BundleContents) -> None:
                 task.department,
                 task.name,
                 len(task.classes),
-                task.rank,
+                task.rank if not task.ranks else task.shown_rank,
                 task.alpha,
                 task.metrics.get(scored, {}).get("accuracy"),
                 task.metrics.get(scored, {}).get("auc"),
@@ -76,6 +76,12 @@ def _show(output: Output, contents: BundleContents) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in contents.versions.items())
     output.text(f"MiB: {sizes}")
     output.text(f"parameters: {parameters}; experts on {contents.expert_layers} layers")
+    if contents.kind == "experts":
+        output.text(f"factorisation: {contents.factorisation}")
+    for task in contents.tasks:
+        if task.ranks:
+            other = ", ".join(f"{layer} {rank}" for layer, rank in task.ranks.items())
+            output.text(f"{task.name} has rank {task.rank} but on {other}")
     output.text(f"made {contents.created} with {versions}")
     output.text(f"bundle sha256 {contents.sha256}")
     output.text(f"recipe sha256 {contents.recipe_sha256}")

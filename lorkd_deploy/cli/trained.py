@@ -39,6 +39,9 @@ def show(output: Output, result: TrainingResult) -> None:
     output.table("On the test split", COLUMNS, rows)
     if result.skipped_layers:
         output.text(f"no expert on {len(result.skipped_layers)} layers, named in the log above")
+    if result.wasteful_layers:
+        layers = ", ".join(f"{name} ({largest})" for name, largest in result.wasteful_layers)
+        output.text(f"a rank above the largest that changes the layer: {layers}")
     for title, keys in (
         ("the checkpoint lacks", result.missing_keys),
         ("the checkpoint's keys that were not used", result.unexpected_keys),

@@ -15,10 +15,11 @@ def choose(shape: tuple[int, ...], width: int, tasks: int, rows: int) -> Form:
     activations, or for kernels larger than a pixel a convolution to `width` channels more.
 
     `shape` is the weight's, `(Cout, Cin)` or `(Cout, Cin, kh, kw)`; `width` the channels between
-    the factors: the largest r, or for larger kernels, interleaved, r·kh²; `tasks` those present; `rows` the output positions of all samples together. The constants are from
-    timings of forward and backward on an AVX-512 CPU (2.5 ns a fused weight's number against
-    0.6 ns an activation at rank 4; with larger kernels 12 ns a weight's number, which the
-    convolution must reorder for each task, against 0.1 ns a multiplication).
+    the factors: the largest r, or for larger kernels, interleaved, r·kh²; `tasks` those present;
+    `rows` the output positions of all samples together. The constants are from timings of forward
+    and backward on an AVX-512 CPU (2.5 ns a fused weight's number against 0.6 ns an activation at
+    rank 4; with larger kernels 12 ns a weight's number, which the convolution must reorder for
+    each task, against 0.1 ns a multiplication).
     """
     cout, cin = shape[:2]
     kh, kw = (*shape[2:], 1, 1)[:2]

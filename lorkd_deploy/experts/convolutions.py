@@ -101,10 +101,11 @@ class FusedConv(torch.autograd.Function):
 class LowRankConv(torch.autograd.Function):
     """One convolution of W0 for all samples, and for each task one to r or r·kh² channels.
 
-    Separable factors are such a chain as they stand: A is a convolution to r channels. The papers' ΔW, `view(B @ A)`, is exactly this chain: cut its flattened `Cin·kh·kw` columns
-    into `kh` pieces of `Cin·kw`; row `co` of piece `h` is row `co·kh + h` of B times A. So the
-    first convolution's weight has A on its block diagonal, and the second's, `(Cout, kh·r·kh)`,
-    is B itself, read with another shape.
+    Separable factors are such a chain as they stand: A is a convolution to r channels. The
+    papers' ΔW, `view(B @ A)`, is one too: cut its flattened `Cin·kh·kw` columns into `kh` pieces
+    of `Cin·kw`; row `co` of piece `h` is row `co·kh + h` of B times A. So the first convolution's
+    weight has A on its block diagonal, and the second's, `(Cout, kh·r·kh)`, is B itself, read
+    with another shape.
     """
 
     @staticmethod

@@ -34,13 +34,13 @@ def add_experts(
     replaced in place.
 
     `rank` is one number, or by pattern of layer names (`{"stage4.*": 8, "*": 4}`, the closest
-    fit counts, 0: no expert); or one of these for each task. `norm="per_task"` gives every
-    norm layer weights and statistics a task. `factorisation` says what B A is for kernels larger
-    than a pixel (`delta.factor_shapes`): the papers' `interleaved`, or `separable`, a convolution
-    to r channels and a 1 × 1 behind it. `skip` are names or patterns (`"head"`, `"features.0.*"`) of layers
-    that stay without experts. Grouped convolutions, and layers whose class computes something of
-    its own, stay without and are listed in `ExpertModel.skipped`; layers that can't use their rank
-    in `ExpertModel.wasteful`.
+    fit counts, 0: no expert); or one of these for each task. `norm="per_task"` gives every norm
+    layer weights and statistics a task. `factorisation` says what B A is for kernels larger than
+    a pixel (`delta.factor_shapes`): the papers' `interleaved`, or `separable`, a convolution to r
+    channels and a 1 × 1 behind it. `skip` are names or patterns (`"head"`, `"features.0.*"`) of
+    layers that stay without experts. Grouped convolutions, and layers whose class computes
+    something of its own, stay without and are listed in `ExpertModel.skipped`; layers that can't
+    use their rank in `ExpertModel.wasteful`.
 
     Raises `UsageError` for arguments out of range, a pattern without a match, or a rank above
     what any layer can use; `ModelError` if the module already has experts or no layer could get
@@ -72,7 +72,8 @@ def add_experts(
         kind = ExpertConv2d if isinstance(old, nn.Conv2d) else ExpertLinear
         if not _can_be_bound(old) or reasons[old] is not None:
             return old
-        return kind.around(old, names[old], ranks[names[old]], alpha, router, factorisation)
+        name = names[old]
+        return kind.around(old, name, ranks[name], alpha, router, factorisation=factorisation)
 
     changed = replace_modules(module, change)
     return ExpertModel(changed, tasks, router, skipped, wasteful)

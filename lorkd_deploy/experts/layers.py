@@ -45,7 +45,8 @@ class _ExpertLayer(nn.Module):
         ranks: Sequence[int],
         alpha: float,
         router: Router,
-        factorisation: Factorisation = "interleaved",
+        *,
+        factorisation: Factorisation,
     ) -> _ExpertLayer:
         """An expert layer that shares `layer`'s parameters, hooks and settings."""
         made = cls.__new__(cls)

@@ -19,8 +19,10 @@ def ranks_by_layer(
 
     `rank` is one for all tasks or one for each: a number, or patterns with numbers
     (`{"stage4.*": 8, "*": 4}`), of which the one with the most characters beside its wildcards
-    counts, whatever their order; 0 leaves a task's W0 as it is. Raises `UsageError` for numbers out of range, a pattern
-    without a match and a layer that no pattern fits.
+    counts, whatever their order; 0 leaves a task's W0 as it is.
+
+    Raises `UsageError` for numbers out of range, a pattern without a match and a layer that no
+    pattern fits.
     """
     each = (rank,) * tasks if isinstance(rank, int | Mapping) else tuple(rank)
     if len(each) != tasks:

@@ -128,7 +128,7 @@ def _decomposition(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
     manifest = sources.manifest
     teacher = sources.teacher.manifest.architecture if sources.teacher else _GAP
     ranks = ", ".join(
-        f"{task.name} rank {task.rank if task.rank else _GAP}, alpha "
+        f"{task.name} rank {task.shown_rank or _GAP}, alpha "
         f"{f'{task.alpha:g}' if task.alpha else _GAP}"
         for task in tasks
     )

@@ -154,7 +154,7 @@ def describe(task: TaskEntry) -> str:
     text = f"Task {task.name}: {classes} ({', '.join(task.classes)})"
     text += f"; images: {source or 'source not recorded'}"
     if task.rank and task.alpha:
-        text += f"; expert of rank {task.rank}, α {task.alpha:g}"
+        text += f"; expert of rank {task.shown_rank}, α {task.alpha:g}"
     return text + "."
 
 

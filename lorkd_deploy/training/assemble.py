@@ -18,9 +18,10 @@ from lorkd_deploy.bundle.manifest import TEACHER, LayerEntry, ParityEntry, TaskE
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import write_bundle
 from lorkd_deploy.data import image_sha256
+from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.deploy.parity import reference_tensors
-from lorkd_deploy.experts import ExpertClassifier
+from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.metrics import majority
 from lorkd_deploy.models import LoadReport
 from lorkd_deploy.storage import Tensors, canonical_json, sha256_bytes, write_atomic
@@ -92,7 +93,7 @@ def write_experts(
         kind="experts",
         architecture=setup.recipe.student.architecture,
         parameters=parameters,
-        tasks=task_entries(setup, metrics, ranks=True),
+        tasks=task_entries(setup, metrics, experts),
         layers=tuple(
             LayerEntry(name=layer.name, kind=layer.kind, shape=tuple(layer.shape))
             for layer in experts.layers
@@ -101,6 +102,7 @@ def write_experts(
         base=base,
         experts=own,
         engines={name: (task,) for task, name in enumerate(setup.names)},
+        factorisation=setup.recipe.experts.factorisation,
     )
     tasks = task_results(setup, teacher=known, expert=tested)
     return training_result(
@@ -111,6 +113,7 @@ def write_experts(
         parameters=parameters,
         device=device,
         skipped=experts.skipped,
+        wasteful=experts.wasteful,
     )
 
 
@@ -144,6 +147,7 @@ def _write(
     base: Tensors,
     experts: Mapping[str, Tensors],
     engines: Mapping[str, Sequence[int]],
+    factorisation: Factorisation = "interleaved",
 ) -> None:
     recipe = setup.recipe
     pictures = parity_inputs(recipe.parity.inputs, recipe.preprocess.size, recipe.seed)
@@ -161,6 +165,7 @@ def _write(
         template=template.onnx,
         base=base,
         experts=experts,
+        factorisation=factorisation,
         parity=ParityEntry(
             inputs=len(pictures), seed=recipe.seed, sha256=sha256_bytes(pictures.tobytes())
         ),
@@ -234,10 +239,12 @@ class _Chosen(Images):
 
 
 def task_entries(
-    setup: Setup, tested: dict[str, Scores], ranks: bool = False
+    setup: Setup, tested: dict[str, Scores], experts: ExpertModel | None = None
 ) -> tuple[TaskEntry, ...]:
     """The manifest's entries; `tested` is each network's test scores a task, by its role."""
     recipe = setup.recipe
+    ranks = [experts.ranks_of(task) if experts else {} for task in range(len(setup.names))]
+    largest = [max(of_task.values(), default=None) for of_task in ranks]
     return tuple(
         TaskEntry(
             name=task.name,
@@ -245,8 +252,9 @@ def task_entries(
             classes=setup.data[index].classes,
             kind=setup.data[index].kind,
             data=setup.data[index].provenance,
-            rank=(task.rank or recipe.experts.rank) if ranks else None,
-            alpha=recipe.experts.alpha if ranks else None,
+            rank=largest[index],
+            ranks={name: rank for name, rank in ranks[index].items() if rank != largest[index]},
+            alpha=recipe.experts.alpha if experts else None,
             metrics={who: results[index] for who, results in tested.items()},
         )
         for index, task in enumerate(recipe.tasks)
@@ -279,6 +287,7 @@ def training_result(
     device: torch.device,
     report: LoadReport | None = None,
     skipped: Sequence[tuple[str, str]] = (),
+    wasteful: Sequence[tuple[str, int]] = (),
 ) -> TrainingResult:
     """What a finished training gives back; writes `RUN/history/FOLDER.json`."""
     history = {
@@ -303,6 +312,7 @@ def training_result(
         parameters=parameters,
         device=device.type,
         skipped_layers=tuple(skipped),
+        wasteful_layers=tuple(wasteful),
         missing_keys=report.missing if report else (),
         unexpected_keys=report.unexpected if report else (),
     )

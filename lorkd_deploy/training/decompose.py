@@ -165,10 +165,17 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
     features = models.feature_dim(backbone, recipe.preprocess.size)
     ranks = [task.rank or recipe.experts.rank for task in recipe.tasks]
     experts = add_experts(
-        backbone, len(ranks), ranks, recipe.experts.alpha, norm=recipe.experts.norm
+        backbone,
+        len(ranks),
+        ranks,
+        recipe.experts.alpha,
+        norm=recipe.experts.norm,
+        factorisation=recipe.experts.factorisation,
     )
     for name, reason in experts.skipped:
         log.info("no expert on layer %s: %s", name, reason)
+    for name, largest in experts.wasteful:
+        log.info("layer %s can't use its rank: %d is the largest that changes it", name, largest)
     projection: nn.Module = nn.Identity()
     if mentor is not None and recipe.transfer.kind == "features":
         projection = nn.Linear(mentor.features, features)

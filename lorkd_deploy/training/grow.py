@@ -230,7 +230,7 @@ def _write(
     write_grown(
         bundle,
         run.bundle,
-        tasks=task_entries(setup, metrics, ranks=True),
+        tasks=task_entries(setup, metrics, model.backbone),
         experts=own,
         logits=reference_logits(
             setup,
@@ -250,6 +250,7 @@ def _write(
         parameters=parameters,
         device=device,
         skipped=model.backbone.skipped,
+        wasteful=model.backbone.wasteful,
     )
 
 
@@ -313,3 +314,5 @@ def _faults(manifest: Manifest, recipe: Recipe, departments: Sequence[str]) -> I
     norm = old.get("experts", {}).get("norm", recipe.experts.norm)
     if norm != recipe.experts.norm:
         yield f"experts.norm was {norm}"
+    if manifest.factorisation != recipe.experts.factorisation:
+        yield f"experts.factorisation was {manifest.factorisation}"

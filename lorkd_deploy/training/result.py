@@ -18,7 +18,10 @@ class TaskResult(BaseModel):
 
 
 class TrainingResult(BaseModel):
-    """A finished training: where it lies, what it scores, what it took."""
+    """A finished training: where it lies, what it scores, what it took.
+
+    `wasteful_layers` have a rank above the largest, which is named, that can change them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,5 +34,6 @@ class TrainingResult(BaseModel):
     parameters: dict[str, int]
     device: str
     skipped_layers: tuple[tuple[str, str], ...] = ()
+    wasteful_layers: tuple[tuple[str, int], ...] = ()
     missing_keys: tuple[str, ...] = ()
     unexpected_keys: tuple[str, ...] = ()
