@@ -238,3 +238,20 @@ def test_a_run_of_version_0_1_still_has_its_recipe() -> None:
     with pytest.raises(RecipeError, match=r"tolerance"):
         wrong = {"tolerance": {"fp7": {}}}
         parse_recipe(yaml.safe_load(SMALLEST) | {"parity": wrong}, where="here")
+
+
+def test_ranks_by_layer_and_factorisation(file: Path) -> None:
+    raw = yaml.safe_load(SMALLEST)
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    plain = load_recipe(file)
+    assert "factorisation" not in plain.model_dump()["experts"]
+    raw["experts"] = {"rank": {"*": 4, "stage4.*": 8}, "factorisation": "separable"}
+    raw["departments"][0]["tasks"][0]["rank"] = {"*": 2, "fc": 0}
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    recipe = load_recipe(file)
+    assert recipe.experts.rank == {"*": 4, "stage4.*": 8}
+    assert recipe.tasks[0].rank == {"*": 2, "fc": 0}
+    assert recipe.sha256 != plain.sha256
+    for wrong in ("0", "{'*': -1}", "four"):
+        with pytest.raises(RecipeError, match=r"one fault.*\n.*experts\.rank: a rank is a number"):
+            load_recipe(file, [f"experts.rank={wrong}"])

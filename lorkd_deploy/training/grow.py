@@ -309,10 +309,11 @@ def _faults(manifest: Manifest, recipe: Recipe, departments: Sequence[str]) -> I
                 yield f"task {entry['name']} has other data"
     if recipe.preprocess != manifest.preprocess:
         yield "preprocess is another"
-    if recipe.student.architecture != manifest.architecture:
-        yield f"student.architecture was {manifest.architecture}"
-    norm = old.get("experts", {}).get("norm", recipe.experts.norm)
-    if norm != recipe.experts.norm:
-        yield f"experts.norm was {norm}"
-    if manifest.factorisation != recipe.experts.factorisation:
-        yield f"experts.factorisation was {manifest.factorisation}"
+    experts = recipe.experts
+    for key, was, now_is in (
+        ("student.architecture", manifest.architecture, recipe.student.architecture),
+        ("experts.norm", old.get("experts", {}).get("norm", experts.norm), experts.norm),
+        ("experts.factorisation", manifest.factorisation, experts.factorisation),
+    ):
+        if was != now_is:
+            yield f"{key} was {was}"
