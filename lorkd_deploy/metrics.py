@@ -181,6 +181,17 @@ def mean_of_defined(values: F64) -> F64:
         return np.asarray(np.nanmean(values, axis=-1), np.float64)
 
 
+def minus(left: Metric, right: Metric) -> Metric:
+    """`left` of the left half of the columns minus `right` of the right half: paired resamples."""
+
+    def weighted(labels: I64, both: F64, counts: F64) -> F64:
+        half = both.shape[1] // 2
+        first = left.weighted(labels, both[:, :half], counts)
+        return first - right.weighted(labels, both[:, half:], counts)
+
+    return Metric(f"{left.name} difference", weighted)
+
+
 accuracy = Metric("accuracy", _accuracy)
 auc = Metric("auc", _auc)
 balanced_accuracy = Metric("balanced_accuracy", _balanced_accuracy)

@@ -8,7 +8,8 @@
       parity/ENGINE.safetensors    logits of the unfused torch model, written before any export:
                                    `inputs` (n, K) for the generated inputs; for test images of a
                                    task `TASK.index`, `.sha256` (m, 32), `.logits` (m, K) and, only
-                                   where the recipe ships them, `.images` (m, S, S, 3)
+                                   where the recipe ships them, `.images` (m, S, S, 3) and
+                                   `.labels` (m,) or (m, K)
 
 A tensor in `experts/TASK` overrides the one of the same name in `base`; the teacher's bundle has
 experts without factors: heads only.

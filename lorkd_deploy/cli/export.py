@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lorkd_deploy.cli import proof
-from lorkd_deploy.cli.options import Departments, Json, Precision, Quiet, Run, Tasks, key_value
+from lorkd_deploy.cli.options import Departments, Json, Quiet, Run, Tasks, key_value
 from lorkd_deploy.cli.render import MIB, Output
 
 
@@ -18,7 +18,24 @@ def export(
         str,
         typer.Option("--target", metavar="TARGET", help="The runtime to build for."),
     ] = "onnx",
-    precision: Precision = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            metavar="P",
+            help="The engine's arithmetic: fp32, fp16, bf16 or int8, as far as the target has it; "
+            "auto measures them all and takes the fastest.",
+        ),
+    ] = "fp32",
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="POINTS",
+            help="What auto may lose of the validation images' accuracy against fp32.",
+            show_default="0.5",
+        ),
+    ] = None,
     option: Annotated[
         list[str],
         typer.Option(
@@ -71,6 +88,7 @@ def export(
     Examples:
       lorkd export runs/small
       lorkd export runs/small --precision fp16
+      lorkd export runs/small --precision auto --max-drop 0.2
       lorkd export runs/small --target openvino --precision bf16
       lorkd export runs/small --target openvino --option device=GPU
       lorkd export runs/small --department eye-clinic --teacher
@@ -86,6 +104,7 @@ def export(
         run,
         target,
         precision=precision,
+        max_drop=max_drop,
         options=dict(map(key_value, option)),
         department=department,
         task=task,
@@ -104,5 +123,6 @@ def export(
         output.text(f"model repository: {out or open_run(run).triton}")
     for language in sample:
         output.text(f"programs: sample-{language} in each engine's folder")
+    proof.show_choices(output, artifacts)
     output.text(f"next: lorkd verify {run}")
     output.result([{**a.model_dump(mode="json"), "folder": str(a.folder)} for a in artifacts])

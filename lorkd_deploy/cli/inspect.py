@@ -48,6 +48,8 @@ def inspect(
                 for e in found.engines
             ],
         )
+        proof.show_chain(output, [(e.name, e.record.parity) for e in found.engines])
+        proof.show_choices(output, [e.record for e in found.engines])
     output.result(found)
 
 

@@ -1,13 +1,33 @@
-"""Parity figures as a row's cells, the same after `lorkd export` and `lorkd verify`."""
+"""An engine's proof as the commands show it: parity, and what `--precision auto` chose between."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorkd_deploy.cli.render import MIB
+
 if TYPE_CHECKING:
-    from lorkd_deploy.deploy.parity import Parity
+    from collections.abc import Iterable, Iterator
+
+    from lorkd_deploy.cli.render import Output
+    from lorkd_deploy.deploy.artifact import Artifact
+    from lorkd_deploy.deploy.candidates import Candidate
+    from lorkd_deploy.deploy.parity import Change, Compared, Parity
 
 COLUMNS = ("parity", "inputs", "test images", "max |difference|", "tolerance", "labels flipped")
+CHAIN = (
+    "engine",
+    "from",
+    "to",
+    "on",
+    "max |difference|",
+    "mean",
+    "cosine",
+    "flips",
+    "accuracy, points",
+    "AUC, points",
+)
+CANDIDATES = ("precision", "", "accuracy", "drop, points", "p50 ms", "MiB", "why not")
 
 
 def cells(parity: Parity | None) -> tuple[object, ...]:
@@ -24,4 +44,73 @@ def cells(parity: Parity | None) -> tuple[object, ...]:
         parity.max_abs,
         min((compared.tolerance for compared in parity.compared), default=None),
         parity.flips,
+    )
+
+
+def show_chain(output: Output, proofs: Iterable[tuple[str, Parity | None]]) -> None:
+    """Every link from the trained model to each engine; changes in points with their interval."""
+    rows = [row for name, parity in proofs if parity for row in _links(name, parity)]
+    if rows:
+        output.table("Chain of proof", CHAIN, rows)
+    for name, parity in proofs:
+        if parity is not None and parity.links_not_here is not None:
+            output.text(f"{name}: {parity.links_not_here}")
+
+
+def _links(name: str, parity: Parity) -> Iterator[tuple[object, ...]]:
+    for link in parity.links:
+        for entry in link.compared:
+            yield (name, link.before, link.after, *_figures(entry))
+    for entry in parity.compared:
+        yield (name, "unfused torch", "engine", *_figures(entry))
+
+
+def _figures(entry: Compared) -> tuple[object, ...]:
+    return (
+        f"{entry.task}, {entry.rows} {entry.on}",
+        entry.max_abs,
+        entry.mean_abs,
+        entry.cosine,
+        entry.flips,
+        _points(entry.accuracy),
+        _points(entry.auc),
+    )
+
+
+def _points(change: Change | None) -> str | None:
+    if change is None:
+        return None
+    low, value, high = (100 * part for part in (change.low, change.difference, change.high))
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def show_choices(output: Output, artifacts: Iterable[Artifact]) -> None:
+    """What `--precision auto` chose between, a table an engine; nothing where it did not choose."""
+    for artifact in artifacts:
+        choice = artifact.choice
+        if choice is None:
+            continue
+        output.table(
+            f"Candidates of {artifact.department}/{artifact.engine}, at most "
+            f"{choice.max_drop:g} points below fp32",
+            CANDIDATES,
+            [_candidate(entry) for entry in choice.candidates],
+        )
+        images = sum(choice.images.values())
+        output.text(
+            f"accuracy on {images} validation images; median of {choice.rounds} interleaved "
+            f"rounds at batch 1, {choice.threads} CPU threads"
+        )
+
+
+def _candidate(entry: Candidate) -> tuple[object, ...]:
+    accuracy = entry.accuracy
+    return (
+        entry.precision,
+        entry.status,
+        sum(accuracy.values()) / len(accuracy) if accuracy else None,
+        entry.drop,
+        entry.p50_ms,
+        None if entry.bytes is None else entry.bytes / MIB,
+        entry.reason or "",
     )

@@ -27,6 +27,7 @@ def verify(run: Run, as_json: Json = False, quiet: Quiet = False) -> None:
         ("engine", "passed", *proof.COLUMNS),
         [(engine.engine, engine.passed, *proof.cells(engine.parity)) for engine in checked],
     )
+    proof.show_chain(output, [(engine.engine, engine.parity) for engine in checked])
     for engine in checked:
         for reason in engine.reasons:
             output.warning(f"{engine.engine}: {reason}")

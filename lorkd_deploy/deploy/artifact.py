@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lorkd_deploy import __version__
 from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.deploy.candidates import Choice
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.preprocess import Preprocess
@@ -24,7 +25,7 @@ from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
 from lorkd_deploy.storage import canonical_json, inside, read_json, sha256_file, write_atomic
 
-SCHEMA = 1
+SCHEMA = 2  # 2: `choice`; records of 1 are read
 ARTIFACT = "artifact.json"
 EXPORT_AGAIN = "run `lorkd export` again"
 NOT_VERIFIED = "this engine is not verified: run `lorkd verify %s` on this device"
@@ -57,7 +58,7 @@ class Artifact(Part):
 
     `engine` is the engine's name in the bundle: a task, or `teacher`, which is then the
     department's name too. `files` has the engine first. `facts` is what the runtime says that it
-    did: version, provider, threads.
+    did: version, provider, threads. `choice` is the table of `--precision auto`, if it chose.
     """
 
     schema_version: int = SCHEMA
@@ -75,6 +76,7 @@ class Artifact(Part):
     facts: dict[str, Any]
     build_seconds: float
     environment: dict[str, str]
+    choice: Choice | None = None
     folder: Path = Field(default=Path(), exclude=True)
 
     @property
@@ -120,8 +122,9 @@ def engine_tasks(entries: tuple[TaskEntry, ...]) -> tuple[EngineTask, ...]:
 
 def write_artifact(artifact: Artifact, folder: Path) -> Artifact:
     """Write `folder/artifact.json`; gives the artifact that lies there."""
-    write_atomic(folder / ARTIFACT, canonical_json(artifact.model_dump(mode="json")))
-    return artifact.model_copy(update={"folder": folder})
+    written = artifact.model_copy(update={"schema_version": SCHEMA, "folder": folder})
+    write_atomic(folder / ARTIFACT, canonical_json(written.model_dump(mode="json")))
+    return written
 
 
 def read_artifact(folder: Path) -> Artifact:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,25 @@ from lorkd_deploy.deploy.artifact import (
     environment,
     write_artifact,
 )
+from lorkd_deploy.deploy.auto import fastest
 from lorkd_deploy.deploy.calibration import calibration_images
+from lorkd_deploy.deploy.candidates import AUTO, BASELINE, MAX_DROP, ORDER
+from lorkd_deploy.deploy.chain import Stage, stages
+from lorkd_deploy.deploy.chain import cpus as cpus  # noqa: PLC0414 (taken from here too)
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Parity, tolerance_of
 from lorkd_deploy.deploy.precision import float16, int8
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.deploy.sample import require_samples, write_sample
 from lorkd_deploy.deploy.triton import require_layout, require_own, write_repository
-from lorkd_deploy.errors import GateError, LorkdError, UsageError, unknown_name
+from lorkd_deploy.deploy.validation import validation_splits
+from lorkd_deploy.errors import (
+    GateError,
+    LorkdError,
+    RuntimeUnavailableError,
+    UsageError,
+    unknown_name,
+)
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import (
@@ -57,6 +68,7 @@ def export(
     target: str = "onnx",
     *,
     precision: str = "fp32",
+    max_drop: float | None = None,
     options: Mapping[str, Any] | None = None,
     department: Sequence[str] = (),
     task: Sequence[str] = (),
@@ -68,19 +80,21 @@ def export(
 ) -> list[Artifact]:
     """Build the engines of the chosen departments and tasks (all, if none is named).
 
-    `options` are the target's own; what they are is in its facts. `teacher` adds the foundation
-    model's engine. Engines go to RUN/export, or to `out`. `layout` "triton" makes a model
-    repository of them too, in RUN/triton; then `out` is that repository's place, not the engines'.
-    `sample` "python" or "cpp" writes a program that runs the engine beside each. Raises
-    `GateError` with the figures where an engine differs from the model it came from: it is not
-    written, and one that was there before stays. Raises `UsageError` for an unknown name,
-    `RuntimeUnavailableError` for what this machine can't build, `LorkdError` for a full disk.
+    `precision` is fp32, fp16, bf16 or int8, or `auto`: each engine is then built in all that the
+    target can do here, and the fastest is kept whose accuracy on the validation images is at most
+    `max_drop` points (0.5) below that of fp32; the record holds the table. `options` are the
+    target's own; what they are is in its facts. `teacher` adds the foundation model's engine.
+    Engines go to RUN/export, or to `out`. `layout` "triton" makes a model repository of them too,
+    in RUN/triton; then `out` is that repository's place, not the engines'. `sample` "python" or
+    "cpp" writes a program that runs the engine beside each. Raises `DataError` where `auto` has no
+    validation images, `GateError` with the figures where an engine differs from the model it came
+    from: it is not written, and one that was there before stays. Raises `UsageError` for an unknown
+    name, `RuntimeUnavailableError` for what this machine can't build, `LorkdError` for a full disk.
     """
     target = ALIASES.get(target, target)
     builder = exporter(target)
     able = builder.probe()
-    require_precision(target, precision, able)
-    tolerance_of(precision)
+    _check_precision(target, precision, able, max_drop)
     require_samples(sample, target)
     if layout is not None:
         require_layout(layout, target)
@@ -93,7 +107,8 @@ def export(
     repository = opened.triton if out is None else Path(out)
     if layout is not None:
         require_own(repository, [_owner(reference, engine) for reference, engine in chosen])
-    job = _Job(target, EngineSpec(precision, dict(options or {})), builder, able, folder)
+    spec = EngineSpec(precision, dict(options or {}))
+    job = _Job(target, spec, builder, able, folder, MAX_DROP if max_drop is None else max_drop)
     shown = progress or Silent()
     shown.start(f"exporting to {target}", len(chosen))
     try:
@@ -121,49 +136,92 @@ class _Job:
     builder: Exporter
     able: Probe
     folder: Path
+    max_drop: float = MAX_DROP
 
     def build(self, reference: Reference, engine: str) -> Artifact:
         """Build, prove and record one engine, then put it into its place."""
-        bundle = reference.bundle
-        tasks = bundle.engine(engine)
-        department, _ = _owner(reference, engine)
-        place = self.folder / engine_folder(department, engine, self.target, self.spec.precision)
+        place = self._place(reference.bundle, engine)
         _clear(place)
+        if self.spec.precision == AUTO:
+            return self._fastest(reference, engine, place)
         with folder_atomic(place) as fresh:
-            started = time.perf_counter()
-            model = self._model(bundle, engine)
-            written = self._engine(model, fresh)
-            seconds = time.perf_counter() - started
-            parity, facts = self._proof(reference, engine, fresh, written)
-            if parity.status == "failed":
+            artifact = self.make(reference, engine, fresh)
+            if artifact.parity.status == "failed":
                 raise GateError(
                     f"the {self.target} engine of {engine} is not the model it came from:\n    "
-                    + "\n    ".join(parity.reasons),
-                    where=bundle.path,
+                    + "\n    ".join(artifact.parity.reasons),
+                    where=reference.bundle.path,
                     fix=WRONG if self.spec.precision == "fp32" else TOO_COARSE,
                 )
-            artifact = Artifact(
-                engine=engine,
-                department=department,
-                tasks=engine_tasks(tasks),
-                target=self.target,
-                precision=self.spec.precision,
-                files=tuple(_file(fresh, name) for name in written.files),
-                onnx_sha256=sha256_bytes(model),
-                bundle_sha256=bundle.sha256,
-                preprocess=bundle.manifest.preprocess,
-                preprocess_sha256=bundle.manifest.preprocess_sha256,
-                parity=parity,
-                facts=facts,
-                build_seconds=round(seconds, 4),
-                environment=environment(),
-            )
             write_artifact(artifact, fresh)
         return artifact.model_copy(update={"folder": place})
 
-    def _model(self, bundle: Bundle, engine: str) -> bytes:
+    def _fastest(self, reference: Reference, engine: str, place: Path) -> Artifact:
+        """Build every candidate beside `place`, and put the one that is taken into its own."""
+        splits = validation_splits(reference.bundle, engine)
+
+        def make(precision: str, folder: Path) -> Artifact:
+            spec = replace(self.spec, precision=precision)
+            return replace(self, spec=spec).make(reference, engine, folder)
+
+        precisions = [name for name in ORDER if name in self.able.precisions]
+        work = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+        work.mkdir(parents=True)
+        try:
+            artifact = fastest(
+                make,
+                precisions,
+                reference.bundle,
+                engine=engine,
+                splits=splits,
+                work=work,
+                max_drop=self.max_drop,
+            )
+            taken = self.folder / artifact.name
+            _clear(taken)
+            with folder_atomic(taken) as fresh:
+                for file in artifact.folder.iterdir():
+                    file.rename(fresh / file.name)
+                write_artifact(artifact, fresh)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return artifact.model_copy(update={"folder": taken})
+
+    def make(self, reference: Reference, engine: str, fresh: Path) -> Artifact:
+        """Build one engine into `fresh` and prove it; whether it passed, its parity says."""
+        bundle = reference.bundle
+        tasks = bundle.engine(engine)
+        started = time.perf_counter()
+        fused = onnx_model(bundle, engine)
+        model = self._converted(fused, bundle, engine)
+        written = self._engine(model, fresh)
+        seconds = time.perf_counter() - started
+        files = tuple(_file(fresh, name) for name in written.files)
+        chain = stages(fused, model, self.spec.precision, files[0].sha256)
+        parity, facts = self._proof(reference, engine, fresh, written, chain)
+        return Artifact(
+            engine=engine,
+            department=TEACHER if engine == TEACHER else tasks[0].department,
+            tasks=engine_tasks(tasks),
+            target=self.target,
+            precision=self.spec.precision,
+            files=files,
+            onnx_sha256=sha256_bytes(model),
+            bundle_sha256=bundle.sha256,
+            preprocess=bundle.manifest.preprocess,
+            preprocess_sha256=bundle.manifest.preprocess_sha256,
+            parity=parity,
+            facts=facts,
+            build_seconds=round(seconds, 4),
+            environment=environment(),
+        )
+
+    def _place(self, bundle: Bundle, engine: str) -> Path:
+        department = TEACHER if engine == TEACHER else bundle.task(engine).department
+        return self.folder / engine_folder(department, engine, self.target, self.spec.precision)
+
+    def _converted(self, model: bytes, bundle: Bundle, engine: str) -> bytes:
         """The fused model, in the engine's precision where the target takes it from the model."""
-        model = onnx_model(bundle, engine)
         if self.spec.precision not in self.able.converted:
             return model
         if self.spec.precision == "fp16":
@@ -179,14 +237,19 @@ class _Job:
         return written
 
     def _proof(
-        self, reference: Reference, engine: str, fresh: Path, written: EngineFiles
+        self,
+        reference: Reference,
+        engine: str,
+        fresh: Path,
+        written: EngineFiles,
+        chain: Sequence[Stage],
     ) -> tuple[Parity, dict[str, object]]:
         """The engine's parity, and what builder and runtime say that they did."""
         if not self.able.can_run:
             reason = self.able.reason or f"{self.target} can't run on this machine"
             return Parity(status="not run here", reasons=(reason,)), written.facts
         with self.builder.open(fresh, written.files, RunOptions(threads=cpus())) as runner:
-            parity = reference.check(engine, runner, self.spec.precision)
+            parity = reference.check(engine, runner, self.spec.precision, chain)
             return parity, {**written.facts, **runner.facts}
 
 
@@ -195,11 +258,22 @@ def _owner(reference: Reference, engine: str) -> tuple[str, str]:
     return (TEACHER if engine == TEACHER else reference.bundle.task(engine).department, engine)
 
 
-def cpus() -> int:
-    """How many CPUs this process may use: the threads of whatever isn't measured."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _check_precision(target: str, precision: str, able: Probe, max_drop: float | None) -> None:
+    """Raise, before anything is built, where `precision` or `max_drop` can't be meant so."""
+    if precision != AUTO:
+        require_precision(target, precision, able)
+        tolerance_of(precision)
+        if max_drop is not None:
+            raise UsageError("max_drop is for precision auto", fix=f"--precision {AUTO}")
+        return
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise UsageError(f"max_drop is {max_drop:g}; it is in points, 0 to 100")
+    require_precision(target, BASELINE, able)
+    if not able.can_run:
+        raise RuntimeUnavailableError(
+            f"precision auto measures, and {target} can't run here: {able.reason}",
+            fix=f"choose a precision: {', '.join(able.precisions)}; or export on the device",
+        )
 
 
 def _select(manifest: Manifest, department: Sequence[str], task: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from lorkd_deploy import metrics
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.recipe import ToleranceSpec
@@ -52,20 +53,32 @@ TOLERANCE = {
 class ImageReference(NamedTuple):
     """A task's parity images: rows of its test split, hashes of the raw images, their logits.
 
-    `rows` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; `images`, only where
-    they are shipped, uint8 `(m, S, S, 3)` at network size.
+    `rows` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; only where they are
+    shipped `images`, uint8 `(m, S, S, 3)` at network size, and `labels`, int64 `(m,)` or `(m, K)`.
     """
 
     rows: I64
     sha256: U8
     logits: F32
     images: U8 | None = None
+    labels: I64 | None = None
 
 
 class Part(BaseModel):
     """Base of the parts of a parity record."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Change(Part):
+    """A measure (0 … 1) of the same images' labels through both sides, and the second minus the
+    first with its 95 % bootstrap interval, paired by image."""
+
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
 
 
 class Compared(Part):
@@ -75,7 +88,8 @@ class Compared(Part):
     which there are `non_finite`; they are None where no row is left. `flips` counts rows with
     another label (multi-label: labels with another sign), `certain_flips` those among them whose
     reference margin exceeds twice the tolerance, so that rounding can't excuse them;
-    `flips_allowed` is None where flips near a tie aren't limited.
+    `flips_allowed` is None where flips near a tie aren't limited. `accuracy` and `auc` are there
+    where the images' labels are.
     """
 
     task: str
@@ -89,6 +103,8 @@ class Compared(Part):
     certain_flips: int
     non_finite: int
     flips_allowed: int | None = None
+    accuracy: Change | None = None
+    auc: Change | None = None
 
     @property
     def passed(self) -> bool:
@@ -110,15 +126,28 @@ class Compared(Part):
         )
 
 
+class Link(Part):
+    """One step of the chain from the model that was trained to the engine: what stands before it,
+    what after, and their logits beside each other, judged by the tolerance of what stands after."""
+
+    before: str
+    after: str
+    compared: tuple[Compared, ...]
+
+
 class Parity(Part):
     """The verdict on one engine and the figures behind it.
 
-    `images_not_here` says for a task why its test images weren't used; `reasons` why the engine
-    failed, or why it was not run.
+    `compared` is from end to end: the unfused torch model beside the engine. `links` are the steps
+    between them, where there is one, `links_not_here` why they weren't run. `images_not_here` says
+    for a task why its test images weren't used; `reasons` why the engine failed, or why it was not
+    run.
     """
 
     status: Literal["passed", "failed", "not run here"]
     compared: tuple[Compared, ...] = ()
+    links: tuple[Link, ...] = ()
+    links_not_here: str | None = None
     images_not_here: dict[str, str] = {}
     reasons: tuple[str, ...] = ()
 
@@ -135,7 +164,7 @@ class Parity(Part):
 
 def reference_tensors(
     inputs_logits: F32,
-    images: Mapping[str, tuple[I64, U8, F32, U8 | None]],
+    images: Mapping[str, tuple[I64, U8, F32, U8 | None] | ImageReference],
 ) -> dict[str, npt.NDArray[Any]]:
     """The tensors of one engine's `parity/ENGINE.safetensors`.
 
@@ -154,6 +183,8 @@ def reference_tensors(
         tensors[f"{task}.logits"] = np.asarray(given.logits, np.float32)
         if given.images is not None:
             tensors[f"{task}.images"] = np.asarray(given.images, np.uint8)
+            if given.labels is not None:
+                tensors[f"{task}.labels"] = np.asarray(given.labels, np.int64)
     for name, value in tensors.items():
         if value.dtype == np.float32 and not np.isfinite(value).all():
             raise ModelError(
@@ -163,10 +194,18 @@ def reference_tensors(
     return tensors
 
 
-def compare(
-    task: TaskEntry, on: Literal["inputs", "images"], expected: F32, found: F32, allowed: Tolerance
+def compare(  # noqa: PLR0917
+    task: TaskEntry,
+    on: Literal["inputs", "images"],
+    expected: F32,
+    found: F32,
+    allowed: Tolerance,
+    labels: I64 | None = None,
 ) -> Compared:
-    """Figures of `found` against `expected`, both `(n, K)` logits of one task, n ≥ 1."""
+    """Figures of `found` against `expected`, both `(n, K)` logits of one task, n ≥ 1.
+
+    `labels` are the images', where they are known.
+    """
     share = allowed.logits if on == "images" else allowed.inputs
     tolerance = share * max(1.0, float(np.abs(expected).max()))
     finite = np.isfinite(found).all(axis=1)
@@ -174,6 +213,9 @@ def compare(
     difference = np.abs(reference - engine)
     flips, margins = _flips(reference, engine, task.kind)
     some = len(reference) > 0
+    changes = {}
+    if labels is not None and finite.all():
+        changes = _changes(labels, expected, found, task.kind)
     return Compared(
         task=task.name,
         on=on,
@@ -186,7 +228,26 @@ def compare(
         certain_flips=int((flips & (margins > 2 * tolerance)).sum()),
         non_finite=int((~finite).sum()),
         flips_allowed=math.ceil(allowed.flips * flips.size) if on == "images" else None,
+        **changes,
     )
+
+
+def _changes(labels: I64, before: F32, after: F32, kind: metrics.Kind) -> dict[str, Change]:
+    """Accuracy and AUC on both sides and their difference; what is undefined is left out."""
+    sides = [metrics.probabilities(logits, kind) for logits in (before, after)]
+    found = {}
+    for metric in (metrics.accuracy, metrics.auc):
+        values = [metric(labels, side) for side in sides]
+        span = metrics.bootstrap(metrics.minus(metric, metric), labels, np.hstack(sides[::-1]))
+        if not any(map(math.isnan, (*values, span.low))):
+            found[metric.name] = Change(
+                before=values[0],
+                after=values[1],
+                difference=span.value,
+                low=min(span.low, span.value),
+                high=max(span.high, span.value),
+            )
+    return found
 
 
 def tolerance_of(precision: str, override: Mapping[Any, ToleranceSpec] | None = None) -> Tolerance:

@@ -6,9 +6,9 @@ bundle, or opened as the bundle's recipe says and recognised by their hashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,14 @@ from pydantic import ValidationError
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.data import image_sha256, open_data
+from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
 from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.deploy.parity import (
+    I64,
     INPUTS,
     Compared,
     ImageReference,
+    Link,
     Parity,
     Tolerance,
     compare,
@@ -42,7 +45,18 @@ class _NotHereError(LorkdError):
 
 
 class _RefutedError(LorkdError):
-    """The engine, or an image, is certainly not the one that the reference was made with."""
+    """An image is certainly not the one that the reference was made with."""
+
+
+class Sample(NamedTuple):
+    """Images uint8 `(n, S, S, 3)` that every side gets, and the trained model's logits for them:
+    float32 `(n, K)`, of all tasks, or of the one task whose test images they are."""
+
+    on: Literal["inputs", "images"]
+    images: U8
+    expected: F32
+    tasks: tuple[tuple[TaskEntry, slice], ...]
+    labels: I64 | None = None
 
 
 class Reference:
@@ -50,63 +64,119 @@ class Reference:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        self._known: dict[tuple[str, str, int], list[F32]] = {}
 
-    def check(self, engine: str, runner: Runner, precision: str) -> Parity:
+    def check(
+        self, engine: str, runner: Runner, precision: str, stages: Sequence[Stage] = ()
+    ) -> Parity:
         """Run `engine`, which is open as `runner`, on everything there is a reference for.
 
-        Raises `BundleError` where the reference itself is damaged, `ArtifactError` where the
-        engine doesn't run at all.
+        `stages` are the models between the trained one and the engine, in order: each is run too,
+        so that a difference is found where it arises. The first, the fused model, has to be within
+        the tolerance of fp32 by itself. Raises `BundleError` where the reference itself is damaged,
+        `ArtifactError` where the engine doesn't run at all.
         """
-        tensors = self.bundle.logits(engine)
         allowed = tolerance_of(precision, self._spec.tolerance)
-        compared: list[Compared] = []
-        not_here: dict[str, str] = {}
-        reasons: list[str] = []
-        try:
-            compared += self._on_inputs(engine, tensors, runner, allowed)
-        except _RefutedError as exc:  # logits of another shape: there is nothing to compare
-            return Parity(status="failed", reasons=(exc.what,))
-        for task, columns in self._columns(engine):
-            try:
-                compared.append(self._on_images(task, columns, tensors, runner, allowed))
-            except _NotHereError as exc:
-                not_here[task.name] = exc.what
-            except _RefutedError as exc:
-                reasons.append(exc.what)
+        samples, not_here, reasons = self._samples(engine)
+        found = [self._logits(runner, sample.images) for sample in samples]
+        needed = samples[0].expected.shape
+        if found[0].shape != needed:  # there is nothing to compare
+            reason = f"the engine gives logits {found[0].shape}, {needed} are needed"
+            return Parity(status="failed", reasons=(reason,))
+        compared = self._compared(samples, [s.expected for s in samples], found, allowed)
+        links, links_not_here = self._links(engine, stages, samples, found, allowed)
         reasons += [str(entry) for entry in compared if not entry.passed]
+        if links:
+            wrong = [entry for entry in links[0].compared if not entry.passed]
+            reasons += [f"the fused model itself, before any target: {entry}" for entry in wrong]
         return Parity(
             status="failed" if reasons else "passed",
-            compared=tuple(compared),
+            compared=compared,
+            links=links,
+            links_not_here=links_not_here,
             images_not_here=not_here,
             reasons=tuple(reasons),
         )
 
-    def _on_inputs(
-        self, engine: str, tensors: Tensors, runner: Runner, allowed: Tolerance
-    ) -> Iterator[Compared]:
-        expected = self._tensor(tensors, INPUTS)
-        found = self._logits(runner, self._inputs)
-        if found.shape != expected.shape:
-            raise _RefutedError(
-                f"the engine gives logits {found.shape}, {expected.shape} are needed"
-            )
-        for task, columns in self._columns(engine):
-            yield compare(task, "inputs", expected[:, columns], found[:, columns], allowed)
+    def _samples(self, engine: str) -> tuple[list[Sample], dict[str, str], list[str]]:
+        """The generated inputs, then the test images of each task that has them here; tasks whose
+        images aren't here, and images that are certainly not those of the reference."""
+        tensors = self.bundle.logits(engine)
+        tasks = tuple(self._columns(engine))
+        samples = [Sample("inputs", self._inputs, self._tensor(tensors, INPUTS), tasks)]
+        not_here: dict[str, str] = {}
+        refuted: list[str] = []
+        for task, columns in tasks:
+            try:
+                samples.append(self._sample(task, columns, tensors))
+            except _NotHereError as exc:
+                not_here[task.name] = exc.what
+            except _RefutedError as exc:
+                refuted.append(exc.what)
+        return samples, not_here, refuted
 
-    def _on_images(
-        self, task: TaskEntry, columns: slice, tensors: Tensors, runner: Runner, allowed: Tolerance
-    ) -> Compared:
+    def _sample(self, task: TaskEntry, columns: slice, tensors: Tensors) -> Sample:
         chosen = ImageReference(
             self._tensor(tensors, f"{task.name}.index"),
             self._tensor(tensors, f"{task.name}.sha256"),
             self._tensor(tensors, f"{task.name}.logits"),
             tensors.get(f"{task.name}.images"),
+            tensors.get(f"{task.name}.labels"),
         )
         if not len(chosen.rows):
             raise _NotHereError("the bundle has no reference for test images")
-        images = self._opened(task, chosen) if chosen.images is None else chosen.images
-        found = self._logits(runner, images)[:, columns]
-        return compare(task, "images", chosen.logits, found, allowed)
+        images, labels = chosen.images, chosen.labels
+        if images is None:
+            images, labels = self._opened(task, chosen)
+        return Sample("images", images, chosen.logits, ((task, columns),), labels)
+
+    def _links(
+        self,
+        engine: str,
+        stages: Sequence[Stage],
+        samples: list[Sample],
+        found: list[F32],
+        allowed: Tolerance,
+    ) -> tuple[tuple[Link, ...], str | None]:
+        """The chain's links, from the trained model over every stage to the engine."""
+        if not stages:
+            return (), None
+        links: list[Link] = []
+        before, logits = TRAINED, [sample.expected for sample in samples]
+        for stage in stages:
+            try:
+                after = self._of_stage(engine, stage, samples)
+            except LorkdError as exc:
+                return tuple(links), exc.what
+            tolerance = tolerance_of(stage.precision, self._spec.tolerance)
+            compared = self._compared(samples, logits, after, tolerance)
+            links.append(Link(before=before, after=stage.name, compared=compared))
+            before, logits = stage.name, after
+        compared = self._compared(samples, logits, found, allowed)
+        return (*links, Link(before=before, after=ENGINE, compared=compared)), None
+
+    def _of_stage(self, engine: str, stage: Stage, samples: list[Sample]) -> list[F32]:
+        """A stage's logits for every sample; kept, since engines of other targets share it."""
+        key = (engine, sha256_bytes(stage.model), len(samples))
+        if key not in self._known:
+            with opened_stage(stage) as runner:
+                self._known[key] = [self._logits(runner, sample.images) for sample in samples]
+        return self._known[key]
+
+    @staticmethod
+    def _compared(
+        samples: list[Sample], before: list[F32], after: list[F32], allowed: Tolerance
+    ) -> tuple[Compared, ...]:
+        """Both sides' logits of every task; of the engine's whole output its own columns."""
+        found = []
+        for sample, left, right in zip(samples, before, after, strict=True):
+            for task, columns in sample.tasks:
+                pair = [
+                    logits if logits.shape[1] == len(task.classes) else logits[:, columns]
+                    for logits in (left, right)
+                ]
+                found.append(compare(task, sample.on, *pair, allowed, sample.labels))
+        return tuple(found)
 
     @cached_property
     def _spec(self) -> ParitySpec:
@@ -135,13 +205,15 @@ class Reference:
             )
         return inputs
 
-    def _opened(self, task: TaskEntry, chosen: ImageReference) -> U8:
-        """The chosen test images at network size uint8 `(m, S, S, 3)`, each recognised."""
+    def _opened(self, task: TaskEntry, chosen: ImageReference) -> tuple[U8, I64]:
+        """The chosen test images at network size uint8 `(m, S, S, 3)`, each recognised, and their
+        labels."""
         manifest = self.bundle.manifest
         try:
             recipe = parse_recipe(manifest.recipe, where=self.bundle.path)
             spec = {entry.name: entry.data for entry in recipe.tasks}[task.name]
-            images = open_data(spec, recipe.data_folder).test.images
+            split = open_data(spec, recipe.data_folder).test
+            images = split.images
             found = {row: images[row] for row in chosen.rows.tolist() if row < len(images)}
         except LorkdError as exc:
             raise _NotHereError(exc.what) from exc
@@ -151,7 +223,8 @@ class Reference:
                     f"{task.name}: image {row} of the test split here is not the one that the "
                     "reference was made with"
                 )
-        return np.stack([manifest.preprocess.geometry(image) for image in found.values()])
+        resized = np.stack([manifest.preprocess.geometry(image) for image in found.values()])
+        return resized, split.labels[chosen.rows]
 
     def _logits(self, runner: Runner, images: U8) -> F32:
         """Logits `(n, K)` of images at network size; the first one alone, as devices run it."""

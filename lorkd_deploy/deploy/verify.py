@@ -18,8 +18,10 @@ from lorkd_deploy.deploy.artifact import (
     read_artifact,
     write_artifact,
 )
-from lorkd_deploy.deploy.export import cpus
+from lorkd_deploy.deploy.chain import cpus, stages
+from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.deploy.precision import float16
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import ArtifactError, LorkdError
 from lorkd_deploy.progress import Progress, Silent
@@ -117,8 +119,15 @@ def _parity(artifact: Artifact, reference: Reference) -> Parity:
     if not able.can_run:
         reason = able.reason or f"{artifact.target} can't run on this machine"
         return Parity(status="not run here", reasons=(reason,))
+    fused = onnx_model(reference.bundle, artifact.engine)
+    given = None
+    if artifact.precision not in able.converted:
+        given = fused
+    elif artifact.precision == "fp16":  # int8 would need the calibration images
+        given = float16(fused)
+    chain = stages(fused, given, artifact.precision, artifact.files[0].sha256)
     with open_engine(artifact, RunOptions(threads=cpus())) as runner:
-        return reference.check(artifact.engine, runner, artifact.precision)
+        return reference.check(artifact.engine, runner, artifact.precision, chain)
 
 
 def _contradictions(artifact: Artifact, name: str, reference: Reference) -> list[str]:

@@ -146,9 +146,10 @@ def difference(given: TaskAnswers, expert: str, teacher: str) -> Difference:
     both = np.hstack([given.probabilities[expert], given.probabilities[teacher]])
     pairs = zip(_metrics(given, expert), _metrics(given, teacher), strict=True)
     measured = {
-        left.name: _where_defined(_minus(left, right), given.labels, both) for left, right in pairs
+        left.name: _where_defined(metrics.minus(left, right), given.labels, both)
+        for left, right in pairs
     }
-    accuracy = _minus(metrics.accuracy, metrics.accuracy)
+    accuracy = metrics.minus(metrics.accuracy, metrics.accuracy)
     return Difference(
         task=given.task.name,
         accuracy=_interval(accuracy, given.labels, both),
@@ -199,14 +200,3 @@ def _interval(metric: Metric, labels: I64, values: F64) -> Interval:
 
 def _where_defined(metric: Metric, labels: I64, values: F64) -> Interval | None:
     return None if np.isnan(metric(labels, values)) else _interval(metric, labels, values)
-
-
-def _minus(left: Metric, right: Metric) -> Metric:
-    """`left` of the left half of the columns minus `right` of the right half."""
-
-    def weighted(labels: I64, both: F64, counts: F64) -> F64:
-        half = both.shape[1] // 2
-        first = left.weighted(labels, both[:, :half], counts)
-        return first - right.weighted(labels, both[:, half:], counts)
-
-    return Metric(f"{left.name} difference", weighted)

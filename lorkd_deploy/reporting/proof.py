@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from lorkd_deploy.bundle.manifest import TEACHER
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.parity import Compared
+from lorkd_deploy.deploy.chain import ENGINE, TRAINED
+from lorkd_deploy.deploy.parity import Change, Compared
 from lorkd_deploy.reporting.cells import FOUNDATION, UNMEASURED, words
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
+WHOLE = f"{TRAINED} → {ENGINE}"
 _INPUTS = {"inputs": "generated inputs", "images": "test images"}
 _COLUMNS = (
     Column("engine", "Engine", numeric=False),
+    Column("link", "Between", numeric=False, hint="the whole chain, then its links"),
     Column("task", "Task", numeric=False),
     Column("compared_on", "Compared on", numeric=False),
     Column("rows", "Images"),
     Column("max_abs", "Largest difference", hint="of any logit"),
     Column("tolerance", "Tolerance"),
+    Column("mean_abs", "Mean difference"),
     Column("cosine", "Cosine", hint="the worst image's"),
     Column("flips", "Label flips"),
+    Column("accuracy", "Accuracy change", hint="points, with its 95 % interval"),
+    Column("auc", "AUC change", hint="points, with its 95 % interval"),
     Column("verdict", "Verdict", numeric=False),
 )
 
@@ -56,23 +62,30 @@ def _rows(sources: Sources, artifact: Artifact) -> list[tuple[Cell, ...]]:
     if not artifact.parity.compared:
         why = "; ".join(artifact.parity.reasons) or "not run here"
         return [_gap(name, "all", why, target)]
-    rows = [_row(name, target, entry) for entry in artifact.parity.compared]
+    rows = [_row(name, target, WHOLE, entry) for entry in artifact.parity.compared]
+    for link in artifact.parity.links:
+        step = f"{link.before} → {link.after}"
+        rows += [_row(name, target, step, entry) for entry in link.compared]
     for task, why in artifact.parity.images_not_here.items():
         rows.append(_gap(name, task, f"not run here: {why}", target, _INPUTS["images"]))
     return rows
 
 
-def _row(name: str, target: str, entry: Compared) -> tuple[Cell, ...]:
+def _row(name: str, target: str, step: str, entry: Compared) -> tuple[Cell, ...]:
     sure = f"{entry.certain_flips} beyond doubt" if entry.flips else ""
     return (
         words(name, note=target),
+        words(step),
         words(entry.task),
         words(_INPUTS[entry.on]),
         Cell(f"{entry.rows:,}", entry.rows),
         _small(entry.max_abs, ".1e"),
         _small(entry.tolerance, ".1e"),
+        _small(entry.mean_abs, ".1e"),
         _small(entry.cosine, ".7f"),
         Cell(str(entry.flips), entry.flips, sure),
+        _change(entry.accuracy),
+        _change(entry.auc),
         words(
             "passed" if entry.passed else "failed",
             tone="good" if entry.passed else "bad",
@@ -88,12 +101,24 @@ def _small(value: float | None, form: str) -> Cell:
     return Cell(text, value)
 
 
+def _change(change: Change | None) -> Cell:
+    """A difference in points with its interval."""
+    if change is None:
+        return Cell("–", tone="quiet")
+    low, value, high = (
+        f"{100 * part:+.2f}".replace("-", "−")
+        for part in (change.low, change.difference, change.high)
+    )
+    return Cell(value, 100 * change.difference, f"{low} to {high}")
+
+
 def _gap(name: str, task: str, why: str, target: str = "", on: str = "") -> tuple[Cell, ...]:
     empty = Cell("–", tone="quiet")
     return (
         words(name, note=target),
+        words(WHOLE),
         words(task),
         words(on) if on else empty,
-        *[empty] * 5,
+        *[empty] * 8,
         words(why, tone="quiet"),
     )

@@ -20,7 +20,7 @@ from lorkd_deploy.bundle.write import write_bundle
 from lorkd_deploy.data import image_sha256
 from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.deploy.inputs import parity_inputs
-from lorkd_deploy.deploy.parity import reference_tensors
+from lorkd_deploy.deploy.parity import ImageReference, reference_tensors
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.metrics import majority
 from lorkd_deploy.models import LoadReport
@@ -210,10 +210,8 @@ def _logits_of(model: TaskNetwork, pictures: npt.NDArray[np.uint8], task: int, s
     return logits
 
 
-def _image_reference(
-    model: TaskNetwork, task: int, setup: Setup
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], F32, npt.NDArray[np.uint8] | None]:
-    """Index, hash, logits and, if the recipe ships them, pixels of the task's parity images."""
+def _image_reference(model: TaskNetwork, task: int, setup: Setup) -> ImageReference:
+    """The task's parity images; if the recipe ships them, with their pixels and labels."""
     recipe = setup.recipe
     images = setup.data[task].test.images
     count = min(recipe.parity.test_images, len(images))
@@ -222,8 +220,9 @@ def _image_reference(
     hashes = np.stack(digests) if digests else np.empty((0, 32), np.uint8)
     shown = _Chosen(setup.test[task], rows)
     logits = task_logits(model, shown, task, recipe.preprocess)
-    pixels = setup.test[task][rows] if recipe.parity.images == "bundle" else None
-    return rows, hashes, logits, pixels
+    if recipe.parity.images == "reference":
+        return ImageReference(rows, hashes, logits)
+    return ImageReference(rows, hashes, logits, setup.test[task][rows], shown.labels)
 
 
 class _Chosen(Images):

@@ -70,7 +70,7 @@ def classes_of(task: str) -> tuple[str, ...]:
 
 
 def write_images(data: Path) -> dict[str, Any]:
-    """Write `data/TASK.npz` with grey 20 × 24 px images; gives each task's test images."""
+    """Write `data/TASK.npz` with grey 20 × 24 px images; gives each task's test arrays."""
     data.mkdir(parents=True, exist_ok=True)
     test = {}
     for number, (task, classes) in enumerate(TASKS.items()):
@@ -83,7 +83,7 @@ def write_images(data: Path) -> dict[str, Any]:
             else:
                 arrays[f"{split}_labels"] = np.arange(10) % classes
         np.savez(data / f"{task}.npz", **arrays)
-        test[task] = arrays["test_images"]
+        test[task] = arrays["test_images"], arrays["test_labels"]
     return test
 
 
@@ -124,11 +124,14 @@ def _write(
         return tiny_bundle.forward(networks[task], PREPROCESS.normalise(images))
 
     def reference(task: str) -> ImageReference:
-        chosen = [raw[task][row] for row in ROWS]
+        images, labels = raw[task]
+        chosen = [images[row] for row in ROWS]
         resized = np.stack([PREPROCESS.geometry(image) for image in chosen])
         hashes = np.stack([np.frombuffer(image_sha256(image), np.uint8) for image in chosen])
-        shipped = resized if recipe.parity.images == "bundle" else None
-        return ImageReference(ROWS, hashes, logits(task, resized), shipped)
+        found = ImageReference(ROWS, hashes, logits(task, resized))
+        if recipe.parity.images == "reference":
+            return found
+        return found._replace(images=resized, labels=labels[ROWS])
 
     engines = {task: (task,) for task in TASKS} if factors else {TEACHER: tuple(TASKS)}
     write_bundle(

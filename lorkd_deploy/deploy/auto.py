@@ -1,0 +1,117 @@
+"""`--precision auto`: build what the target can do here, measure it, and take the fastest.
+
+Nothing is guessed from the precision's name: int8 is slower than float32 for many a small network,
+and a CPU may compute fp16 by converting it. Accuracy is the validation split's through the engine.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.deploy.artifact import Artifact, open_engine
+from lorkd_deploy.deploy.candidates import BASELINE, Candidate, Choice, drop, judged
+from lorkd_deploy.deploy.clock import interleaved
+from lorkd_deploy.deploy.inputs import parity_inputs
+from lorkd_deploy.deploy.validation import Validation, accuracies
+from lorkd_deploy.errors import GateError, LorkdError
+from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.runtime import RunOptions
+
+SECONDS = 0.3  # a candidate and round at least
+Make = Callable[[str, Path], Artifact]  # a precision's engine, built into a folder and proven
+
+
+def fastest(
+    make: Make,
+    precisions: Sequence[str],
+    bundle: Bundle,
+    *,
+    engine: str,
+    splits: list[Validation],
+    work: Path,
+    max_drop: float,
+) -> Artifact:
+    """The engine to keep, with the table of candidates in it; its files lie in its `folder`.
+
+    Every candidate is built below `work`. Raises what `make` raises for fp32, which all others are
+    compared with, and `GateError` where its parity fails.
+    """
+    made: dict[str, Artifact] = {}
+    table: list[Candidate] = []
+    for precision in precisions:
+        folder = work / precision
+        folder.mkdir()
+        try:
+            artifact = make(precision, folder)
+        except LorkdError as exc:
+            if precision == BASELINE:
+                raise
+            table.append(Candidate(precision=precision, status="not built", reason=exc.what))
+            continue
+        failed = artifact.parity.status != "passed"
+        if failed and precision == BASELINE:
+            raise GateError(
+                f"the fp32 engine of {engine} is not the model it came from:\n    "
+                + "\n    ".join(artifact.parity.reasons),
+                where=bundle.path,
+                fix="without fp32 there is nothing to compare the others with; if the bundle is "
+                "whole (`lorkd inspect`), report this",
+            )
+        if not failed:
+            made[precision] = artifact.model_copy(update={"folder": folder})
+        table.append(
+            Candidate(
+                precision=precision,
+                status="parity failed" if failed else "not taken",
+                reason="; ".join(artifact.parity.reasons) if failed else None,
+                parity=artifact.parity,
+                bytes=artifact.bytes,
+            )
+        )
+    return _taken(made, table, bundle, splits, max_drop)
+
+
+def _taken(
+    made: dict[str, Artifact],
+    table: list[Candidate],
+    bundle: Bundle,
+    splits: list[Validation],
+    max_drop: float,
+) -> Artifact:
+    """Measure all that were made side by side, and put the table into the one that is taken."""
+    spec = parse_recipe(bundle.manifest.recipe, where=bundle.path).benchmark
+    size = bundle.manifest.preprocess.size
+    one = bundle.manifest.preprocess.normalise(parity_inputs(1, size, spec.seed))
+    with ExitStack() as stack:
+        runners = {
+            precision: stack.enter_context(open_engine(artifact, RunOptions(threads=spec.threads)))
+            for precision, artifact in made.items()
+        }
+        right = accuracies(splits, bundle, runners)
+        times = interleaved(runners, one, rounds=spec.rounds, seconds=SECONDS)
+    measured = [
+        entry.model_copy(
+            update={
+                "accuracy": right[entry.precision],
+                "drop": drop(right[BASELINE], right[entry.precision]),
+                "p50_ms": statistics.median(times[entry.precision]),
+                "rounds_ms": times[entry.precision],
+            }
+        )
+        if entry.precision in made
+        else entry
+        for entry in table
+    ]
+    choice = Choice(
+        candidates=judged(measured, max_drop),
+        max_drop=max_drop,
+        images={validation.task.name: len(validation.split) for validation in splits},
+        rounds=spec.rounds,
+        seconds=SECONDS,
+        threads=spec.threads,
+    )
+    return made[choice.taken].model_copy(update={"choice": choice})
