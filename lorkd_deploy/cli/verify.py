@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from lorkd_deploy.cli import proof
@@ -10,18 +12,30 @@ from lorkd_deploy.cli.render import Output
 from lorkd_deploy.errors import GateError
 
 
-def verify(run: Run, as_json: Json = False, quiet: Quiet = False) -> None:
+def verify(
+    run: Run,
+    drill_down: Annotated[
+        bool,
+        typer.Option(
+            "--drill-down",
+            help="Look in each engine for the first node that differs from the fused model.",
+        ),
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Check hashes and parity of everything that was exported; exit 3 where one fails.
 
     \b
     Examples:
       lorkd verify runs/small
+      lorkd verify runs/small --drill-down
       lorkd verify runs/small --json
     """
     from lorkd_deploy import verify as check
 
     output = Output(as_json=as_json, quiet=quiet)
-    checked = check(run, progress=output.progress())
+    checked = check(run, drill_down=drill_down, progress=output.progress())
     output.table(
         "Verified",
         ("engine", "passed", *proof.COLUMNS),
@@ -31,6 +45,9 @@ def verify(run: Run, as_json: Json = False, quiet: Quiet = False) -> None:
     for engine in checked:
         for reason in engine.reasons:
             output.warning(f"{engine.engine}: {reason}")
+        if engine.drilled is not None:
+            say = output.text if engine.passed else output.warning
+            say(f"{engine.engine}: {engine.drilled}")
     output.result(checked)
     if not all(engine.passed for engine in checked):
         raise typer.Exit(GateError.exit_code)

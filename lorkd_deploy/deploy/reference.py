@@ -76,7 +76,7 @@ class Reference:
         the tolerance of fp32 by itself. Raises `BundleError` where the reference itself is damaged,
         `ArtifactError` where the engine doesn't run at all.
         """
-        allowed = tolerance_of(precision, self._spec.tolerance)
+        allowed = self.tolerance(precision)
         samples, not_here, reasons = self._samples(engine)
         found = [self._logits(runner, sample.images) for sample in samples]
         needed = samples[0].expected.shape
@@ -97,6 +97,19 @@ class Reference:
             images_not_here=not_here,
             reasons=tuple(reasons),
         )
+
+    def trial(self, engine: str, precision: str, count: int) -> tuple[F32, float]:
+        """`count` network inputs at most, `(n, 3, S, S)`, and how far values may differ on them as
+        a fraction of the largest: test images where they are here, else generated ones."""
+        samples, _, _ = self._samples(engine)
+        sample = samples[min(1, len(samples) - 1)]
+        allowed = self.tolerance(precision)
+        share = allowed.logits if sample.on == "images" else allowed.inputs
+        return self.bundle.manifest.preprocess.normalise(sample.images[:count]), share
+
+    def tolerance(self, precision: str) -> Tolerance:
+        """How far an engine of this precision may be from the model, as the recipe says."""
+        return tolerance_of(precision, self._spec.tolerance)
 
     def _samples(self, engine: str) -> tuple[list[Sample], dict[str, str], list[str]]:
         """The generated inputs, then the test images of each task that has them here; tasks whose
@@ -148,7 +161,7 @@ class Reference:
                 after = self._of_stage(engine, stage, samples)
             except LorkdError as exc:
                 return tuple(links), exc.what
-            tolerance = tolerance_of(stage.precision, self._spec.tolerance)
+            tolerance = self.tolerance(stage.precision)
             compared = self._compared(samples, logits, after, tolerance)
             links.append(Link(before=before, after=stage.name, compared=compared))
             before, logits = stage.name, after
@@ -169,13 +182,13 @@ class Reference:
     ) -> tuple[Compared, ...]:
         """Both sides' logits of every task; of the engine's whole output its own columns."""
         found = []
-        for sample, left, right in zip(samples, before, after, strict=True):
+        for sample, whole, answers in zip(samples, before, after, strict=True):
             for task, columns in sample.tasks:
-                pair = [
+                left, right = (
                     logits if logits.shape[1] == len(task.classes) else logits[:, columns]
-                    for logits in (left, right)
-                ]
-                found.append(compare(task, sample.on, *pair, allowed, sample.labels))
+                    for logits in (whole, answers)
+                )
+                found.append(compare(task, sample.on, left, right, allowed, sample.labels))
         return tuple(found)
 
     @cached_property

@@ -19,6 +19,8 @@ from lorkd_deploy.deploy.artifact import (
     write_artifact,
 )
 from lorkd_deploy.deploy.chain import cpus, stages
+from lorkd_deploy.deploy.drilldown import Drilled
+from lorkd_deploy.deploy.drilldown import drill_down as drill
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.deploy.precision import float16
@@ -33,7 +35,8 @@ class Verification(BaseModel):
     """The verdict on one engine; `engine` is its folder below RUN/export.
 
     `reasons` says why it did not pass. `parity` is None where it came to no run, for a fault of
-    the files.
+    the files. `drilled` is what the search for the first node that differs found, if it was asked
+    for and the engine could be run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,10 +45,15 @@ class Verification(BaseModel):
     passed: bool
     reasons: tuple[str, ...] = ()
     parity: Parity | None = None
+    drilled: Drilled | None = None
 
 
-def verify(run: str | Path, *, progress: Progress | None = None) -> list[Verification]:
+def verify(
+    run: str | Path, *, drill_down: bool = False, progress: Progress | None = None
+) -> list[Verification]:
     """Check every engine below RUN/export: hashes, place, origin, preprocessing and parity.
+
+    `drill_down` looks for the first node of each engine whose output differs from the fused model.
 
     An engine that can't be run on this machine has not passed. One whose proof was left to the
     device it is for gets the figures written into its record when it passes here. Raises
@@ -63,7 +71,7 @@ def verify(run: str | Path, *, progress: Progress | None = None) -> list[Verific
     try:
         verdicts = []
         for folder in folders:
-            verdicts.append(_verify(folder, sources))
+            verdicts.append(_verify(folder, sources, drill_down=drill_down))
             shown.advance(engine=verdicts[-1].engine)
     finally:
         shown.stop()
@@ -90,7 +98,7 @@ class _Sources:
         return self.teacher if artifact.engine == TEACHER else self.experts
 
 
-def _verify(folder: Path, sources: _Sources) -> Verification:
+def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verification:
     name = folder.relative_to(sources.run.export).as_posix()
     try:
         artifact = read_artifact(folder)
@@ -100,6 +108,8 @@ def _verify(folder: Path, sources: _Sources) -> Verification:
         if faults:
             return Verification(engine=name, passed=False, reasons=tuple(faults))
         parity = _parity(artifact, reference)
+        ran = parity.status != "not run here"
+        drilled = drill(artifact, reference) if drill_down and ran else None
     except LorkdError as exc:
         return Verification(engine=name, passed=False, reasons=(exc.what,))
     if parity.status == "passed" and artifact.parity.status == "not run here":
@@ -110,7 +120,11 @@ def _verify(folder: Path, sources: _Sources) -> Verification:
         else tuple(f"parity was not run: {reason}" for reason in parity.reasons)
     )
     return Verification(
-        engine=name, passed=parity.status == "passed", reasons=reasons, parity=parity
+        engine=name,
+        passed=parity.status == "passed",
+        reasons=reasons,
+        parity=parity,
+        drilled=drilled,
     )
 
 

@@ -116,7 +116,7 @@ def _gap(name: str, task: str, why: str, target: str = "", on: str = "") -> tupl
     empty = Cell("–", tone="quiet")
     return (
         words(name, note=target),
-        words(WHOLE),
+        empty,
         words(task),
         words(on) if on else empty,
         *[empty] * 8,

@@ -1,0 +1,171 @@
+"""`lorkd verify --drill-down`: the first node whose output differs from the fused model's.
+
+The fused float32 model is cut off behind one tensor after the other, by bisection, and run by ONNX
+Runtime. An engine that is itself an ONNX model is cut at the same tensors. Of any other the
+truncated model is built anew for its target: what differs then is the runtime's doing, and where
+nothing differs while the engine does, its file is not what its record says.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.deploy.calibration import calibration_images
+from lorkd_deploy.deploy.chain import FUSED, Stage, cpus, opened_stage
+from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.layers import layer_of
+from lorkd_deploy.deploy.parity import Part
+from lorkd_deploy.deploy.precision import float16, int8
+from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.deploy.truncate import Cuttable
+from lorkd_deploy.runtime import F32, EngineSpec, RunOptions, exporter
+
+IMAGES = 8  # enough to show a difference, few enough for the inner tensors of a large network
+
+
+class Drilled(Part):
+    """What the search found in one engine.
+
+    `node`, its operator, the tensor that it makes and `layer`, where it came from, are None where
+    no node differs. `difference` is that of this tensor, or of the engine's output, and beyond
+    `tolerance` it counts. `rebuilt` says that truncated models were built anew for the target;
+    `models` is how many pairs were run.
+    """
+
+    node: str | None
+    operator: str | None = None
+    layer: str | None = None
+    tensor: str
+    difference: float
+    tolerance: float
+    rebuilt: bool
+    models: int
+
+    def __str__(self) -> str:
+        if self.node is None:
+            of = "of a fresh build " if self.rebuilt else ""
+            return (
+                f"no node {of}differs: {self.difference:.3g} at the end, "
+                f"{self.tolerance:.3g} is allowed"
+            )
+        where = f", {self.layer}" if self.layer else ""
+        return (
+            f"the first node that differs is {self.operator} {self.node!r}{where}: "
+            f"{self.difference:.3g} in {self.tensor!r}, {self.tolerance:.3g} is allowed"
+        )
+
+
+def drill_down(artifact: Artifact, reference: Reference) -> Drilled:
+    """Find the first node of `artifact` that differs from its bundle's fused model.
+
+    Raises `RuntimeUnavailableError` where ONNX Runtime or the target can't run here, `DataError`
+    where an int8 model has to be made again and its calibration images aren't here.
+    """
+    bundle = reference.bundle
+    fused = onnx_model(bundle, artifact.engine)
+    exact = Cuttable(fused)
+    own = artifact.folder / artifact.files[0].name
+    rebuilt = own.suffix != ".onnx"
+    cut = Cuttable(_given(artifact, reference, fused) if rebuilt else own.read_bytes())
+    images, share = reference.trial(artifact.engine, artifact.precision, IMAGES)
+    build = partial(_rebuilt, artifact, cut) if rebuilt else partial(_on_onnx_runtime, cut)
+
+    @cache
+    def compared(tensor: str) -> tuple[float, float]:
+        """The largest difference in a tensor, and what is allowed."""
+        expected = _on_onnx_runtime(exact, images, tensor)
+        found = build(images, tensor)
+        allowed = share * max(1.0, float(np.abs(expected).max()))
+        if expected.shape != found.shape or not np.isfinite(found).all():
+            return float("inf"), allowed
+        return float(np.abs(expected - found).max()), allowed
+
+    def differs(tensor: str) -> bool:
+        difference, allowed = compared(tensor)
+        return difference > allowed
+
+    common = [name for name in exact.tensors if name in set(cut.tensors)]
+    tensor = common[-1]
+    node = None
+    if differs(tensor):
+        tensor = first_difference(common, exact, differs)
+        node = exact.makers[tensor]
+    difference, allowed = compared(tensor)
+    sources = {b.initializer: b.source for b in bundle.manifest.graph.bindings}
+    return Drilled(
+        node=None if node is None else node.name or node.output[0],
+        operator=None if node is None else node.op_type,
+        layer=None if node is None else layer_of(exact.model.graph, node, sources),
+        tensor=tensor,
+        difference=min(difference, float(np.finfo(np.float32).max)),  # JSON has no infinity
+        tolerance=allowed,
+        rebuilt=rebuilt,
+        models=compared.cache_info().currsize,
+    )
+
+
+def first_difference(order: Sequence[str], graph: Cuttable, differs: Callable[[str], bool]) -> str:
+    """A tensor that differs while nothing that it is computed from does; the last of `order`
+    differs. Bisection, and again among the ancestors where two branches hid one from it.
+    """
+    end = order[-1]
+    while True:
+        above = graph.ancestors(end)
+        line = [name for name in order if name in above] + [end]
+        low, high = -1, len(line) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if differs(line[middle]) else (middle, high)
+        found = line[high]
+        earlier = [name for name in _nearest(graph, found, set(order)) if differs(name)]
+        if not earlier:
+            return found
+        end = earlier[0]
+
+
+def _nearest(graph: Cuttable, tensor: str, known: set[str]) -> list[str]:
+    """The closest tensors above that are in both models."""
+    found: list[str] = []
+    waiting = graph.parents(tensor)
+    while waiting:
+        name = waiting.pop(0)
+        if name in known:
+            found.append(name)
+        else:
+            waiting += graph.parents(name)
+    return list(dict.fromkeys(found))
+
+
+def _given(artifact: Artifact, reference: Reference, fused: bytes) -> bytes:
+    """The ONNX model that the target was built from."""
+    if artifact.precision not in exporter(artifact.target).probe().converted:
+        return fused
+    if artifact.precision == "fp16":
+        return float16(fused)
+    return int8(fused, partial(calibration_images, reference.bundle, artifact.engine))
+
+
+def _on_onnx_runtime(cut: Cuttable, images: F32, tensor: str) -> F32:
+    with opened_stage(Stage(FUSED, cut.up_to(tensor), "fp32")) as runner:
+        return runner(images)
+
+
+def _rebuilt(artifact: Artifact, cut: Cuttable, images: F32, tensor: str) -> F32:
+    """`tensor` through the artifact's target, built with the options that it was built with."""
+    target = exporter(artifact.target)
+    spec = EngineSpec(artifact.precision, dict(artifact.facts.get("options", {})))
+    with tempfile.TemporaryDirectory(prefix="lorkd-drill-") as name:
+        folder = Path(name)
+        source = folder / "cut.onnx"
+        source.write_bytes(cut.up_to(tensor))
+        built = folder / "engine"
+        built.mkdir()
+        files = target.export(source, built, spec).files
+        with target.open(built, files, RunOptions(threads=cpus())) as runner:
+            return runner(images)

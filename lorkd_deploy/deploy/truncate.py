@@ -1,0 +1,79 @@
+"""A model cut off behind one of its tensors, so that any runtime can be asked for that tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+OUTPUT = "lorkd.probe"
+
+
+class Cuttable:
+    """An ONNX classifier whose inner tensors can be had as models of their own.
+
+    `tensors` are the float tensors that depend on its input, in the order in which they are
+    computed; the last one is its output.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        import onnx
+
+        self.model = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(model))
+        graph = self.model.graph
+        self.makers = {output: node for node in graph.node for output in node.output if output}
+        kinds = {
+            value.name: value.type.tensor_type.elem_type
+            for value in (*graph.value_info, *graph.output)
+        }
+        self._half = {n for n, kind in kinds.items() if kind == onnx.TensorProto.FLOAT16}
+        floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+        reached = {graph.input[0].name}
+        self.tensors: list[str] = []
+        for node in graph.node:
+            if reached & set(node.input):
+                reached.update(node.output)
+                self.tensors += [o for o in node.output if o and kinds.get(o, 1) in floats]
+
+    def parents(self, tensor: str) -> list[str]:
+        """What the node that makes `tensor` takes, without weights."""
+        node = self.makers.get(tensor)
+        return [] if node is None else [name for name in node.input if name in self.makers]
+
+    def ancestors(self, tensor: str) -> set[str]:
+        """Every tensor that `tensor` is computed from."""
+        found: set[str] = set()
+        waiting = self.parents(tensor)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += self.parents(name)
+        return found
+
+    def up_to(self, tensor: str) -> bytes:
+        """The model that gives `tensor`, one row an image, as float32 `(N, anything)`."""
+        import onnx
+
+        needed = self.ancestors(tensor) | {tensor}
+        cut = onnx.ModelProto()
+        cut.CopyFrom(self.model)
+        graph = cut.graph
+        nodes = [node for node in graph.node if needed & set(node.output)]
+        kept = {name for node in nodes for name in node.input}
+        weights = [weight for weight in graph.initializer if weight.name in kept]
+        last = tensor
+        if tensor in self._half:
+            last = f"{OUTPUT}.float"
+            nodes.append(onnx.helper.make_node("Cast", [tensor], [last], to=onnx.TensorProto.FLOAT))
+        nodes.append(onnx.helper.make_node("Flatten", [last], [OUTPUT], axis=1))
+        for field in ("node", "initializer", "output", "value_info"):
+            del getattr(graph, field)[:]
+        graph.node.extend(nodes)
+        graph.initializer.extend(weights)
+        shape = [graph.input[0].type.tensor_type.shape.dim[0].dim_param or None, None]
+        value = onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape)
+        graph.output.append(value)
+        data: bytes = cut.SerializeToString(deterministic=True)
+        return data
