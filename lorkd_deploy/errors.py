@@ -77,6 +77,12 @@ class GateError(LorkdError):
     exit_code = 3
 
 
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether memory of the machine or the GPU was used up; torch says so in its own ways."""
+    full = isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError"
+    return full or "can't allocate memory" in str(exc)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: object = None) -> UsageError:
     """The error for a name that doesn't exist: lists the nearest names, or all if there are few."""
     names = sorted(known)

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.options import Json, NewRun, Overrides, Quiet, RecipeName, Resume
+from lorkd_deploy.cli.options import (
+    AutoBatch,
+    Json,
+    NewRun,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Resume,
+    TensorBoard,
+)
 from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.trained import show
 
@@ -36,6 +45,8 @@ def decompose(
             show_default=False,
         ),
     ] = [],
+    auto_batch: AutoBatch = False,
+    tensorboard: TensorBoard = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,6 +58,7 @@ def decompose(
     Examples:
       lorkd decompose medmnist-small --out runs/small
       lorkd decompose medmnist-small --out runs/small --resume
+      lorkd decompose medmnist --out runs/papers --auto-batch --tensorboard
       lorkd decompose medmnist-small --out runs/rank8 --set experts.rank=8 --set train.epochs=3
       lorkd decompose grown.yaml --from runs/small --add-department dermatology --out runs/grown
     """
@@ -60,6 +72,8 @@ def decompose(
         resume=resume,
         from_run=from_run,
         add_department=add_department,
+        auto_batch=auto_batch,
+        tensorboard=tensorboard,
         progress=output.progress(),
     )
     show(output, result)

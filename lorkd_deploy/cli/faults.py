@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError
+from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, is_out_of_memory
 
 # Module → the extra that installs it.
 EXTRAS = {
@@ -14,6 +14,7 @@ EXTRAS = {
     "timm": "train",
     "torch": "train",
     "torchvision": "train",
+    "tensorboard": "tensorboard",
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
@@ -44,13 +45,13 @@ def missing_package(exc: ModuleNotFoundError) -> LorkdError:
 
 def out_of_memory(exc: MemoryError | RuntimeError) -> LorkdError:
     """Memory of the machine or the GPU that is used up; any other error is a bug and raised."""
-    full = isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError"
-    if not full and "can't allocate memory" not in str(exc):
+    if not is_out_of_memory(exc):
         raise exc
     said = (str(exc).strip().splitlines() or ["no more can be had"])[0]
     return LorkdError(
         f"there is not enough memory: {said}",
-        fix="end other programs, or lower the batch size (train.batch_size, "
+        fix="end other programs; in training, `--auto-batch` finds how much of a batch fits and "
+        "trains in such parts; or lower the batch size (train.batch_size, "
         "teacher.train.batch_size) or preprocess.size",
     )
 

@@ -37,6 +37,21 @@ NewRun = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint of the same recipe.")
 ]
+AutoBatch = Annotated[
+    bool,
+    typer.Option(
+        "--auto-batch",
+        help="Find by halving how many images fit into memory at a time, and let each batch pass "
+        "in such parts.",
+    ),
+]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Write the figures of every step to RUN/tensorboard as well (extra `tensorboard`).",
+    ),
+]
 Run = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A run's folder, or its bundle.", show_default=False),

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from lorkd_deploy.cli.options import Json, NewRun, Overrides, Quiet, RecipeName, Resume
+from lorkd_deploy.cli.options import (
+    AutoBatch,
+    Json,
+    NewRun,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Resume,
+    TensorBoard,
+)
 from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.trained import show
 
@@ -12,6 +21,8 @@ def teacher(
     out: NewRun,
     overrides: Overrides = [],
     resume: Resume = False,
+    auto_batch: AutoBatch = False,
+    tensorboard: TensorBoard = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -21,11 +32,20 @@ def teacher(
     Examples:
       lorkd teacher medmnist-small --out runs/small
       lorkd teacher medmnist-small --out runs/small --resume
+      lorkd teacher medmnist --out runs/papers --auto-batch --tensorboard
       lorkd teacher mine.yaml --out runs/mine --set teacher.checkpoint=resnet50.safetensors
     """
     from lorkd_deploy import teacher as train_teacher
 
     output = Output(as_json=as_json, quiet=quiet)
-    result = train_teacher(recipe, out, set=overrides, resume=resume, progress=output.progress())
+    result = train_teacher(
+        recipe,
+        out,
+        set=overrides,
+        resume=resume,
+        auto_batch=auto_batch,
+        tensorboard=tensorboard,
+        progress=output.progress(),
+    )
     show(output, result)
     output.text(f"next: lorkd decompose {recipe} --out {out}")

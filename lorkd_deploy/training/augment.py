@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,15 +31,24 @@ _TRIES = 10  # for a crop of the drawn area and shape that lies inside the image
 _ROOM = (math.sqrt(2) - 1) / 2  # of the side: what a turned square reaches beyond its border
 
 
-def augmented(images: U8, transforms: Sequence[AugmentSpec], seed: int, step: int) -> U8:
-    """uint8 `(N, S, S, 3)` after all `transforms` in their order; a pure function."""
+def augmented(
+    images: U8,
+    transforms: Sequence[AugmentSpec],
+    seed: int,
+    step: int,
+    places: npt.NDArray[np.int64],
+) -> U8:
+    """uint8 `(N, S, S, 3)` after all `transforms` in their order; a pure function.
+
+    `places` `(N,)` are those of the images in the step's batch.
+    """
     out = np.empty_like(images)
-    for place, image in enumerate(images):
-        rng = np.random.default_rng((seed, 3, step, place))
+    for row, (image, place) in enumerate(zip(images, places, strict=True)):
+        rng = np.random.default_rng((seed, 3, step, int(place)))
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         for transform in transforms:
             pixels = _APPLY[transform.kind](pixels, transform, rng)
-        out[place] = pixels.permute(1, 2, 0).numpy()
+        out[row] = pixels.permute(1, 2, 0).numpy()
     return out
 
 

@@ -25,6 +25,7 @@ from lorkd_deploy.training.loop import Fitted, fit
 from lorkd_deploy.training.losses import batch_accuracy, label_loss, logit_transfer, transfer_loss
 from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
+from lorkd_deploy.training.scalars import check_tensorboard
 from lorkd_deploy.training.setup import Setup, best_device, open_setup
 from lorkd_deploy.training.teacher import batch_task, load_teacher, train_teacher
 from lorkd_deploy.training.update import Loss, Objective
@@ -53,12 +54,15 @@ def decompose(
     resume: bool = False,
     from_run: str | Path | None = None,
     add_department: Sequence[str] = (),
+    auto_batch: bool = False,
+    tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Decompose the recipe's teacher into `out/bundle`: W0 once, an expert a task.
 
     The teacher is `out/teacher`; where there is none yet it is trained or imported first, as
-    the recipe says. `recipe`, `set`, `resume` and the errors are those of `teacher`.
+    the recipe says. `recipe`, `set`, `resume`, `auto_batch`, `tensorboard` and the errors are
+    those of `teacher`.
 
     `add_department` names departments that the finished run or bundle `from_run` doesn't have:
     then only their experts, norms and heads are trained, and W0 and every other task stay as they
@@ -68,6 +72,9 @@ def decompose(
     """
     loaded = load_recipe(recipe, set)
     shown = progress or Silent()
+    if tensorboard:
+        check_tensorboard()
+    options = {"resume": resume, "auto_batch": auto_batch, "tensorboard": tensorboard}
     if add_department or from_run is not None:
         from lorkd_deploy.training.grow import add_departments
 
@@ -76,16 +83,24 @@ def decompose(
                 "adding a department takes both, its name and the finished run",
                 fix="lorkd decompose RECIPE --from RUN --add-department D --out RUN2",
             )
-        return add_departments(loaded, add_department, from_run, out, resume=resume, progress=shown)
+        return add_departments(loaded, add_department, from_run, out, **options, progress=shown)
     with claimed(out, loaded, "decompose") as run:
         setup = open_setup(loaded)
         if loaded.transfer.kind != "none" and not run.teacher.exists():
             log.info("no teacher in %s yet: making it first", run.path)
-            train_teacher(run.path, setup, resume=resume, progress=shown)
-        return train_student(run.path, setup, resume=resume, progress=shown)
+            train_teacher(run.path, setup, **options, progress=shown)
+        return train_student(run.path, setup, **options, progress=shown)
 
 
-def train_student(run: Path, setup: Setup, *, resume: bool, progress: Progress) -> TrainingResult:
+def train_student(
+    run: Path,
+    setup: Setup,
+    *,
+    resume: bool,
+    auto_batch: bool = False,
+    tensorboard: bool = False,
+    progress: Progress,
+) -> TrainingResult:
     """`decompose` over data that is open already and a teacher that exists."""
     recipe = setup.recipe
     device = best_device()
@@ -105,7 +120,15 @@ def train_student(run: Path, setup: Setup, *, resume: bool, progress: Progress) 
         )
     checkpoints = Checkpoints(run / "checkpoints" / "decompose", recipe.sha256)
     fitted = fit_student(
-        student, known, setup, checkpoints, device=device, resume=resume, progress=progress
+        student,
+        known,
+        setup,
+        checkpoints,
+        device=device,
+        resume=resume,
+        auto_batch=auto_batch,
+        tensorboard=run / "tensorboard" / "decompose" if tensorboard else None,
+        progress=progress,
     )
     result = write_experts(run, setup, student.classifier, fitted, device=device)
     checkpoints.clear()
@@ -120,6 +143,8 @@ def fit_student(
     *,
     device: torch.device,
     resume: bool,
+    auto_batch: bool = False,
+    tensorboard: Path | None = None,
     progress: Progress,
 ) -> Fitted:
     """Train what of `student` can be trained, under the teacher whose features are `known`."""
@@ -144,6 +169,8 @@ def fit_student(
         resume=resume,
         progress=progress,
         what="decompose",
+        auto_batch=auto_batch,
+        tensorboard=tensorboard,
     )
     if known is not None:
         fitted.notes["teacher_features"] = known.facts

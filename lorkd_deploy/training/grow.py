@@ -58,6 +58,8 @@ def add_departments(
     out: str | Path,
     *,
     resume: bool,
+    auto_batch: bool = False,
+    tensorboard: bool = False,
     progress: Progress,
 ) -> TrainingResult:
     """`decompose` of `departments` alone, on the finished run or bundle `finished`; see there."""
@@ -86,7 +88,15 @@ def add_departments(
         both = sha256_bytes(f"{recipe.sha256} {bundle.sha256}".encode())
         checkpoints = Checkpoints(run.path / "checkpoints" / "decompose", both)
         fitted = fit_student(
-            grown, known, setup, checkpoints, device=device, resume=resume, progress=progress
+            grown,
+            known,
+            setup,
+            checkpoints,
+            device=device,
+            resume=resume,
+            auto_batch=auto_batch,
+            tensorboard=run.path / "tensorboard" / "decompose" if tensorboard else None,
+            progress=progress,
         )
         result = _write(run, setup, bundle, grown, fitted, recipe=recipe, device=device)
         checkpoints.clear()

@@ -96,7 +96,8 @@ class Augment:
         if reach:
             images = _shifted(images, rng.integers(0, 2 * reach + 1, (len(images), 2)), reach)
         if self.transforms:
-            images = augmented(images, self.transforms, self.seed, step)
+            places = np.arange(len(images))
+            images = augmented(images, self.transforms, self.seed, step, places)
         return images, flips
 
 
@@ -137,6 +138,10 @@ class Loader:
         images, flips = self._augment(images, draw.step)
         ends = np.cumsum([len(rows) for rows in draw.rows])[:-1]
         return Batch(draw.step, images, draw.task, labels, draw.rows, tuple(np.split(flips, ends)))
+
+    def at(self, step: int) -> Batch:
+        """The batch of one step."""
+        return self.batch(self._sampler[step])
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """Batches of the steps from `first` to the sampler's last."""

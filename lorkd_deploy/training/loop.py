@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.autocast import chosen_precision
 from lorkd_deploy.training.checkpoint import Checkpoints, State, Tensors, pack, unpack
 from lorkd_deploy.training.loader import Loader
-from lorkd_deploy.training.update import Objective, Update
+from lorkd_deploy.training.memory import fitting_parts
+from lorkd_deploy.training.scalars import Scalars, open_scalars
+from lorkd_deploy.training.update import Loss, Objective, Update
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class _Progress:
     waiting: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    parts: int = 0  # 0: as the recipe says
 
 
 def fit(
@@ -63,12 +67,15 @@ def fit(
     resume: bool,
     progress: Progress,
     what: str,
+    auto_batch: bool = False,
+    tensorboard: Path | None = None,
 ) -> Fitted:
     """Train `model` for `steps` steps and leave the best state by `validate()["score"]` in it.
 
     Every step's randomness comes from `(seed, step)`, so a resumed training ends with the same
-    weights, bit for bit on the CPU, as an uninterrupted one. Raises `TrainingError` where the
-    loss is not finite, naming the step and the cause.
+    weights, bit for bit on the CPU, as an uninterrupted one. `auto_batch` lets a batch that does
+    not fit into memory pass in parts; `tensorboard` is a folder for the figures of every step.
+    Raises `TrainingError` where the loss is not finite, naming the step and the cause.
     """
     precision = chosen_precision(spec.precision, next(model.parameters()).device)
     update = Update(model, spec, precision)
@@ -78,6 +85,14 @@ def fit(
     if resume and (saved := checkpoints.load()) is not None:
         now, best = _restore(saved, model, update)
         log.info("resumed at step %d of %d", now.step, steps)
+    update.parts = now.parts or spec.accumulate
+    if auto_batch and now.step < steps:
+        update.parts = fitting_parts(
+            model, lambda: Update(model, spec, precision), loader.at(now.step), objective,
+            parts=update.parts, section=_section(what),
+        )  # fmt: skip
+    now.parts = update.parts
+    scalars = open_scalars(tensorboard, now.step)
     began, saved_at = time.perf_counter() - now.seconds, time.monotonic()
     progress.start(what, steps)
     progress.advance(now.step)
@@ -89,15 +104,18 @@ def fit(
             parts = result.parts
             if not math.isfinite(float(torch.stack(list(parts.values())).sum())):
                 raise _not_finite(model, batch.step, what, parts)
-            update.apply(spec.lr * schedule(spec, batch.step, steps))
+            lr = spec.lr * schedule(spec, batch.step, steps)
+            update.apply(lr)
             now.step = batch.step + 1
             now.seconds = time.perf_counter() - began
-            shown = {name: f"{float(value):.3f}" for name, value in parts.items()}
             rate = len(batch.images) * now.step / max(now.seconds, 1e-9)
-            progress.advance(1, **shown, accuracy=f"{result.accuracy:.2f}", images=f"{rate:.0f}/s")
+            losses = _report(progress, scalars, now.step, result, lr=lr, rate=rate)
             if now.step % validate_steps == 0 or now.step == steps:
                 _check_weights(model, batch.step, what)
-                best = _validated(model, now, best, validate(), parts)
+                best = _validated(model, now, best, validate(), losses)
+                waited = (now.waiting + loader.waiting) / max(now.seconds, 1e-9)
+                found = {f"validation/{name}": value for name, value in now.history[-1].items()}
+                scalars.add(now.step, found | {"waiting for data": waited})
             due = time.monotonic() - saved_at >= 60 * spec.checkpoint_minutes
             if due and now.step < steps:
                 now.waiting += loader.waiting
@@ -107,9 +125,11 @@ def fit(
                 saved_at = time.monotonic()
     finally:
         progress.stop()
+        scalars.close()
     model.load_state_dict(best)
     waiting = now.waiting + loader.waiting
-    return Fitted(steps, now.best_step, now.history, now.seconds, waiting, precision)
+    notes = {"parts": update.parts}
+    return Fitted(steps, now.best_step, now.history, now.seconds, waiting, precision, notes)
 
 
 def schedule(spec: TrainSpec, step: int, steps: int) -> float:
@@ -122,10 +142,25 @@ def schedule(spec: TrainSpec, step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def _report(
+    progress: Progress, scalars: Scalars, step: int, loss: Loss, *, lr: float, rate: float
+) -> dict[str, float]:
+    """Show the step that was just done; returns its losses by name."""
+    losses = {name: float(value) for name, value in loss.parts.items()}
+    shown = {name: f"{value:.3f}" for name, value in losses.items()}
+    progress.advance(1, **shown, accuracy=f"{loss.accuracy:.2f}", images=f"{rate:.0f}/s")
+    figures = {"lr": lr, "accuracy": loss.accuracy, "images per second": rate}
+    scalars.add(step, {f"loss/{name}": v for name, v in losses.items()} | figures)
+    return losses
+
+
 def _validated(
-    model: nn.Module, now: _Progress, best: Tensors, scores: dict[str, float], parts: Any
+    model: nn.Module,
+    now: _Progress,
+    best: Tensors,
+    scores: dict[str, float],
+    losses: dict[str, float],
 ) -> Tensors:
-    losses = {name: float(value) for name, value in parts.items()}
     now.history.append({"step": now.step, **losses, **scores})
     log.info("step %d: %s", now.step, ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
     if scores["score"] <= now.best_score:
@@ -146,12 +181,16 @@ def _not_finite(model: nn.Module, step: int, what: str, parts: dict[str, Tensor]
     causes = [f"the {' and '.join(bad) or 'summed'} loss is not finite"] if parts else []
     if names:
         causes.append(f"{len(names)} weights hold NaN or infinity, {names[0]} first")
-    section = "teacher.train" if what == "teacher" else "train"
+    section = _section(what)
     return TrainingError(
         f"training stopped at step {step}: {'; '.join(causes)}",
         fix=f"lower {section}.lr, or lengthen {section}.warmup, and start in a new --out: the same "
         "recipe would end here again",
     )
+
+
+def _section(what: str) -> str:
+    return "teacher.train" if what == "teacher" else "train"
 
 
 def _mixed(seed: int, step: int) -> int:

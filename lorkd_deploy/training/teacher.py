@@ -24,6 +24,7 @@ from lorkd_deploy.training.loop import Fitted, fit
 from lorkd_deploy.training.losses import batch_accuracy, label_loss
 from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
+from lorkd_deploy.training.scalars import check_tensorboard
 from lorkd_deploy.training.setup import Setup, best_device, open_setup
 from lorkd_deploy.training.update import Loss
 
@@ -36,22 +37,43 @@ def teacher(
     *,
     set: Sequence[str] = (),
     resume: bool = False,
+    auto_batch: bool = False,
+    tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train or import the recipe's multi-task foundation model into `out/teacher`.
 
     `recipe` is a shipped name or a file, `set` overrides its values (`key.path=value`), `resume`
-    goes on from the last checkpoint. Raises `RecipeError`, `DataError`, `ModelError` for bad
+    goes on from the last checkpoint. `auto_batch` lets a batch that does not fit into memory pass
+    in parts, as few as do; `tensorboard` writes the figures of every step to `out/tensorboard`.
+    Raises `RecipeError`, `DataError`, `ModelError` for bad
     input, `TrainingError` for a loss that is not finite, `BundleError` where `out` holds another
     run.
     """
     loaded = load_recipe(recipe, set)
     shown = progress or Silent()
+    if tensorboard:
+        check_tensorboard()
     with claimed(out, loaded, "train the teacher") as run:
-        return train_teacher(run.path, open_setup(loaded), resume=resume, progress=shown)
+        return train_teacher(
+            run.path,
+            open_setup(loaded),
+            resume=resume,
+            auto_batch=auto_batch,
+            tensorboard=tensorboard,
+            progress=shown,
+        )
 
 
-def train_teacher(run: Path, setup: Setup, *, resume: bool, progress: Progress) -> TrainingResult:
+def train_teacher(
+    run: Path,
+    setup: Setup,
+    *,
+    resume: bool,
+    auto_batch: bool = False,
+    tensorboard: bool = False,
+    progress: Progress,
+) -> TrainingResult:
     """`teacher` over data that is open already."""
     recipe = setup.recipe
     spec = recipe.teacher
@@ -100,6 +122,8 @@ def train_teacher(run: Path, setup: Setup, *, resume: bool, progress: Progress) 
             resume=resume,
             progress=progress,
             what="teacher",
+            auto_batch=auto_batch,
+            tensorboard=run / "tensorboard" / "teacher" if tensorboard else None,
         )
     result = write_teacher(run, setup, model, fitted, report=report, device=device)
     checkpoints.clear()

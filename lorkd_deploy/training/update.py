@@ -31,7 +31,7 @@ Objective = Callable[[Batch], Loss]
 class Update:
     """The optimiser of one training, and what stands between a batch and its step.
 
-    `precision` is what `chosen_precision` says.
+    `precision` is what `chosen_precision` says; `parts` how many a batch passes in.
 
     fp16 has no room for small gradients: there the loss is multiplied by a scale that torch's
     `GradScaler` fits to them, and a step whose gradients overflow is left out.
@@ -40,6 +40,7 @@ class Update:
     def __init__(self, model: nn.Module, spec: TrainSpec, precision: str) -> None:
         self._spec = spec
         self._precision = precision
+        self.parts = spec.accumulate
         self._device = next(model.parameters()).device
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = _optimizer(self._parameters, spec)
@@ -50,7 +51,7 @@ class Update:
         self._optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         accuracy = 0.0
-        for part in batch.split(self._spec.accumulate):
+        for part in batch.split(self.parts):
             share = len(part.images) / len(batch.images)
             with autocast(self._device, self._precision):
                 result = objective(part)

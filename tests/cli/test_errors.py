@@ -127,6 +127,7 @@ def test_used_up_memory_is_explained(
     shown = capsys.readouterr().err
     assert "not enough memory" in shown
     assert "train.batch_size" in shown
+    assert "--auto-batch" in shown
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

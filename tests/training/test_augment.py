@@ -13,7 +13,7 @@ from tiny_recipe import tiny_recipe
 from lorkd_deploy.errors import RecipeError
 from lorkd_deploy.preprocess import U8
 from lorkd_deploy.recipe import TrainSpec, parse_recipe
-from lorkd_deploy.training.augment import augmented
+from lorkd_deploy.training import augment
 
 EVERY: list[dict[str, Any]] = [
     {"kind": "vertical_flip"},
@@ -27,6 +27,10 @@ EVERY: list[dict[str, Any]] = [
 
 def _spec(*transforms: dict[str, Any]) -> Any:
     return TrainSpec.model_validate({"augment": list(transforms)}).augment
+
+
+def augmented(images: U8, spec: Any, seed: int, step: int) -> U8:
+    return augment.augmented(images, spec, seed, step, np.arange(len(images)))
 
 
 def _images(count: int = 6, side: int = 20) -> U8:
@@ -56,6 +60,13 @@ def test_threads_at_once_give_what_one_gives() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda step: augmented(images, spec, 0, step), range(8)))
     np.testing.assert_array_equal(together, alone)
+
+
+def test_an_image_is_changed_alike_in_whichever_part_of_the_batch_it_is_read() -> None:
+    images, spec = _images(), _spec(*EVERY)
+    places = np.array([1, 4])
+    part = augment.augmented(images[places], spec, 0, 2, places)
+    np.testing.assert_array_equal(part, augmented(images, spec, 0, 2)[places])
 
 
 def test_the_training_steps_own_random_numbers_stay_as_they_are() -> None:

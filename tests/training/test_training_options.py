@@ -1,0 +1,147 @@
+"""What a recipe or a flag asks of the loop, on a student that trains in seconds."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_recipe import tiny_recipe
+
+from lorkd_deploy.errors import TrainingError
+from lorkd_deploy.progress import Silent
+from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.training import decompose as module
+from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.decompose import Student, build_student, fit_student
+from lorkd_deploy.training.loop import Fitted
+from lorkd_deploy.training.setup import Setup, open_setup
+
+CPU = torch.device("cpu")
+STEPS = 18
+
+
+class KilledError(Exception):
+    """In place of kill -9: nothing is saved after it."""
+
+
+class StopAt(Silent):
+    """Stops the training when its step `last` is done, before its checkpoint is written."""
+
+    def __init__(self, last: int) -> None:
+        self.left = last
+
+    def advance(self, steps: int = 1, **shown: str) -> None:
+        self.left -= steps
+        if self.left <= 0:
+            raise KilledError
+
+
+def _setup(**train: Any) -> Setup:
+    recipe = tiny_recipe(transfer={"kind": "none"})
+    recipe["train"] = recipe["train"] | train
+    return open_setup(parse_recipe(recipe, where="test"))
+
+
+def _fit(setup: Setup, folder: Path, **options: Any) -> tuple[Student, Fitted]:
+    torch.manual_seed(0)
+    student = build_student(setup, None)
+    checkpoints = Checkpoints(folder / "checkpoints", setup.recipe.sha256)
+    defaults = {"device": CPU, "resume": False, "progress": Silent()}
+    fitted = fit_student(student, None, setup, checkpoints, **(defaults | options))
+    return student, fitted
+
+
+def _assert_equal(one: Student, other: Student) -> None:
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def test_a_training_with_everything_on_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    setup = _setup(
+        precision="fp16",
+        accumulate=3,
+        clip=0.5,
+        class_weights="balanced",
+        channels_last=False,
+        augment=[{"kind": "rotation"}, {"kind": "random_erasing"}],
+    )
+    whole, fitted = _fit(setup, tmp_path / "whole")
+    assert fitted.steps == STEPS and fitted.notes == {"parts": 3}
+    for last in (5, 11):
+        with pytest.raises(KilledError):
+            _fit(setup, tmp_path / "killed", progress=StopAt(last), resume=last > 5)
+        saved = list((tmp_path / "killed" / "checkpoints").iterdir())
+        assert len(saved) == 2
+    resumed, _ = _fit(setup, tmp_path / "killed", resume=True)
+    _assert_equal(resumed, whole)
+
+
+def test_a_batch_smaller_than_the_number_of_tasks(tmp_path: Path) -> None:
+    student, fitted = _fit(_setup(batch_size=2, epochs=0.5), tmp_path)
+    assert fitted.steps == 24
+    assert all(value.isfinite().all() for value in student.state_dict().values())
+    trained = student.classifier.backbone.expert_state(2)
+    assert float(trained["5.B"].abs().max()) > 0
+
+
+def _little_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    real = module.network_input
+
+    def network_input(batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if len(batch) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(batch, *args, **kwargs)
+
+    monkeypatch.setattr(module, "network_input", network_input)
+
+
+def test_auto_batch_finds_what_fits_by_halving_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    by_hand, _ = _fit(_setup(accumulate=4, epochs=1), tmp_path / "by-hand")
+    setup = _setup(epochs=1)
+    _little_memory(monkeypatch, 5)
+    with pytest.raises(torch.OutOfMemoryError):
+        _fit(setup, tmp_path / "without")
+    with pytest.raises(KilledError):
+        _fit(setup, tmp_path / "found", auto_batch=True, progress=StopAt(3))
+    assert "16 images at a time don't fit" in caplog.text
+    assert "8 images at a time don't fit" in caplog.text
+    assert "batches of 16 images pass 4 at a time (as train.accumulate: 4 asks" in caplog.text
+    found, fitted = _fit(setup, tmp_path / "found", resume=True)  # in the parts it began with
+    assert fitted.notes == {"parts": 4}
+    _assert_equal(found, by_hand)
+
+
+def test_auto_batch_says_so_where_everything_or_nothing_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    setup = _setup(epochs=0.5)
+    plain, _ = _fit(setup, tmp_path / "plain")
+    tried, fitted = _fit(setup, tmp_path / "tried", auto_batch=True)
+    assert "batches of 16 images fit into memory" in caplog.text
+    assert fitted.notes == {"parts": 1}
+    _assert_equal(tried, plain)
+    _little_memory(monkeypatch, 0)
+    with pytest.raises(TrainingError, match="not even one image"):
+        _fit(setup, tmp_path / "none", auto_batch=True)
+
+
+def test_tensorboard_has_every_step_once_though_the_training_was_killed(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    setup, folder = _setup(epochs=1), tmp_path / "tensorboard"
+    with pytest.raises(KilledError):
+        _fit(setup, tmp_path, tensorboard=folder, progress=StopAt(4))
+    _, fitted = _fit(setup, tmp_path, tensorboard=folder, resume=True)
+    found = events.EventAccumulator(str(folder))
+    found.Reload()
+    tags = set(found.Tags()["scalars"])
+    assert {"loss/labels", "lr", "accuracy", "validation/score", "waiting for data"} <= tags
+    assert [e.step for e in found.Scalars("loss/labels")] == [1, 2, 3, 4, 5, 6]
+    (last,) = found.Scalars("validation/score")
+    assert last.value == pytest.approx(fitted.history[-1]["score"])
+    assert 0 <= found.Scalars("waiting for data")[-1].value < 1
