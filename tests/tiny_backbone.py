@@ -19,3 +19,15 @@ def backbone() -> nn.Module:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
+
+
+def transformer() -> nn.Module:
+    """Images `(N, 3, 32, 32)` → features `(N, 24)`: a ViT of timm's, two blocks, no convolution's
+    norm to fold, and tensors that are no layer's (class token, positions).
+    """
+    import timm
+
+    made: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, depth=2, embed_dim=24
+    )
+    return made

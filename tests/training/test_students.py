@@ -1,0 +1,47 @@
+"""Other students and teachers than the recipes', end to end: trained, decomposed, proven.
+
+More of them are in `benchmarks/students.py`, which takes minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_recipe import write_recipe
+
+from lorkd_deploy import decompose, export, load_bundle
+
+STEP = {"epochs": 0.2, "batch_size": 16, "lr": 0.01}
+VIT, RESNET = "tiny_backbone:transformer", "torchvision:resnet18"
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "norm", "layers"),
+    [(VIT, RESNET, "per_task", 9), (RESNET, VIT, "shared", 20)],
+)
+def test_a_transformer_and_a_resnet_in_both_roles(
+    student: str, teacher: str, norm: str, layers: int, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        preprocess={"size": 32},
+        teacher={"architecture": teacher, "train": STEP},
+        student={"architecture": student},
+        experts={"rank": 2, "alpha": 6, "norm": norm},
+        train=STEP,
+    )
+    result = decompose(recipe, tmp_path / "run")
+    bundle = load_bundle(tmp_path / "run")
+    assert len(bundle.manifest.layers) == layers
+    assert bool(bundle.manifest.folds) == (student == RESNET)
+    for task in bundle.manifest.tasks:
+        own = bundle.expert(task.name)
+        still = [f"{e.name}.B" for e in bundle.manifest.layers if not np.any(own[f"{e.name}.B"])]
+        assert not still, f"no gradient reached these experts of {task.name}"
+    if student == VIT:
+        assert [why.partition(" ")[0] for _, why in result.skipped_layers] == ["VisionTransformer"]
+        assert "blocks.1.norm2.weight" in own
+    engines = export(tmp_path / "run", teacher=True)
+    assert [engine.parity.status for engine in engines] == ["passed"] * 4
