@@ -5,7 +5,9 @@ on TensorRT 10, 11 and RTX alike. Running needs a GPU and is not run in this pro
 it is written against the documented API (10.3 to 11.4, RTX 1.7).
 
 Engines are never refitted: wrong outputs were reported (pytorch/TensorRT#3437,
-NVIDIA/TensorRT#3628), and 11.3.0 can drop a bias.
+NVIDIA/TensorRT#3628), 11.3.0 can drop a bias, a refit keeps the number of classes, and without a
+GPU not even a refittable engine can be built (RTX 1.7.1: REFIT, and REFIT_INDIVIDUAL with any
+weight marked, fail in the compiler), so that nothing of it could be shown to work here.
 """
 
 from __future__ import annotations
