@@ -1,4 +1,4 @@
-"""Reads the commands of README.md: fenced blocks, with the HTML comment in front of them."""
+"""Reads the commands of a page: fenced blocks, with the HTML comment in front of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
+JETSON = README.with_name("JETSON.md")
 FENCE = re.compile(
     r"^(?:<!-- (?P<comment>[^\n]*?) -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -26,10 +27,10 @@ class Block:
     body: str
 
 
-def blocks() -> list[Block]:
+def blocks(page: Path = README) -> list[Block]:
     """Every fenced block, in order; a backslash at a line's end joins it with the next."""
     found = []
-    for match in FENCE.finditer(README.read_text(encoding="utf-8")):
+    for match in FENCE.finditer(page.read_text(encoding="utf-8")):
         body = match["body"].replace("\\\n", " ")
         lines = (line.removeprefix("$ ").strip() for line in body.splitlines())
         commands = tuple(line for line in lines if line and not line.startswith("#"))

@@ -11,18 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lorkd_exporters import trt
 from PIL import Image
 
 from lorkd_deploy import cli
+from lorkd_deploy.cli.options import key_value
 from lorkd_deploy.data import open_data
 from lorkd_deploy.recipe import PhantomData, load_recipe
+from lorkd_deploy.runtime import parse_options
 from lorkd_deploy.storage import read_tensors
 from tests.command_line import parse
-from tests.readme import README, Block, block, blocks
+from tests.readme import JETSON, README, Block, block, blocks
 
 ROOT = README.parent
 ELSEWHERE = {"wheelhouse", "air-gapped"}  # run by tests/test_packaging.py
 COMMANDS = [b for b in blocks() if b.language in {"bash", "console", "sh"}]
+ON_A_JETSON = [b for b in blocks(JETSON) if b.language == "bash"]
 
 # What makes a training of the README's recipe take seconds: drawn images and small networks.
 TINY = [
@@ -79,13 +83,40 @@ def test_the_readme_has_commands_of_every_kind() -> None:
     }
 
 
-@pytest.mark.parametrize("line", [line for b in COMMANDS for line in b.lines])
+@pytest.mark.parametrize("line", [line for b in (*COMMANDS, *ON_A_JETSON) for line in b.lines])
 def test_every_lorkd_line_parses(line: str) -> None:
     if line.startswith("lorkd "):
         command = line.partition(" > ")[0]
         assert command.startswith(parse(command))
     else:
-        assert shlex.split(line)[0] in {"make", "python", "python3", "lorkd-env/bin/python"}
+        words = {"make", "python", "python3", "lorkd-env/bin/python", "scp"}
+        assert shlex.split(line)[0] in words
+
+
+def test_the_page_for_a_jetson() -> None:
+    """Nothing of it runs here, so each block says why, and its options are put to the target."""
+    page = JETSON.read_text(encoding="utf-8")
+    assert "(JETSON.md)" in README.read_text(encoding="utf-8")
+    assert "Not run by us on a Jetson" in page
+    assert "10.3" in page
+    assert trt.OLDEST == (10, 3)
+    assert all(b.comment.startswith(("parsed: needs", "shell: needs")) for b in ON_A_JETSON)
+    lines = [line for b in ON_A_JETSON for line in b.lines]
+    steps = [line.split()[1] for line in lines if line.startswith("lorkd ")]
+    order = ["pack", "export", "verify", "benchmark"]
+    assert sorted(order, key=steps.index) == order
+    given = [
+        dict(
+            key_value(word)
+            for word, flag in zip(words[1:], words, strict=False)
+            if flag == "--option"
+        )
+        for words in map(shlex.split, lines)
+    ]
+    used = {name for options in given for name in options}
+    assert used >= {"dla", "max_batch", "timing_cache", "workspace", "version_compatible"}
+    for options in given:
+        parse_options("trt", trt.Options, options)
 
 
 def test_make_knows_its_targets() -> None:

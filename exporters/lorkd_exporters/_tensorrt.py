@@ -27,9 +27,11 @@ from lorkd_exporters._cuda import Device, gpus
 from lorkd_exporters._nodes import with_nodes
 
 ENGINE = "model.engine"
+COMPATIBLE = "model.version-compatible.engine"  # holds host code: the name allows it to be loaded
 LOG = "build.log"
 LAYERS = "layers.json"
 MIB = 2**20  # bytes
+SMALLER = "end what else uses the GPU, or export it with a smaller --option max_batch=…"
 
 
 class Options(BaseModel):
@@ -68,8 +70,10 @@ def build(  # noqa: PLR0917
     options: Options,
     configure: Configure,
     name: str = ENGINE,
+    *,
+    loads_here: bool,
 ) -> EngineFiles:
-    """Write engine and build log to `folder`, and where there is a GPU the layers as JSON.
+    """Write engine and build log to `folder`, and where the engine `loads_here` its layers as JSON.
 
     Raises `ArtifactError` with the builder's own words where it can't.
     """
@@ -97,7 +101,7 @@ def build(  # noqa: PLR0917
     write_atomic(folder / name, bytes(memoryview(engine)))
     write_atomic(folder / LOG, "\n".join([*logger.lines, ""]).encode())
     files = [name, LOG]
-    if gpus():
+    if loads_here:
         write_atomic(folder / LAYERS, _layers(trt, folder / name))
         files.append(LAYERS)
     return EngineFiles(
@@ -117,11 +121,15 @@ class TensorRtRunner:
     Batches above the engine's largest are run in parts.
     """
 
-    def __init__(self, trt: Any, path: Path, threads: int, *, host_code: bool = False) -> None:
+    def __init__(self, trt: Any, path: Path, threads: int) -> None:
         self._device = Device()
         try:
-            self._engine = _loaded(trt, path, host_code=host_code)
+            self._engine = _loaded(trt, path)
             self._context = self._engine.create_execution_context()
+            if self._context is None:
+                raise ArtifactError(
+                    "the GPU has too little memory left for the engine", where=path, fix=SMALLER
+                )
             names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
             side = {self._engine.get_tensor_mode(name): name for name in names}
             kinds = [self._engine.get_tensor_dtype(name) for name in names]
@@ -198,11 +206,11 @@ def _profile(builder: Any, tensor: Any, options: Options) -> Any:
     return profile
 
 
-def _loaded(trt: Any, path: Path, *, host_code: bool = False) -> Any:
+def _loaded(trt: Any, path: Path) -> Any:
     """The engine of a file. Raises `ArtifactError` for one that is damaged or of another GPU."""
     logger = _logger(trt)
     runtime = trt.Runtime(logger)
-    if host_code:
+    if path.name == COMPATIBLE:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorkd_deploy.errors import RuntimeUnavailableError, UsageError
 from lorkd_deploy.runtime import (
@@ -29,7 +29,6 @@ from lorkd_exporters._cuda import gpus
 
 PRECISIONS = ("fp32", "fp16", "int8")
 OLDEST = (10, 3)
-COMPATIBLE = "model.version-compatible.engine"  # holds host code: the name allows it to be loaded
 INSTALL = "use the TensorRT of JetPack, or python -m pip install 'lorkd-deploy[tensorrt]'"
 
 
@@ -44,8 +43,20 @@ class Options(_tensorrt.Options):
     )
     version_compatible: bool = Field(default=False, description="runs on later minor versions too")
     dla: int | None = Field(
-        default=None, ge=0, description="Jetson's DLA core to use, with the GPU for the rest"
+        default=None,
+        ge=0,
+        description="Jetson's DLA core to use, with the GPU for the rest; it takes one batch only",
     )
+
+    @model_validator(mode="after")
+    def _dla_has_one_batch(self) -> Options:
+        # With a range of batches every layer would go to the GPU, with no more than a log line.
+        if self.dla is not None and self.min_batch != self.max_batch:
+            raise ValueError(
+                f"a DLA core takes batches of one size, and min_batch is {self.min_batch}, "
+                f"max_batch {self.max_batch}"
+            )
+        return self
 
 
 def probe() -> Probe:
@@ -76,7 +87,13 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
         cache = None if options.timing_cache is None else Path(options.timing_cache)
         if cache is not None:
             known = cache.read_bytes() if cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(known), False)
+            timings = config.create_timing_cache(known)
+            if timings is None or not config.set_timing_cache(timings, False):
+                raise UsageError(
+                    "the timing cache is damaged, or of another TensorRT or GPU",
+                    where=cache,
+                    fix="delete it, or name another file: it is written anew",
+                )
         if options.hardware != "NONE":
             level = getattr(tensorrt.HardwareCompatibilityLevel, options.hardware, None)
             if level is None:
@@ -89,8 +106,10 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
         configs.append(config)
 
     configs: list[Any] = []
-    name = COMPATIBLE if options.version_compatible else _tensorrt.ENGINE
-    files = _tensorrt.build(tensorrt, onnx_path, folder, spec, options, configure, name)
+    name = _tensorrt.COMPATIBLE if options.version_compatible else _tensorrt.ENGINE
+    files = _tensorrt.build(
+        tensorrt, onnx_path, folder, spec, options, configure, name, loads_here=True
+    )
     if options.timing_cache is not None:
         timings = configs[0].get_timing_cache().serialize()
         write_atomic(Path(options.timing_cache), bytes(memoryview(timings)))
@@ -106,17 +125,16 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.T
     path = engine_path(folder, files[0])
     import tensorrt
 
-    return _tensorrt.TensorRtRunner(
-        tensorrt, path, options.threads, host_code=path.name == COMPATIBLE
-    )
+    return _tensorrt.TensorRtRunner(tensorrt, path, options.threads)
 
 
 def _use_dla(trt: Any, builder: Any, config: Any, core: int, precision: str) -> None:
-    if core >= builder.num_DLA_cores:
+    cores = builder.num_DLA_cores
+    if core >= cores:
         raise RuntimeUnavailableError(
-            f"there is no DLA core {core}: TensorRT {trt.__version__} finds "
-            f"{builder.num_DLA_cores} here",
-            fix="DLA needs a Jetson with one, and TensorRT 10.3 to 10.7 or 11.4.1 and later",
+            f"there is no DLA core {core}: TensorRT {trt.__version__} finds {cores} here",
+            fix="DLA needs a Jetson Orin, with TensorRT up to 10.7 (JetPack 6), or 11.4.1 and "
+            "later (JetPack 7.2.2)",
         )
     if precision not in ("fp16", "int8"):
         raise UsageError(f"a DLA core can't do {precision}", fix="--precision fp16")

@@ -75,7 +75,11 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
         for index, name in enumerate(options.compute_capabilities):
             config.set_compute_capability(getattr(tensorrt_rtx.ComputeCapability, name), index)
 
-    return _tensorrt.build(tensorrt_rtx, onnx_path, folder, spec, options, configure)
+    found = gpus()
+    here = bool(found) and f"SM{found[0].capability}" in options.compute_capabilities
+    return _tensorrt.build(
+        tensorrt_rtx, onnx_path, folder, spec, options, configure, loads_here=here
+    )
 
 
 def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.TensorRtRunner:

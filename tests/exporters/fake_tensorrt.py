@@ -1,0 +1,187 @@
+"""TensorRT's runtime and the CUDA driver without a GPU, so that the code over them is run at all.
+
+An "engine" file is an ONNX model, run by ONNX Runtime; the GPU's memory is this process's. Only
+what the documented API has is here: a call of anything else, or with other arguments, fails. It
+says nothing of whether the real libraries behave like this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+PROFILE = (1, 2, 2)  # smallest, best and largest batch
+
+
+class Driver:
+    """The calls of libcuda that are used, over memory of this process."""
+
+    def __init__(self) -> None:
+        self.alive: dict[int, Any] = {}
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        known = {"cuInit", "cuDeviceGet", "cuCtxSetCurrent", "cuStreamSynchronize"}
+        known |= {"cuStreamDestroy_v2", "cuDevicePrimaryCtxRelease_v2"}
+        if name not in known:
+            raise AttributeError(name)
+        self.calls.append(name)
+        return lambda *_: 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 1
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
+        name.value = b"Fake"
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
+        value._obj.value = {75: 8, 76: 7}[attribute]
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:  # noqa: N802
+        context._obj.value = 1
+        return 0
+
+    def cuStreamCreate(self, stream: Any, flags: int) -> int:  # noqa: N802
+        stream._obj.value = 7
+        return 0
+
+    def cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:  # noqa: N802
+        memory = ctypes.create_string_buffer(size.value)
+        pointer._obj.value = ctypes.addressof(memory)
+        self.alive[pointer._obj.value] = memory
+        return 0
+
+    def cuMemFree_v2(self, pointer: Any) -> int:  # noqa: N802
+        del self.alive[pointer.value]
+        return 0
+
+    def cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:  # noqa: N802
+        return self.cuMemcpyHtoD_v2(to, source, size)
+
+    def cuMemcpyDtoHAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:  # noqa: N802
+        return self.cuMemcpyDtoH_v2(to, source, size)
+
+    def cuMemcpyHtoD_v2(self, to: Any, source: Any, size: Any) -> int:  # noqa: N802
+        assert size.value <= len(self.alive[to.value])
+        ctypes.memmove(to.value, source.value, size.value)
+        return 0
+
+    def cuMemcpyDtoH_v2(self, to: Any, source: Any, size: Any) -> int:  # noqa: N802
+        assert size.value <= len(self.alive[source.value])
+        ctypes.memmove(to.value, source.value, size.value)
+        return 0
+
+
+class TensorIOMode:
+    NONE, INPUT, OUTPUT = "none", "in", "out"
+
+
+class Engine:
+    """`ICudaEngine`, of one input and one output."""
+
+    name = "fp32"
+    num_io_tensors = 2
+    memory_left = True
+
+    def __init__(self, model: bytes) -> None:
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.sides = {self.session.get_outputs()[0].name: self.session.get_outputs()[0]}
+        self.sides |= {self.session.get_inputs()[0].name: self.session.get_inputs()[0]}
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.sides)[index]  # the output first: an order that nothing promises
+
+    def get_tensor_mode(self, name: str) -> str:
+        output = name == self.session.get_outputs()[0].name
+        return TensorIOMode.OUTPUT if output else TensorIOMode.INPUT
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "float32"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, *self.sides[name].shape[1:])
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert profile_index == 0
+        return [(batch, *self.sides[name].shape[1:]) for batch in PROFILE]
+
+    def create_execution_context(self) -> Context | None:
+        return Context(self) if self.memory_left else None
+
+
+class Context:
+    """`IExecutionContext`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.addresses: dict[str, int] = {}
+        self.shape: tuple[int, ...] = ()
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = tuple(shape)
+        return PROFILE[0] <= shape[0] <= PROFILE[2]
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert isinstance(memory, int)
+        self.addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert stream_handle == 7
+        session = self.engine.session
+        given, wanted = session.get_inputs()[0].name, session.get_outputs()[0].name
+        memory = (ctypes.c_float * int(np.prod(self.shape))).from_address(self.addresses[given])
+        batch = np.frombuffer(memory, np.float32).reshape(self.shape)
+        logits = np.ascontiguousarray(session.run([wanted], {given: batch})[0])
+        ctypes.memmove(self.addresses[wanted], logits.ctypes.data, logits.nbytes)
+        return True
+
+
+class Runtime:
+    """`IRuntime`; loads no engine with host code unless that is allowed."""
+
+    engine_host_code_allowed = False
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+        code = serialized_engine.startswith(b"host code:")
+        if code and not self.engine_host_code_allowed:
+            return None
+        return Engine(serialized_engine.removeprefix(b"host code:"))
+
+
+class Logger:
+    """`ILogger` and `Logger`."""
+
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+    def __init__(self, min_severity: int = WARNING) -> None:
+        pass
+
+
+def module() -> Any:
+    """What `import tensorrt` gives."""
+    tensorrt: Any = ModuleType("tensorrt")
+    tensorrt.__version__ = "10.3.0"
+    tensorrt.float32 = "float32"
+    for name in ("TensorIOMode", "Runtime", "Logger"):
+        setattr(tensorrt, name, globals()[name])
+    tensorrt.ILogger = Logger
+    return tensorrt
+
+
+def engine_file(model: bytes, file: Path, *, host_code: bool = False) -> Path:
+    """Write an engine that the fake runtime loads."""
+    file.write_bytes(b"host code:" * host_code + model)
+    return file

@@ -1,0 +1,126 @@
+"""The runner over a fake TensorRT and driver: right logits, buffers freed, faults told."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lorkd_exporters import _cuda, _tensorrt
+
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.artifact import read_artifact
+from lorkd_deploy.deploy.export import export
+from lorkd_deploy.deploy.sample import write_sample
+from lorkd_deploy.errors import ArtifactError, UsageError
+from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
+from tests import tiny_bundle
+from tests.deploy.made_run import classes_of, make_run, true_logits
+from tests.exporters import fake_tensorrt
+
+pytest.importorskip("onnxruntime", reason="it stands in for the GPU")
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> fake_tensorrt.Driver:
+    """A GPU and TensorRT 10.3 that `import tensorrt` finds."""
+    fake = fake_tensorrt.Driver()
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.module())
+    monkeypatch.setattr(_cuda, "_driver", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def engine(source: Path, tmp_path: Path) -> Path:
+    return fake_tensorrt.engine_file((source / "fused.onnx").read_bytes(), tmp_path / "e.engine")
+
+
+def opened(file: Path) -> Any:
+    return exporter("trt").open(file.parent, [file.name], RunOptions(threads=3))
+
+
+def test_logits_of_any_number_of_images(
+    source: Path, engine: Path, driver: fake_tensorrt.Driver, batch: Any
+) -> None:
+    bundle = load_bundle(source)
+    state = tiny_bundle.unfused(bundle.base, bundle.expert("eye"), 2.5)
+    with opened(engine) as runner:
+        assert runner.facts == {
+            "runtime": "tensorrt",
+            "version": "10.3.0",
+            "provider": "Fake",
+            "precision": "fp32",
+            "threads": 3,
+        }
+        for images in (batch, batch[:1], batch[:, ::-1]):  # the last one not contiguous
+            expected = tiny_bundle.forward(state, images)
+            assert np.abs(runner(images) - expected).max() < 1e-4 * np.abs(expected).max()
+        assert len(driver.alive) == 2
+        for wrong in (batch.astype(np.float64), batch[:, :, 1:], batch[:0]):
+            with pytest.raises(ArtifactError, match="it takes float32"):
+                runner(wrong)
+    assert not driver.alive
+    with pytest.raises(ArtifactError, match="it is closed"):
+        runner(batch)
+    runner.close()
+    assert driver.calls.count("cuDevicePrimaryCtxRelease_v2") == 1
+
+
+def test_a_version_compatible_engine_is_allowed_its_host_code_by_its_name(
+    source: Path, tmp_path: Path, driver: fake_tensorrt.Driver, batch: Any
+) -> None:
+    model = (source / "fused.onnx").read_bytes()
+    named = fake_tensorrt.engine_file(model, tmp_path / _tensorrt.COMPATIBLE, host_code=True)
+    with opened(named) as runner:
+        assert runner(batch).shape == (5, 3)
+    other = fake_tensorrt.engine_file(model, tmp_path / _tensorrt.ENGINE, host_code=True)
+    with pytest.raises(ArtifactError, match="can't load the engine") as caught:
+        opened(other)
+    assert "on this device" in str(caught.value.fix)
+    assert not driver.alive
+
+
+def test_a_gpu_without_memory_for_the_engine(
+    engine: Path, driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.Engine, "memory_left", False)
+    with pytest.raises(ArtifactError, match="too little memory") as caught:
+        opened(engine)
+    assert "max_batch" in str(caught.value.fix)
+    assert "cuDevicePrimaryCtxRelease_v2" in driver.calls
+
+
+def test_dla_takes_one_batch(source: Path, tmp_path: Path, driver: fake_tensorrt.Driver) -> None:
+    with pytest.raises(UsageError, match="a DLA core takes batches of one size"):
+        exporter("trt").export(source / "fused.onnx", tmp_path, EngineSpec("fp16", {"dla": 0}))
+
+
+def test_the_python_sample_of_an_engine(
+    tmp_path: Path,
+    driver: fake_tensorrt.Driver,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make_run(tmp_path / "run", tmp_path / "data")
+    monkeypatch.setenv("LORKD_DATA", str(tmp_path / "data"))
+    (made,) = export(run, task=["eye"])
+    record = json.loads((made.folder / "artifact.json").read_text()) | {"target": "trt"}
+    (made.folder / "artifact.json").write_text(json.dumps(record))
+    program = write_sample(read_artifact(made.folder), "python") / "classify.py"
+
+    image = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    np.save(tmp_path / "x.npy", image)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": driver}[name])
+    monkeypatch.setattr(sys, "argv", ["classify.py", str(tmp_path / "x.npy")])
+    capsys.readouterr()
+    runpy.run_path(str(program), run_name="__main__")
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [(task, name) for task, name, _ in rows] == [("eye", n) for n in classes_of("eye")]
+    exponentials = np.exp(true_logits(run, "eye", image)[0])
+    found = [float(value) for _, _, value in rows]
+    assert found == pytest.approx(exponentials / exponentials.sum(), abs=2e-6)
