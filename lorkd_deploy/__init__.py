@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.recipe import shipped_recipes as shipped_recipes
     from lorkd_deploy.reporting.report import report as report
     from lorkd_deploy.training.decompose import decompose as decompose
+    from lorkd_deploy.training.forms import inspect_training as inspect_training
     from lorkd_deploy.training.teacher import teacher as teacher
 
 _HOME = {
@@ -48,6 +49,7 @@ _HOME = {
     "export": "deploy.export",
     "fuse": "deploy.fuse",
     "inspect": "inspection",
+    "inspect_training": "training.forms",
     "load_bundle": "bundle.read",
     "load_recipe": "recipe",
     "pack": "deploy.pack",

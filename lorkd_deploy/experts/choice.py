@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 Form = Literal["fused", "low_rank"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` was asked and what it said."""
+
+    shape: tuple[int, ...]
+    width: int
+    tasks: int
+    rows: int
+    form: Form
+
+
+_observers: list[list[Choice]] = []
+
+
+@contextmanager
+def observed() -> Iterator[list[Choice]]:
+    """Every choice that is made inside, in order: for `lorkd inspect --training`."""
+    seen: list[Choice] = []
+    _observers.append(seen)
+    try:
+        yield seen
+    finally:
+        _observers.remove(seen)
 
 
 def choose(shape: tuple[int, ...], width: int, tasks: int, rows: int) -> Form:
@@ -29,4 +57,7 @@ def choose(shape: tuple[int, ...], width: int, tasks: int, rows: int) -> Form:
     else:
         fused = tasks * cout
         low_rank = width * (rows / 128 + tasks)
-    return "fused" if fused < low_rank else "low_rank"
+    form: Form = "fused" if fused < low_rank else "low_rank"
+    for seen in _observers:
+        seen.append(Choice(shape, width, tasks, rows, form))
+    return form

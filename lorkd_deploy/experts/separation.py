@@ -97,7 +97,7 @@ def _operands(
         scale = route.pick(scale)
     weights = Weights(layer.weight, route.pick(layer.A), route.pick(layer.B) * scale, layer.bias)
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x = x.to(dtype)
         weights = Weights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]

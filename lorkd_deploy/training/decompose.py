@@ -12,9 +12,9 @@ from torch import nn
 from lorkd_deploy import models
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.experts import ExpertClassifier, add_experts
+from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.run import claimed
 from lorkd_deploy.training.assemble import write_experts
 from lorkd_deploy.training.checkpoint import Checkpoints
@@ -190,15 +190,7 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
         if report.unexpected:
             log.info("the student's checkpoint has more, unused: %s", ", ".join(report.unexpected))
     features = models.feature_dim(backbone, recipe.preprocess.size)
-    ranks = [task.rank or recipe.experts.rank for task in recipe.tasks]
-    experts = add_experts(
-        backbone,
-        len(ranks),
-        ranks,
-        recipe.experts.alpha,
-        norm=recipe.experts.norm,
-        factorisation=recipe.experts.factorisation,
-    )
+    experts = with_experts(backbone, recipe)
     for name, reason in experts.skipped:
         log.info("no expert on layer %s: %s", name, reason)
     for name, largest in experts.wasteful:
@@ -207,6 +199,19 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
     if mentor is not None and recipe.transfer.kind == "features":
         projection = nn.Linear(mentor.features, features)
     return Student(ExpertClassifier(experts, features, setup.classes), projection)
+
+
+def with_experts(backbone: nn.Module, recipe: Recipe) -> ExpertModel:
+    """`backbone` with an expert for each of the recipe's tasks."""
+    ranks = [task.rank or recipe.experts.rank for task in recipe.tasks]
+    return add_experts(
+        backbone,
+        len(ranks),
+        ranks,
+        recipe.experts.alpha,
+        norm=recipe.experts.norm,
+        factorisation=recipe.experts.factorisation,
+    )
 
 
 def _objective(
