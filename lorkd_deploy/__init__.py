@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.machine import doctor as doctor
     from lorkd_deploy.profiling.benchmark import benchmark as benchmark
     from lorkd_deploy.profiling.compare import compare as compare
+    from lorkd_deploy.profiling.scenarios import benchmark_scenarios as benchmark_scenarios
     from lorkd_deploy.recipe import load_recipe as load_recipe
     from lorkd_deploy.recipe import shipped_recipes as shipped_recipes
     from lorkd_deploy.reporting.report import report as report
@@ -41,6 +42,7 @@ _HOME = {
     "Switchboard": "deploy.switchboard",
     "add_experts": "experts",
     "benchmark": "profiling.benchmark",
+    "benchmark_scenarios": "profiling.scenarios",
     "compare": "profiling.compare",
     "decompose": "training.decompose",
     "delta_weight": "delta",

@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from lorkd_deploy.cli.measured import show, show_scenarios
 from lorkd_deploy.cli.options import Departments, Json, Quiet, Run, Tasks
-from lorkd_deploy.cli.render import MIB, Output
-from lorkd_deploy.errors import GateError
-
-if TYPE_CHECKING:
-    from lorkd_deploy.profiling.profile import Comparison, EngineProfile, Profile
-
-COLUMNS = (
-    "engine",
-    "p50 ms",
-    "p90 ms",
-    "p99 ms",
-    "images/s",
-    "load ms",
-    "first ms",
-    "peak MiB",
-    "file MiB",
-    "accuracy",
-    "AUC",
-)
-BESIDE = (
-    "engine",
-    "times faster",
-    "95 % interval",
-    "verdict",
-    "times less memory",
-    "times smaller",
-    "accuracy difference",
-    "AUC difference",
-    "gained",
-    "lost",
-    "McNemar p",
-)
-DECISIONS = (
-    "engine",
-    "task",
-    "balanced accuracy",
-    "sensitivity",
-    "specificity",
-    "threshold",
-    "calibration error",
-)
+from lorkd_deploy.cli.render import Output
+from lorkd_deploy.errors import GateError, UsageError
 
 
 def benchmark(
@@ -123,6 +84,29 @@ def benchmark(
             show_default=False,
         ),
     ] = [],
+    scenario: Annotated[
+        list[str],
+        typer.Option(
+            "--scenario",
+            metavar="S",
+            help="Instead, let MLCommons LoadGen test single-stream, multi-stream, server or "
+            "offline as MLPerf has them; may be repeated. Ten minutes an engine and mode.",
+            show_default=False,
+        ),
+    ] = [],
+    server_ms: Annotated[
+        float | None,
+        typer.Option(
+            "--server-ms",
+            min=0.001,
+            help="The latency that 99 of 100 queries of the server scenario have to keep.",
+            show_default="15",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Seconds instead of minutes; the figures are marked as such."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -137,10 +121,41 @@ def benchmark(
       lorkd benchmark runs/small --rounds 2 --seconds 0.2 --iterations 20
       lorkd benchmark runs/small --resume
       lorkd benchmark runs/small --assert 'p90_ms<8' --assert 'ratio_vs_teacher>5'
+      lorkd benchmark runs/small --scenario single-stream --scenario offline --quick
     """
+    output = Output(as_json=as_json, quiet=quiet)
+    if scenario:
+        unfit = {
+            "--rounds": rounds,
+            "--seconds": seconds,
+            "--iterations": iterations,
+            "--repeats": repeats,
+            "--resume": resume or None,
+            "--assert": assertions or None,
+        }
+        _refuse(unfit, "LoadGen's rules say how long a scenario runs")
+        from lorkd_deploy import benchmark_scenarios
+
+        found = benchmark_scenarios(
+            run,
+            scenario,
+            department=department,
+            task=task,
+            target=target,
+            teacher=teacher,
+            threads=threads,
+            largest_batch=largest_batch,
+            **({} if server_ms is None else {"server_ms": server_ms}),
+            quick=quick,
+            progress=output.progress(),
+        )
+        show_scenarios(output, found, scenario)
+        output.text(f"next: lorkd report {run}")
+        output.result(found)
+        return
+    _refuse({"--server-ms": server_ms}, "it is of --scenario server")
     from lorkd_deploy import benchmark as measure
 
-    output = Output(as_json=as_json, quiet=quiet)
     profile = measure(
         run,
         department=department,
@@ -155,6 +170,7 @@ def benchmark(
         largest_batch=largest_batch,
         resume=resume,
         assertions=assertions,
+        quick=quick,
         progress=output.progress(),
     )
     show(output, profile)
@@ -168,75 +184,11 @@ def benchmark(
         raise typer.Exit(GateError.exit_code)
 
 
-def show(output: Output, profile: Profile) -> None:
-    """A row an engine at its smallest batch, each expert beside its teacher, and the protocol."""
-    protocol = profile.protocol
-    output.table(
-        f"Batch {min(protocol.batch_sizes)}", COLUMNS, [_row(engine) for engine in profile.engines]
-    )
-    if profile.comparisons:
-        output.table("Beside the teacher", BESIDE, [_beside(pair) for pair in profile.comparisons])
-    if rows := [row for engine in profile.engines for row in _decisions(engine)]:
-        output.table("Decisions and calibration on the test split", DECISIONS, rows)
-    output.text(
-        f"{protocol.rounds} rounds, each at least {protocol.seconds:g} s and "
-        f"{protocol.iterations} images; CPU threads: {protocol.threads}; {profile.environment.cpu}"
-    )
-    if profile.assertions:
-        output.table(
-            "Assertions",
-            ("engine", "assertion", "measured", "holds"),
-            [(entry.engine, entry.text, entry.value, entry.passed) for entry in profile.assertions],
-        )
-    for note in profile.notes:
-        output.text(f"note: {note}")
-
-
-def _row(engine: EngineProfile) -> tuple[object, ...]:
-    timing, cold, peak = engine.latency, engine.cold_start, engine.memory.peak
-    one = engine.scores[0] if len(engine.scores) == 1 else None  # the teacher has one a task
-    return (
-        engine.engine,
-        timing.p50.value,
-        timing.p90,
-        timing.p99,
-        timing.throughput.value,
-        cold.load.median,
-        cold.first_inference.median,
-        peak.median if peak else None,
-        engine.bytes / MIB,
-        one.accuracy.value if one else None,
-        one.auc.value if one and one.auc else None,
-    )
-
-
-def _beside(pair: Comparison) -> tuple[object, ...]:
-    latency = min(pair.latency, key=lambda ratio: ratio.batch)
-    score = pair.scores[0] if pair.scores else None
-    flips = score.flips if score else None
-    return (
-        pair.engine,
-        latency.ratio.value,
-        f"{latency.ratio.low:.2f} to {latency.ratio.high:.2f}",
-        latency.verdict,
-        pair.memory,
-        pair.size,
-        score.accuracy.value if score else None,
-        score.auc.value if score and score.auc else None,
-        flips.gained if flips else None,
-        flips.lost if flips else None,
-        flips.p if flips else None,
-    )
-
-
-def _decisions(engine: EngineProfile) -> Iterator[tuple[object, ...]]:
-    for score in engine.scores:
-        measured = (score.balanced_accuracy, score.sensitivity, score.specificity)
-        limits = sorted(set(score.thresholds))
-        yield (
-            engine.engine,
-            score.task,
-            *(interval.value if interval else None for interval in measured),
-            limits[0] if len(limits) == 1 else f"{limits[0]:.2g} to {limits[-1]:.2g}",
-            score.calibration_error.value if score.calibration_error else None,
+def _refuse(given: dict[str, object], why: str) -> None:
+    """Raise `UsageError` for options that were given and don't belong here."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise UsageError(
+            f"{' and '.join(names)} can't be used here: {why}",
+            fix="`lorkd benchmark --help` shows the usage and examples",
         )

@@ -35,7 +35,7 @@ def compare(
     Engines are matched by name. Times, memory and sizes are given as second over first, accuracy
     and the like as second minus first on the same test images.
 
-    \\b
+    \b
     Examples:
       lorkd compare runs/small runs/smaller
       lorkd compare baseline/profile.json runs/small --all

@@ -49,6 +49,15 @@ from lorkd_deploy.recipe import BenchmarkSpec, Recipe, parse_recipe
 from lorkd_deploy.run import open_run
 from lorkd_deploy.storage import canonical_json, exclusive, sha256_file, write_atomic, write_tensors
 
+# What a quick benchmark does, as far as it isn't told otherwise.
+QUICK: dict[str, float] = {
+    "rounds": 2,
+    "seconds": 0.2,
+    "iterations": 20,
+    "repeats": 0,
+    "largest_batch": 0,
+}
+
 
 def benchmark(
     run: str | Path,
@@ -65,6 +74,7 @@ def benchmark(
     largest_batch: int | None = None,
     assertions: Sequence[str] = (),
     resume: bool = False,
+    quick: bool = False,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure the exported engines of RUN and of its teacher; writes `RUN/profile/profile.json`.
@@ -72,12 +82,18 @@ def benchmark(
     `department`, `task` and `target` choose engines (all, if empty). What is None is as the recipe
     says (`benchmark:`); with `assertions` (`p90_ms<8`; see `gates.METRICS`) ten rounds. Whether
     each of them holds stands in the profile. `resume` goes on with a benchmark that was stopped:
-    its rounds are kept until it has ended. Raises `ArtifactError` where there is nothing to
-    measure or the teacher is missing, `UsageError` for a name that doesn't exist, more threads
+    its rounds are kept until it has ended. `quick` replaces what is None by `QUICK`, which is too
+    little for any claim, and says so in the profile. Raises `ArtifactError` where there is nothing
+    to measure or the teacher is missing, `UsageError` for a name that doesn't exist, more threads
     than CPUs or another benchmark to resume, `WorkerError` for an engine that fails, `LorkdError`
     where RUN can't be written. An earlier profile stays as it was then.
     """
     gates = parse_gates(assertions)
+    if gates and quick and rounds is None:
+        raise UsageError(
+            f"a quick benchmark of {QUICK['rounds']} rounds decides nothing",
+            fix=f"leave out --quick, or give --rounds too (--assert alone takes {ROUNDS})",
+        )
     folder = open_run(run)
     bundle = load_bundle(folder.bundle)
     recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
@@ -102,7 +118,9 @@ def benchmark(
         "repeats": repeats,
         "largest_batch": largest_batch,
     }
-    protocol = _protocol(bundle, recipe, engines, {k: v for k, v in given.items() if v is not None})
+    chosen = {key: value for key, value in given.items() if value is not None}
+    protocol = protocol_of(bundle, recipe, engines, (QUICK if quick else {}) | chosen)
+    protocol = protocol.model_copy(update={"quick": quick})
     shown = progress or Silent()
     check_writable(folder.profile)
     with exclusive(folder.profile, "benchmark"):
@@ -114,7 +132,7 @@ def benchmark(
         )
         scored = _score(engines, recipe, bundle, protocol, shown)
         profiles, comparisons = _sum_up(engines, protocol, measured, scored)
-        tasks = [task for task in _tasks(engines, bundle) if task.name not in scored]
+        tasks = [task for task in engine_tasks(engines, bundle) if task.name not in scored]
         notes += unscored(tasks)
         notes += notes_of(engines, profiles, protocol, machine, taken_over)
         write_tensors(folder.profile / CALLS, single_calls(measured))
@@ -138,9 +156,10 @@ def benchmark(
     return profile
 
 
-def _protocol(
+def protocol_of(
     bundle: Bundle, recipe: Recipe, engines: Sequence[Artifact], given: dict[str, float]
 ) -> Protocol:
+    """The recipe's protocol with what was `given`; raises `UsageError` for what it can't be."""
     try:
         spec = BenchmarkSpec.model_validate(recipe.benchmark.model_dump() | given)
     except ValidationError as exc:
@@ -178,7 +197,7 @@ def _score(
 ) -> dict[str, TaskAnswers]:
     """Task → what each engine answers on its test split, for the tasks whose data is here."""
     specs = {task.name: task for task in recipe.tasks}
-    tasks = _tasks(engines, bundle)
+    tasks = engine_tasks(engines, bundle)
     scored = {}
     progress.start("scoring the test images", len(tasks))
     try:
@@ -238,6 +257,7 @@ def _differences(
             yield difference(given, expert.name, teacher.name)
 
 
-def _tasks(engines: Sequence[Artifact], bundle: Bundle) -> list[TaskEntry]:
+def engine_tasks(engines: Sequence[Artifact], bundle: Bundle) -> list[TaskEntry]:
+    """The tasks of the experts among `engines`, in the recipe's order."""
     wanted = {t.name for engine in engines if not is_teacher(engine) for t in engine.tasks}
     return [task for task in bundle.manifest.tasks if task.name in wanted]

@@ -32,6 +32,11 @@ def notes_of(
     taken_over: int,
 ) -> Iterator[str]:
     """Everything else: too few rounds, disturbances, a benchmark that was stopped, battery."""
+    if protocol.quick:
+        yield (
+            f"a quick run ({protocol.rounds} rounds of {protocol.seconds:g} s): it does not "
+            "conform to the protocol, and no figure of time in it is one to be quoted"
+        )
     if protocol.rounds < LEAST_ROUNDS:
         yield (
             f"{protocol.rounds} rounds are too few for an interval of 95 %: no difference is "

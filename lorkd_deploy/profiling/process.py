@@ -132,5 +132,6 @@ _DOING = {
     "measure": "be measured",
     "infer": "score images",
     "stages": "answer an image file",
+    "scenario": "answer LoadGen",
     "used": "tell its CPU time",
 }

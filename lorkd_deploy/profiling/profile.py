@@ -259,9 +259,9 @@ class Protocol(Part):
     A round in which others took more than `most_others` of those CPUs, or a CPU limit stopped the
     engine for more than `most_throttled` of the time, is repeated, at most `repeats` times.
     `best_batches` are measured beside `batch_sizes`: found before the rounds, up to
-    `largest_batch`. `power` names the energy counters, or says why there are none; `idle_watts` is
-    what they showed before the rounds. `stage_image` is the side, px, of the drawn PNG that the
-    stages start from.
+    `largest_batch`. `quick` was asked for: shorter than the protocol wants. `power` names the
+    energy counters, or says why there are none; `idle_watts` is what they showed before the
+    rounds. `stage_image` is the side, px, of the drawn PNG that the stages start from.
     """
 
     rounds: int
@@ -282,6 +282,7 @@ class Protocol(Part):
     largest_batch: int = 0
     best_batches: dict[str, int] = {}
     stage_image: int | None = None
+    quick: bool = False
     power: str | None = None
     idle_watts: float | None = None
 

@@ -102,7 +102,7 @@ def _through(
 ) -> dict[str, F64]:
     """Probabilities of every image of `split`, by engine name; an image is prepared once."""
     parts: dict[str, list[F32]] = {process.engine.name: [] for process in opened}
-    for batch in _inputs(split, preprocess):
+    for batch in inputs(split, preprocess):
         for process in opened:
             logits = process.infer(batch)
             columns = process.engine.task(task.name)
@@ -127,13 +127,13 @@ def score(given: TaskAnswers, engine: str) -> Score:
     """How good one engine is on the split, with 95 % bootstrap intervals."""
     probabilities = given.probabilities[engine]
     measured = {
-        metric.name: _where_defined(metric, given.labels, probabilities)
+        metric.name: where_defined(metric, given.labels, probabilities)
         for metric in _metrics(given, engine)
     }
     return Score(
         task=given.task.name,
         images=len(given.labels),
-        accuracy=_interval(metrics.accuracy, given.labels, probabilities),
+        accuracy=interval(metrics.accuracy, given.labels, probabilities),
         majority=metrics.majority(given.labels),
         thresholds=given.thresholds[engine],
         threshold_from="recipe" if given.from_recipe else "validation",
@@ -146,13 +146,13 @@ def difference(given: TaskAnswers, expert: str, teacher: str) -> Difference:
     both = np.hstack([given.probabilities[expert], given.probabilities[teacher]])
     pairs = zip(_metrics(given, expert), _metrics(given, teacher), strict=True)
     measured = {
-        left.name: _where_defined(metrics.minus(left, right), given.labels, both)
+        left.name: where_defined(metrics.minus(left, right), given.labels, both)
         for left, right in pairs
     }
     accuracy = metrics.minus(metrics.accuracy, metrics.accuracy)
     return Difference(
         task=given.task.name,
-        accuracy=_interval(accuracy, given.labels, both),
+        accuracy=interval(accuracy, given.labels, both),
         flips=_flips(given, expert, teacher),
         **measured,
     )
@@ -184,13 +184,15 @@ def _flips(given: TaskAnswers, expert: str, teacher: str) -> Flips:
     )
 
 
-def _inputs(split: Split, preprocess: Preprocess) -> Iterator[F32]:
+def inputs(split: Split, preprocess: Preprocess) -> Iterator[F32]:
+    """Network inputs of every image of `split`, a few at a time."""
     for start in range(0, len(split), CHUNK):
         stop = min(start + CHUNK, len(split))
         yield preprocess(split.images[i] for i in range(start, stop))
 
 
-def _interval(metric: Metric, labels: I64, values: F64) -> Interval:
+def interval(metric: Metric, labels: I64, values: F64) -> Interval:
+    """The metric with its 95 % bootstrap interval, by resampling images."""
     found = metrics.bootstrap(metric, labels, values)
     # A resample repeats images and so looks worse calibrated than the split itself: the
     # percentiles of the calibration error may miss the value that they are to hold.
@@ -198,5 +200,6 @@ def _interval(metric: Metric, labels: I64, values: F64) -> Interval:
     return Interval(value=found.value, low=low, high=high)
 
 
-def _where_defined(metric: Metric, labels: I64, values: F64) -> Interval | None:
-    return None if np.isnan(metric(labels, values)) else _interval(metric, labels, values)
+def where_defined(metric: Metric, labels: I64, values: F64) -> Interval | None:
+    """`interval`, or None where the metric is undefined on this split."""
+    return None if np.isnan(metric(labels, values)) else interval(metric, labels, values)

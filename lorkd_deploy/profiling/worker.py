@@ -95,6 +95,12 @@ class Session:
             found = time_stages(self._runner(), request)
         return {}, found.tobytes()
 
+    def scenario(self, request: dict[str, Any], _: bytes) -> Answer:
+        """One test of MLCommons LoadGen on this engine; see `loadgen.run`."""
+        from lorkd_deploy.profiling.loadgen import run
+
+        return run(self._runner(), request), b""
+
     def used(self, _request: dict[str, Any], _: bytes) -> Answer:
         """CPU seconds that this process has used so far, all its threads together."""
         spent = resource.getrusage(resource.RUSAGE_SELF)
@@ -185,6 +191,7 @@ def _serve(requests: Any, replies: Any) -> None:
         "measure": session.measure,
         "infer": session.infer,
         "stages": session.stages,
+        "scenario": session.scenario,
         "used": session.used,
     }
     while True:

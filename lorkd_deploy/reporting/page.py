@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.reporting import curves, quality, tables, words
+from lorkd_deploy.reporting import curves, quality, scenarios, tables, words
 from lorkd_deploy.reporting.cells import UNMEASURED
 from lorkd_deploy.reporting.distribution import distribution
 from lorkd_deploy.reporting.plot import Figure
@@ -84,7 +84,7 @@ def page(sources: Sources, *, images: bool = False) -> Page:
             for title, value, under in words.tiles(sources)
         ),
         no_device=words.NO_DEVICE,
-        warnings=tuple(words.warnings(sources)),
+        warnings=(*words.warnings(sources), *scenarios.warnings(sources)),
         summary=tables.summary(sources),
         tradeoff_intro="Each dotted line is one task, from the foundation model (open diamond) to "
         "the department's expert (filled). Bars are 95 % intervals. Point at a mark for its "
@@ -101,7 +101,7 @@ def page(sources: Sources, *, images: bool = False) -> Page:
         "inputs were written down. Each engine has to give them again: generated inputs, which "
         "any machine can rebuild, and test images where they are at hand.",
         proof=proof(sources),
-        protocol=tuple(words.protocol(profile)),
+        protocol=(*words.protocol(profile), *scenarios.protocol(sources)),
         environment=tuple(words.environment(profile)),
         provenance=tuple(_provenance(sources)),
     )
@@ -123,6 +123,7 @@ def _department(sources: Sources, name: str, number: int, *, images: bool) -> De
         tables.accuracy(sources, name, f"department-{number}-accuracy"),
         quality.decisions(sources, name, f"department-{number}-decisions"),
         quality.against(sources, name, f"department-{number}-against"),
+        scenarios.scenarios(sources, name, f"department-{number}-scenarios"),
     ]
     if not tables.of_department(sources, name):
         listed = listed[3:]  # no engine was measured: only what training wrote down is known

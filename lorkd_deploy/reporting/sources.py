@@ -28,6 +28,7 @@ from lorkd_deploy.profiling.profile import (
     Score,
     read_profile,
 )
+from lorkd_deploy.profiling.scenario_profile import LOADGEN, ScenarioProfile, read_scenarios
 from lorkd_deploy.run import Run
 from lorkd_deploy.storage import read_tensors, sha256_file
 
@@ -83,6 +84,7 @@ class Sources:
     profile: Profile | None
     calls: dict[str, npt.NDArray[np.int64]]
     answers: dict[str, npt.NDArray[Any]]
+    scenarios: ScenarioProfile | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -136,6 +138,11 @@ def read_sources(run: Run) -> Sources:
                 where=file,
                 fix="run `lorkd export` and `lorkd benchmark` again",
             )
+    scenarios = None
+    if (file := run.profile / LOADGEN).exists():
+        scenarios = read_scenarios(file)
+        if scenarios.bundle_sha256 != bundle.sha256:
+            scenarios = None  # of an earlier decomposition; unlike the profile's, no one's loss
     return Sources(
         bundle,
         teacher,
@@ -143,6 +150,7 @@ def read_sources(run: Run) -> Sources:
         profile,
         _beside(run.profile / CALLS, profile.calls_sha256 if profile else None),
         _beside(run.profile / ANSWERS, profile.answers_sha256 if profile else None),
+        scenarios,
     )
 
 
