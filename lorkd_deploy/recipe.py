@@ -365,7 +365,11 @@ class BenchmarkSpec(Section):
     largest_batch: int = Field(
         default=256, ge=0, description="the best batch is looked for up to this; 0: not at all"
     )
-    later = frozenset({"repeats", "largest_batch"})
+    uncached: bool = Field(
+        default=True,
+        description="start each engine once more a round, with its files out of the system's cache",
+    )
+    later = frozenset({"repeats", "largest_batch", "uncached"})
 
 
 class Recipe(Section):

@@ -84,7 +84,8 @@ class NoOptions(BaseModel):
 class Runner(Protocol):
     """An open engine: float32 `(N, 3, H, W)` → float32 logits `(N, K)`. A context manager.
 
-    `facts` says what really runs: provider, precision, threads, runtime version.
+    `facts` says what really runs: provider, precision, threads, runtime version. A runner on a GPU
+    may have a method `allocated()` too: the bytes that its runtime's allocator holds there.
     """
 
     facts: dict[str, Any]

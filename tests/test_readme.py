@@ -51,6 +51,7 @@ TINY = [
     "benchmark.batch_sizes=[1]",
     "benchmark.repeats=0",
     "benchmark.largest_batch=0",
+    "benchmark.uncached=false",
 ]
 
 

@@ -178,6 +178,13 @@ class TensorRtRunner:
             raise ArtifactError(f"the engine failed on {part.dtype} {part.shape}")
         return self._device.download(self._to, (len(part), self._classes))
 
+    def allocated(self) -> int:
+        """Bytes on the GPU that TensorRT and the two buffers hold, the weights left out, of which
+        it doesn't tell."""
+        size = getattr(self._engine, "device_memory_size_v2", None)
+        held = int(self._engine.device_memory_size if size is None else size)
+        return held + 4 * self._most * (int(np.prod(self._shape)) + self._classes)
+
     def close(self) -> None:
         """Free the GPU's memory; calling the runner after this raises `ArtifactError`."""
         if self._open:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -184,7 +185,7 @@ def benchmark(
         raise typer.Exit(GateError.exit_code)
 
 
-def _refuse(given: dict[str, object], why: str) -> None:
+def _refuse(given: Mapping[str, object], why: str) -> None:
     """Raise `UsageError` for options that were given and don't belong here."""
     names = [name for name, value in given.items() if value is not None]
     if names:

@@ -25,6 +25,8 @@ def report(
 ) -> None:
     """Write report.html (one file that needs no network) and report.md from the measurements.
 
+    Every table and plot also goes to a CSV file of its own, in report-csv.
+
     \b
     Examples:
       lorkd report runs/small
@@ -36,4 +38,5 @@ def report(
     files = write_report(run, images=images)
     for file in (files.html, files.markdown, *files.model_cards):
         output.text(f"wrote {file}")
+    output.text(f"wrote {len(files.tables)} tables to {files.tables[0].parent}")
     output.result(files)

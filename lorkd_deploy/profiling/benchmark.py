@@ -32,7 +32,6 @@ from lorkd_deploy.profiling.profile import (
     Protocol,
     Score,
 )
-from lorkd_deploy.profiling.rounds import comparison, engine_profile, single_calls
 from lorkd_deploy.profiling.schedule import choose_cpus, orders
 from lorkd_deploy.profiling.scoring import (
     TaskAnswers,
@@ -44,6 +43,8 @@ from lorkd_deploy.profiling.scoring import (
 )
 from lorkd_deploy.profiling.selection import is_teacher, select_engines, teacher_for
 from lorkd_deploy.profiling.summary import MARGIN
+from lorkd_deploy.profiling.together import together
+from lorkd_deploy.profiling.totals import comparison, engine_profile, single_calls
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import BenchmarkSpec, Recipe, parse_recipe
 from lorkd_deploy.run import open_run
@@ -56,6 +57,7 @@ QUICK: dict[str, float] = {
     "iterations": 20,
     "repeats": 0,
     "largest_batch": 0,
+    "uncached": False,
 }
 
 
@@ -127,6 +129,7 @@ def benchmark(
         before = load_average()
         kept = Kept(folder.profile / ROUNDS_FOLDER, protocol, engines, resume=resume)
         protocol, measured, taken_over = measure(engines, kept, shown)
+        beside = together(engines, protocol)
         machine = environment().model_copy(
             update={"load": Load(before=before, after=load_average())}
         )
@@ -149,6 +152,7 @@ def benchmark(
             calls_sha256=sha256_file(folder.profile / CALLS),
             answers_sha256=sha256_file(folder.profile / ANSWERS),
             assertions=tuple(check(gates, profiles, comparisons)),
+            together=beside,
             notes=tuple(notes),
         )
         write_atomic(folder.profile / PROFILE, canonical_json(profile.model_dump(mode="json")))
@@ -185,6 +189,7 @@ def protocol_of(
         most_throttled=THROTTLED,
         largest_batch=spec.largest_batch,
         stage_image=SIDE,
+        uncached=spec.uncached,
     )
 
 

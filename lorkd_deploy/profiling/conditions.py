@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorkd_deploy.profiling.nvml import GpuState, Nvml
 from lorkd_deploy.profiling.profile import Conditions
 
 OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed
@@ -22,11 +23,12 @@ class Snapshot:
     at: float
     busy: float | None
     throttled: float | None
+    slowdowns: int | None = None
 
 
 def snapshot(cpus: Sequence[int] | None, root: Path = Path("/")) -> Snapshot:
     """How long the CPUs (None: all) have been busy so far, whoever used them; hypervisors too."""
-    return Snapshot(time.monotonic(), _busy(cpus, root), _throttled(root))
+    return Snapshot(time.monotonic(), _busy(cpus, root), _throttled(root), _slowdowns(root))
 
 
 def conditions(
@@ -35,6 +37,8 @@ def conditions(
     own: float,
     cpus: Sequence[int] | None,
     root: Path = Path("/"),
+    *,
+    nvml: Nvml | None = None,
 ) -> Conditions:
     """What happened between two snapshots in which the engine itself used `own` CPU seconds.
 
@@ -49,12 +53,21 @@ def conditions(
     throttled = None
     if before.throttled is not None and after.throttled is not None:
         throttled = max(0.0, after.throttled - before.throttled) / wall
+    slowdowns = None
+    if before.slowdowns is not None and after.slowdowns is not None:
+        slowdowns = after.slowdowns - before.slowdowns
+    gpu = nvml.state() if nvml else GpuState()
+    hot = bool(slowdowns) or gpu.slowed is not None
     return Conditions(
         others=others,
         throttled=throttled,
         mhz=_mhz(cpus, root),
         celsius=_celsius(root),
-        disturbed=(others or 0) > OTHERS or (throttled or 0) > THROTTLED,
+        disturbed=(others or 0) > OTHERS or (throttled or 0) > THROTTLED or hot,
+        slowdowns=slowdowns,
+        gpu_mhz=gpu.mhz,
+        gpu_celsius=gpu.celsius,
+        gpu_slowed=gpu.slowed,
     )
 
 
@@ -82,6 +95,17 @@ def _throttled(root: Path) -> float | None:
         return None
     facts = dict(line.split() for line in lines)
     return int(facts["throttled_usec"]) / 1e6 if "throttled_usec" in facts else None
+
+
+def _slowdowns(root: Path) -> int | None:
+    """How often the CPUs have slowed themselves down for heat so far (Intel and AMD tell it)."""
+    found = []
+    for file in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_*_count"):
+        try:
+            found.append(int(file.read_text()))
+        except (OSError, ValueError):
+            continue
+    return sum(found) if found else None
 
 
 def _mhz(cpus: Sequence[int] | None, root: Path) -> float | None:

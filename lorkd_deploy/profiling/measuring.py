@@ -9,11 +9,12 @@ from pathlib import Path
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.profiling.batches import best_batch
+from lorkd_deploy.profiling.gpu_memory import open_gpu_memory
 from lorkd_deploy.profiling.kept import Kept
 from lorkd_deploy.profiling.pipeline import draw_image
 from lorkd_deploy.profiling.power import open_power
 from lorkd_deploy.profiling.profile import Protocol
-from lorkd_deploy.profiling.rounds import Round, measure_round
+from lorkd_deploy.profiling.rounds import Instruments, Round, measure_round
 from lorkd_deploy.progress import Progress
 
 Measured = dict[str, list[Round]]
@@ -44,7 +45,13 @@ def measure(
     protocol = _with_best_batches(engines, kept, progress)
     power = open_power()
     idle = power.idle if power.meters else None
-    protocol = protocol.model_copy(update={"power": power.source, "idle_watts": idle})
+    instruments = Instruments(power, open_gpu_memory())
+    found_here = {
+        "power": power.source,
+        "idle_watts": idle,
+        "gpu_memory": instruments.gpu.source,
+    }
+    protocol = protocol.model_copy(update=found_here)
     measured: Measured = {name: [] for name in by_name}
     taken_over = 0
     progress.start("measuring", protocol.rounds * len(engines))
@@ -57,7 +64,7 @@ def measure(
                     found = kept.load(number, name)
                     taken_over += found is not None
                     if found is None:
-                        found = measure_round(by_name[name], protocol, image, power)
+                        found = measure_round(by_name[name], protocol, image, instruments)
                         kept.save(number, name, found)
                     measured[name].append(found)
                     progress.advance(round=f"{number}/{protocol.rounds}", engine=name)

@@ -1,4 +1,4 @@
-"""Resident memory of this process, as the kernel counts it."""
+"""Memory of this process, as the kernel counts it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,25 @@ def resident(status: Path = Path("/proc/self/status")) -> Resident:
 
     `getrusage` is no substitute: after fork and exec its maximum begins with the parent's.
     """
-    try:
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    except OSError:
-        return Resident(None, None)
+    lines = _fields(status)
     return Resident(_mib(lines.get("VmRSS")), _mib(lines.get("VmHWM")))
+
+
+def proportional(rollup: Path = Path("/proc/self/smaps_rollup")) -> float | None:
+    """Proportional set size, MiB: a page that n processes map counts as 1/n of a page.
+
+    The sum over processes is what they take of the machine's memory together. None where the
+    kernel doesn't tell.
+    """
+    return _mib(_fields(rollup).get("Pss"))
+
+
+def _fields(file: Path) -> dict[str, str]:
+    try:
+        text = file.read_text()
+    except OSError:
+        return {}
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
 
 def _mib(field: str | None) -> float | None:

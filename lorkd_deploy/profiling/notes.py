@@ -71,6 +71,11 @@ def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[s
             f"{100 * protocol.most_others:g} % of the engine's CPUs, or a CPU limit stopped it for "
             f"more than {100 * protocol.most_throttled:g} % of the time"
         )
+    if hot := sum(bool(state.slowdowns) for state in states):
+        yield f"a CPU slowed itself down for heat in {hot} of {len(states)} engine rounds"
+    for why in sorted({state.gpu_slowed for state in states if state.gpu_slowed}):
+        count = sum(state.gpu_slowed == why for state in states)
+        yield f"the GPU was slowed by {why} at the end of {count} of {len(states)} engine rounds"
     clocks = [state.mhz for state in states if state.mhz]
     if clocks and min(clocks) < CLOCK_DRIFT * max(clocks):
         yield (

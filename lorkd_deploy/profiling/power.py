@@ -1,4 +1,4 @@
-"""Energy counters of the machine: Intel's and AMD's RAPL, and NVIDIA's NVML.
+"""Energy counters of the machine: Intel's and AMD's RAPL, NVIDIA's NVML, a Jetson's power rails.
 
 What can't be read (RAPL is the administrator's alone on most systems) is said and never estimated.
 """
@@ -11,7 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-NO_SOURCE = "not measured: no RAPL or NVML energy counter can be read by this user here"
+from lorkd_deploy.profiling.rails import Integrator, rails
+
+NO_SOURCE = (
+    "not measured: no RAPL or NVML energy counter and no Jetson power rail can be read by this "
+    "user here"
+)
 IDLE_SECONDS = 2.0
 
 
@@ -31,7 +36,7 @@ class Meter:
 
 
 def meters(root: Path = Path("/")) -> tuple[Meter, ...]:
-    """Every counter that can be read: a CPU package each, and all GPUs together."""
+    """Every counter that can be read: a CPU package each, all GPUs together, a Jetson's rails."""
     found = []
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*")):
         if ":" in zone.name.removeprefix("intel-rapl:"):
@@ -46,6 +51,7 @@ def meters(root: Path = Path("/")) -> tuple[Meter, ...]:
     gpus = _nvml()
     if gpus is not None:
         found.append(Meter("NVML", gpus))
+    found += [Meter(f"rail {rail.name}", Integrator(rail.watts).joules) for rail in rails(root)]
     return tuple(found)
 
 

@@ -68,13 +68,14 @@ class EngineProcess:
             )
         return answer, data
 
-    def open(self) -> dict[str, Any]:
-        """Load the engine; → what `worker.Session.open` says."""
+    def open(self, another: Artifact | None = None) -> dict[str, Any]:
+        """Load the engine, or `another` beside it; → what `worker.Session.open` says."""
+        engine = another or self.engine
         answer, _ = self.ask(
             "open",
-            target=self.engine.target,
-            folder=str(self.engine.folder),
-            files=list(self.engine.file_names),
+            target=engine.target,
+            folder=str(engine.folder),
+            files=list(engine.file_names),
             threads=self.threads,
             options={},
         )
@@ -134,4 +135,6 @@ _DOING = {
     "stages": "answer an image file",
     "scenario": "answer LoadGen",
     "used": "tell its CPU time",
+    "memory": "tell its memory",
+    "files": "tell its files",
 }

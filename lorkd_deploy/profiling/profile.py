@@ -75,12 +75,22 @@ class Timing(Part):
 
 class ColdStart(Part):
     """What passes until an engine answers, ms: the runtime's import, the engine's load, the first
-    call at the smallest batch, and all of it from the start of the process."""
+    call at the smallest batch, and all of it from the start of the process.
+
+    Those have the files in the system's page cache, since a process has read them before. The
+    `uncached` ones are of a process that had to read them again: the kernel was made to forget
+    every file that the process maps or imports, and `forgotten` is the share of their bytes that it
+    did forget. None: not measured, or a profile from before it was.
+    """
 
     runtime_import: Spread
     load: Spread
     first_inference: Spread
     process_to_first_answer: Spread
+    uncached_load: Spread | None = None
+    uncached_first_inference: Spread | None = None
+    uncached_process_to_first_answer: Spread | None = None
+    forgotten: Spread | None = None
 
 
 class Stages(Part):
@@ -101,8 +111,11 @@ class Conditions(Part):
 
     `others` is the share of the engine's CPUs that anything else took, `throttled` the share of
     the round in which a container's CPU limit stopped the engine; `mhz` and `celsius` are those of
-    its end. None: the kernel doesn't tell. `attempts` is how often the round was measured: while
-    it was `disturbed` beyond the protocol's bounds it was repeated, and the least disturbed kept.
+    its end, the `gpu_` ones the first GPU's, and `gpu_slowed` what slowed it then (heat, a cap on
+    its power). `slowdowns` is how often a CPU of the machine slowed itself down for heat during
+    the round. None: the kernel or NVML doesn't tell. `attempts` is how often the round was
+    measured: while it was `disturbed` beyond the protocol's bounds it was repeated, and the least
+    disturbed kept.
     """
 
     others: float | None
@@ -111,18 +124,51 @@ class Conditions(Part):
     celsius: float | None
     disturbed: bool
     attempts: int = 1
+    slowdowns: int | None = None
+    gpu_mhz: float | None = None
+    gpu_celsius: float | None = None
+    gpu_slowed: str | None = None
 
 
 class Memory(Part):
     """Resident memory, MiB. `empty` is the worker with Python and NumPy before it loads a runtime;
     `loaded` and `peak` (up to the end of the smallest batch's round) are what comes on top of it,
     runtime library, engine and input included. None: the kernel doesn't tell here.
+
+    `gpu` is what the process holds on the GPU under load, `allocator` what of that the runtime's
+    own allocator says; `unified` is by how much `MemAvailable` of a Jetson fell, CPU and GPU
+    together. `gpu_source` says how those were read, or why not.
     """
 
     empty: Spread | None
     loaded: Spread | None
     peak: Spread | None
     source: str
+    gpu: Spread | None = None
+    allocator: Spread | None = None
+    unified: Spread | None = None
+    gpu_source: str | None = None
+
+
+class Together(Part):
+    """Experts of one target and precision on one machine, MiB, each after its first answer.
+
+    `apart` is the sum of their resident memory in a process each, all at once, and `apart_shared`
+    the sum of their proportional set sizes, where what they share (libraries, above all) counts
+    once: that is what they take of the machine. `one_process` is the resident memory of a single
+    process that has opened all of them, `one_engine` that of the same process with the first one
+    only, `empty` that before any. None: the kernel doesn't tell. `bytes` is their size on disk.
+    """
+
+    target: str
+    precision: str
+    engines: tuple[str, ...]
+    bytes: int
+    apart: float | None
+    apart_shared: float | None
+    one_process: float | None
+    one_engine: float | None
+    empty: float | None
 
 
 class Score(Part):
@@ -259,9 +305,10 @@ class Protocol(Part):
     A round in which others took more than `most_others` of those CPUs, or a CPU limit stopped the
     engine for more than `most_throttled` of the time, is repeated, at most `repeats` times.
     `best_batches` are measured beside `batch_sizes`: found before the rounds, up to
-    `largest_batch`. `quick` was asked for: shorter than the protocol wants. `power` names the
-    energy counters, or says why there are none; `idle_watts` is what they showed before the
-    rounds. `stage_image` is the side, px, of the drawn PNG that the stages start from.
+    `largest_batch`. `quick` was asked for: shorter than the protocol wants. `uncached`: each round
+    starts the engine once more, with its files out of the page cache. `power` names the energy
+    counters, or says why there are none; `idle_watts` is what they showed before the rounds.
+    `stage_image` is the side, px, of the drawn PNG that the stages start from.
     """
 
     rounds: int
@@ -283,6 +330,8 @@ class Protocol(Part):
     best_batches: dict[str, int] = {}
     stage_image: int | None = None
     quick: bool = False
+    uncached: bool = False
+    gpu_memory: str | None = None
     power: str | None = None
     idle_watts: float | None = None
 
@@ -333,6 +382,7 @@ class Profile(Part):
     calls_sha256: str
     answers_sha256: str | None = None
     assertions: tuple[Assertion, ...] = ()
+    together: tuple[Together, ...] = ()
     notes: tuple[str, ...] = ()
 
     def engine(self, name: str) -> EngineProfile:

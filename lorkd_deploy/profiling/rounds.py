@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.profiling.conditions import OTHERS, THROTTLED, conditions, snapshot
-from lorkd_deploy.profiling.memory import NO_SOURCE, SOURCE
+from lorkd_deploy.profiling.gpu_memory import GpuMemory
+from lorkd_deploy.profiling.nvml import Nvml
+from lorkd_deploy.profiling.page_cache import forget
 from lorkd_deploy.profiling.pipeline import STAGES
 from lorkd_deploy.profiling.power import Power
 from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.profiling.profile import (
-    BatchRatio,
-    ColdStart,
-    Comparison,
     Conditions,
-    Difference,
-    EngineProfile,
-    Memory,
     Protocol,
-    Score,
-    Stages,
-    calls_name,
 )
-from lorkd_deploy.profiling.selection import is_teacher
 from lorkd_deploy.profiling.summary import (
     RoundCalls,
-    batch_ratio,
-    spread,
-    spread_where_known,
-    timing,
 )
 
 
@@ -52,9 +39,28 @@ class Round:
     stages: dict[str, float]
     joules: float | None
     conditions: Conditions
+    gpu: float | None = None
+    allocator: float | None = None
+    unified: float | None = None
+    uncached: dict[str, float] | None = None
 
 
-def measure_round(engine: Artifact, protocol: Protocol, image: Path, power: Power) -> Round:
+@dataclass(frozen=True)
+class Instruments:
+    """What rounds are measured with besides a clock."""
+
+    power: Power
+    gpu: GpuMemory
+
+    @property
+    def nvml(self) -> Nvml | None:
+        """The GPU's clocks and temperature, where they can be read."""
+        return self.gpu.nvml
+
+
+def measure_round(
+    engine: Artifact, protocol: Protocol, image: Path, instruments: Instruments
+) -> Round:
     """One round that the machine left alone, or the least disturbed of `1 + protocol.repeats`.
 
     `image` is the file that the stages start from. Raises `WorkerError`, which names the engine.
@@ -63,7 +69,7 @@ def measure_round(engine: Artifact, protocol: Protocol, image: Path, power: Powe
     attempts = 0
     while attempts <= protocol.repeats:
         attempts += 1
-        found = _attempt(engine, protocol, image, power)
+        found = _attempt(engine, protocol, image, instruments)
         if best is None or _disturbance(found) < _disturbance(best):
             best = found
         if not found.conditions.disturbed:
@@ -74,14 +80,16 @@ def measure_round(engine: Artifact, protocol: Protocol, image: Path, power: Powe
 
 def _disturbance(measured: Round) -> float:
     state = measured.conditions
-    return (state.others or 0) / OTHERS + (state.throttled or 0) / THROTTLED
+    hot = bool(state.slowdowns) + (state.gpu_slowed is not None)
+    return (state.others or 0) / OTHERS + (state.throttled or 0) / THROTTLED + hot
 
 
-def _attempt(engine: Artifact, protocol: Protocol, image: Path, power: Power) -> Round:
+def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Instruments) -> Round:
     """Start the engine afresh, load it, and measure it at each batch size, smallest first."""
     own = protocol.best_batches.get(engine.name)
     sizes = sorted({*protocol.batch_sizes, *([own] if own else [])})
     shape = list(protocol.input_shape)
+    power, available = instruments.power, instruments.gpu.available()
     before = snapshot(protocol.cpus)
     with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
         opened = process.open()
@@ -103,6 +111,8 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, power: Power) ->
             )
             if size == sizes[0]:
                 joules = power.above_idle(meters, measured["images"])
+        gpu, allocator = instruments.gpu.of(process.pid), measured["allocated"]
+        left = instruments.gpu.available()
         cold = {
             "runtime_import": opened["runtime_import"],
             "load": opened["load"],
@@ -111,10 +121,45 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, power: Power) ->
         }
         passed = _stages(process, protocol, image)
         used, _ = process.ask("used")
-        state = conditions(before, snapshot(protocol.cpus), used["cpu"], protocol.cpus)
+        state = conditions(
+            before, snapshot(protocol.cpus), used["cpu"], protocol.cpus, nvml=instruments.nvml
+        )
+        files = process.ask("files")[0]["files"] if protocol.uncached else []
     return Round(
-        cold, opened["empty"], opened["loaded"], opened["facts"], batches, passed, joules, state
+        cold,
+        opened["empty"],
+        opened["loaded"],
+        opened["facts"],
+        batches,
+        passed,
+        joules,
+        state,
+        gpu,
+        allocator,
+        None if available is None or left is None else available - left,
+        _uncached(engine, protocol, [Path(file) for file in files]) if files else None,
     )
+
+
+def _uncached(
+    engine: Artifact, protocol: Protocol, files: Sequence[Path]
+) -> dict[str, float] | None:
+    """Cold-start times of a process whose files the system has to read again, ms; None where the
+    kernel can't be made to forget them."""
+    own = [engine.folder / name for name in engine.file_names]
+    forgotten = forget([*files, *own])
+    if forgotten is None:
+        return None
+    shape = [min(protocol.batch_sizes), *protocol.input_shape]
+    with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
+        opened = process.open()
+        first, _ = process.ask("first", shape=shape, seed=protocol.seed)
+        return {
+            "uncached_load": opened["load"],
+            "uncached_first_inference": first["first_inference"],
+            "uncached_process_to_first_answer": (first["answered"] - process.started) / 1e6,
+            "forgotten": forgotten,
+        }
 
 
 def _stages(process: EngineProcess, protocol: Protocol, image: Path) -> dict[str, float]:
@@ -133,83 +178,3 @@ def _stages(process: EngineProcess, protocol: Protocol, image: Path) -> dict[str
     passes = np.frombuffer(data, np.int64).reshape(-1, len(STAGES)) / 1e6
     medians = dict(zip(STAGES, np.median(passes, axis=0).tolist(), strict=True))
     return medians | {"end_to_end": float(np.median(passes.sum(axis=1)))}
-
-
-def engine_profile(
-    engine: Artifact, protocol: Protocol, rounds: Sequence[Round], scores: Sequence[Score]
-) -> EngineProfile:
-    """Everything that was measured of one engine."""
-    teacher = is_teacher(engine)
-    smallest = min(rounds[0].batches)
-    timings = tuple(
-        timing(batch, [r.batches[batch] for r in rounds]) for batch in rounds[0].batches
-    )
-    fastest = max(timings, key=lambda entry: entry.throughput.value)
-    peak = spread_where_known([r.batches[smallest].peak for r in rounds])
-    return EngineProfile(
-        engine=engine.name,
-        kind="teacher" if teacher else "expert",
-        department=None if teacher else engine.department,
-        tasks=tuple(task.name for task in engine.tasks),
-        target=engine.target,
-        precision=engine.precision,
-        bytes=engine.bytes,
-        facts=rounds[0].facts,
-        cold_start=ColdStart(
-            **{name: spread([r.cold[name] for r in rounds]) for name in rounds[0].cold}
-        ),
-        memory=Memory(
-            empty=spread_where_known([r.empty for r in rounds]),
-            loaded=spread_where_known([r.loaded for r in rounds]),
-            peak=peak,
-            source=NO_SOURCE if peak is None else SOURCE,
-        ),
-        timings=timings,
-        scores=tuple(scores),
-        build_seconds=engine.build_seconds,
-        best_batch=fastest.batch if protocol.best_batches else None,
-        stages=Stages(
-            **{name: spread([r.stages[name] for r in rounds]) for name in rounds[0].stages}
-        ),
-        joules=spread_where_known([r.joules for r in rounds]),
-        conditions=tuple(r.conditions for r in rounds),
-    )
-
-
-def comparison(
-    expert: EngineProfile, teacher: EngineProfile, differences: Iterable[Difference]
-) -> Comparison:
-    """An expert beside the teacher, both measured in the same rounds."""
-    return Comparison(
-        engine=expert.engine,
-        teacher=teacher.engine,
-        latency=tuple(_ratios(expert, teacher)),
-        memory=_peak_ratio(expert, teacher),
-        size=teacher.bytes / expert.bytes,
-        scores=tuple(differences),
-    )
-
-
-def single_calls(measured: Mapping[str, Sequence[Round]]) -> dict[str, npt.NDArray[np.int64]]:
-    """Every call of every round, by the name it has in `calls.safetensors`."""
-    return {
-        calls_name(engine, batch, number): part.calls
-        for engine, rounds in measured.items()
-        for number, one in enumerate(rounds)
-        for batch, part in one.batches.items()
-    }
-
-
-def _ratios(expert: EngineProfile, teacher: EngineProfile) -> Iterator[BatchRatio]:
-    slow = {timing.batch: timing for timing in teacher.timings}
-    for fast in expert.timings:
-        if fast.batch in slow:  # each has a best batch of its own
-            yield batch_ratio(slow[fast.batch], fast)
-
-
-def _peak_ratio(expert: EngineProfile, teacher: EngineProfile) -> float | None:
-    mine, theirs = expert.memory.peak, teacher.memory.peak
-    # A peak below an empty process's is noise of a few pages, and no base for a ratio.
-    if mine is None or theirs is None or mine.median <= 0:
-        return None
-    return theirs.median / mine.median

@@ -36,16 +36,19 @@ class Session:
     """One worker's engine and what is asked of it."""
 
     def __init__(self) -> None:
-        from lorkd_deploy.profiling.memory import resident
+        from lorkd_deploy.profiling.memory import proportional, resident
 
-        self.resident = resident
+        self.resident, self.proportional = resident, proportional
         self.empty = resident().now
         self.runner: Runner | None = None
+        self.earlier: list[Runner] = []  # opened before, and still open: several in one process
 
     def open(self, request: dict[str, Any], _: bytes) -> Answer:
         """Import the runtime, load the engine; → times in ms, memory in MiB, the runner's facts."""
         from lorkd_deploy.runtime import RunOptions, exporter
 
+        if self.runner is not None:
+            self.earlier.append(self.runner)
         started = time.perf_counter_ns()
         module = exporter(request["target"])
         module.probe()
@@ -58,6 +61,7 @@ class Session:
             "load": (loaded - imported) / 1e6,
             "empty": self.empty,
             "loaded": self._over_empty(self.resident().now),
+            "allocated": self._allocated(),
             "facts": self.runner.facts,
         }, b""
 
@@ -83,6 +87,7 @@ class Session:
         images = (warm + len(calls)) * size
         return {
             "peak": peak,
+            "allocated": self._allocated(),
             "interruptions": after - before,
             "images": images,
         }, calls.tobytes()
@@ -101,6 +106,22 @@ class Session:
 
         return run(self._runner(), request), b""
 
+    def memory(self, _request: dict[str, Any], _: bytes) -> Answer:
+        """This process's resident and proportional memory now, MiB, nothing taken off."""
+        return {"resident": self.resident().now, "proportional": self.proportional()}, b""
+
+    def files(self, _request: dict[str, Any], _: bytes) -> Answer:
+        """Every file that this process has mapped or imported."""
+        from lorkd_deploy.profiling.page_cache import mapped_files
+
+        imported = {
+            path
+            for module in list(sys.modules.values())
+            for path in (getattr(module, "__file__", None), getattr(module, "__cached__", None))
+            if path
+        }
+        return {"files": sorted({*mapped_files(), *imported})}, b""
+
     def used(self, _request: dict[str, Any], _: bytes) -> Answer:
         """CPU seconds that this process has used so far, all its threads together."""
         spent = resource.getrusage(resource.RUSAGE_SELF)
@@ -118,8 +139,13 @@ class Session:
         return {"shape": list(logits.shape)}, logits.tobytes()
 
     def close(self) -> None:
-        if self.runner is not None:
-            self.runner.close()
+        for runner in (*self.earlier, *([self.runner] if self.runner else [])):
+            runner.close()
+
+    def _allocated(self) -> float | None:
+        """MiB that the runtime's own allocator holds on the GPU, where the runner tells."""
+        tell = getattr(self.runner, "allocated", None)
+        return None if tell is None else tell() / (1 << 20)
 
     def _runner(self) -> Runner:
         if self.runner is None:
@@ -193,6 +219,8 @@ def _serve(requests: Any, replies: Any) -> None:
         "stages": session.stages,
         "scenario": session.scenario,
         "used": session.used,
+        "memory": session.memory,
+        "files": session.files,
     }
     while True:
         try:

@@ -32,18 +32,19 @@ def markdown(page: Page) -> str:
         parts.append("To know when you read these figures:")
         parts.append("\n".join(f"- {plain(text)}" for text in page.warnings))
     parts += section(page.summary, 2)
+    if page.together:
+        parts += section(page.together, 2)
     parts += ["## Departments", plain(page.departments_intro)]
     for department in page.departments:
         parts += [f"### {plain(department.name)}", *map(plain, department.about)]
-        for table in department.tables:
-            parts += section(table, 4)
-        for table in department.matrices:
+        for table in (*department.quality, *department.matrices, *department.tables):
             parts += section(table, 4)
         for figure in department.figures:
             parts += section(figure.data, 4)
     parts += ["## Proof that each engine equals its model", plain(page.proof_intro)]
     parts += section(page.proof, 3)
     parts += ["## How this was measured", *map(plain, page.protocol)]
+    parts += ["### What the words mean", facts(page.glossary)]
     parts += ["### Environment", facts(page.environment)]
     parts += ["### Where this comes from", facts(page.provenance)]
     return "\n\n".join(parts) + "\n"

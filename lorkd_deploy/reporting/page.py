@@ -8,11 +8,14 @@ from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.reporting import curves, quality, scenarios, tables, words
 from lorkd_deploy.reporting.cells import UNMEASURED
 from lorkd_deploy.reporting.distribution import distribution
+from lorkd_deploy.reporting.glossary import glossary
+from lorkd_deploy.reporting.memory import memory, together
 from lorkd_deploy.reporting.plot import Figure
 from lorkd_deploy.reporting.proof import proof
 from lorkd_deploy.reporting.samples import Sample, samples
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.stages import stages
+from lorkd_deploy.reporting.starting import starting
 from lorkd_deploy.reporting.table import Table
 from lorkd_deploy.reporting.tradeoff import MEASURES, tradeoffs
 
@@ -33,6 +36,7 @@ class Department:
 
     name: str
     about: tuple[str, ...]
+    quality: tuple[Table, ...]  # how right the answers are: what a department asks first
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...]
     curves: tuple[Figure, ...] = ()
@@ -52,6 +56,7 @@ class Page:
     no_device: tuple[str, str]
     warnings: tuple[str, ...]
     summary: Table
+    together: Table | None
     tradeoff_intro: str
     tradeoffs: tuple[Figure, ...]
     measures: dict[str, str]
@@ -60,8 +65,16 @@ class Page:
     proof_intro: str
     proof: Table
     protocol: tuple[str, ...]
+    glossary: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...]
     provenance: tuple[tuple[str, str], ...]
+
+    @property
+    def all_tables(self) -> tuple[Table, ...]:
+        """Every table that can be downloaded, those of the plots too, in the page's order."""
+        own = (self.summary, *([self.together] if self.together else []))
+        parts = [t for d in self.departments for t in (*d.quality, *d.matrices, *d.tables)]
+        return (*own, *parts, *(figure.data for figure in self.figures), self.proof)
 
     @property
     def figures(self) -> tuple[Figure, ...]:
@@ -86,6 +99,7 @@ def page(sources: Sources, *, images: bool = False) -> Page:
         no_device=words.NO_DEVICE,
         warnings=(*words.warnings(sources), *scenarios.warnings(sources)),
         summary=tables.summary(sources),
+        together=together(sources),
         tradeoff_intro="Each dotted line is one task, from the foundation model (open diamond) to "
         "the department's expert (filled). Bars are 95 % intervals. Point at a mark for its "
         "figures; drag to enlarge, double-click to go back.",
@@ -102,6 +116,7 @@ def page(sources: Sources, *, images: bool = False) -> Page:
         "any machine can rebuild, and test images where they are at hand.",
         proof=proof(sources),
         protocol=(*words.protocol(profile), *scenarios.protocol(sources)),
+        glossary=glossary(sources),
         environment=tuple(words.environment(profile)),
         provenance=tuple(_provenance(sources)),
     )
@@ -116,17 +131,21 @@ def _over(sources: Sources) -> str:
 
 def _department(sources: Sources, name: str, number: int, *, images: bool) -> Department:
     tasks = [task for task in sources.manifest.tasks if task.department == name]
+    answers = [
+        tables.accuracy(sources, name, f"department-{number}-accuracy"),
+        quality.decisions(sources, name, f"department-{number}-decisions"),
+        quality.against(sources, name, f"department-{number}-against"),
+    ]
     listed = [
         tables.engines(sources, name, f"department-{number}-engines"),
         tables.batches(sources, name, f"department-{number}-batches"),
         stages(sources, name, f"department-{number}-stages"),
-        tables.accuracy(sources, name, f"department-{number}-accuracy"),
-        quality.decisions(sources, name, f"department-{number}-decisions"),
-        quality.against(sources, name, f"department-{number}-against"),
+        starting(sources, name, f"department-{number}-start"),
+        memory(sources, name, f"department-{number}-memory"),
         scenarios.scenarios(sources, name, f"department-{number}-scenarios"),
     ]
     if not tables.of_department(sources, name):
-        listed = listed[3:]  # no engine was measured: only what training wrote down is known
+        listed = listed[5:]  # no engine was measured: only what training wrote down is known
     plot = distribution(sources, name, f"department-{number}-latency")
     known = [given for task in tasks if (given := curves.of_task(sources, task))]
     drawn: list[Figure] = []
@@ -139,6 +158,7 @@ def _department(sources: Sources, name: str, number: int, *, images: bool) -> De
     return Department(
         name,
         tuple(describe(task) for task in tasks),
+        tuple(table for table in answers if table),
         tuple(table for table in listed if table),
         (plot,) if plot else (),
         tuple(drawn),

@@ -14,19 +14,24 @@ from lorkd_deploy.reporting.sources import read_sources
 from lorkd_deploy.run import open_run
 from lorkd_deploy.storage import inside, write_atomic
 
+TABLES = "report-csv"
+
 
 class ReportFiles(BaseModel):
-    """What `report` wrote; a model card for each department, in the recipe's order."""
+    """What `report` wrote; a model card for each department, in the recipe's order, and a CSV file
+    for each table and plot, in the page's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     html: Path
     markdown: Path
     model_cards: tuple[Path, ...]
+    tables: tuple[Path, ...] = ()
 
 
 def report(run: str | Path, *, images: bool = False) -> ReportFiles:
-    """Write the report of RUN: `report.html`, `report.md`, `cards/DEPARTMENT/model_card.md`.
+    """Write the report of RUN: `report.html`, `report.md`, `report-csv/TABLE.csv` and
+    `cards/DEPARTMENT/model_card.md`.
 
     `images` puts up to eight test images a task into the page, with what both models say of them:
     off by default, since they may be patients' images and the page is made to be passed on.
@@ -42,10 +47,19 @@ def report(run: str | Path, *, images: bool = False) -> ReportFiles:
         inside(folder, f"cards/{name}/model_card.md"): model_card(sources, name)
         for name in sources.manifest.departments
     }
+    tables = {
+        inside(folder, f"{TABLES}/{table.key}.csv"): table.csv() for table in content.all_tables
+    }
     files = ReportFiles(
-        html=folder / "report.html", markdown=folder / "report.md", model_cards=tuple(cards)
+        html=folder / "report.html",
+        markdown=folder / "report.md",
+        model_cards=tuple(cards),
+        tables=tuple(tables),
     )
-    texts = {files.html: html(content), files.markdown: markdown(content), **cards}
+    texts = {files.html: html(content), files.markdown: markdown(content), **cards, **tables}
+    for file in (folder / TABLES).glob("*.csv"):
+        if file not in tables:
+            file.unlink()  # of an earlier report, of what is measured no more
     for file, text in texts.items():
         write_atomic(file, text.encode())
     return files

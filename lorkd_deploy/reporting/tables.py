@@ -106,20 +106,17 @@ def _quality(pair: Pair) -> tuple[Cell, ...]:
 
 
 def engines(sources: Sources, department: str, key: str) -> Table:
-    """Latency, start-up, memory and size of a department's engines and of the teacher's."""
+    """Latency, memory and size of a department's engines and of the teacher's."""
     columns: tuple[Column, ...] = (
         Column("engine", "Engine", numeric=False),
         Column("p50_ms", "p50", hint="median, ms"),
         Column("p90_ms", "p90", hint="ms"),
         Column("p99_ms", "p99", hint="ms"),
         Column("p99_9_ms", "p99.9", hint="ms"),
+        Column("mean_ms", "Mean", hint="ms"),
         Column("images_per_s", "Throughput", hint="images per second at the same batch"),
-        Column("load_ms", "Load", hint="median over rounds"),
-        Column("first_ms", "First answer", hint="first call after loading, median over rounds"),
-        Column("start_ms", "From start", hint="start of the process to the first answer"),
         Column("peak_mib", "Peak memory", hint="over an empty process, median over rounds"),
         Column("size_bytes", "File size"),
-        Column("build_s", "Build", hint="seconds that its export took, where it was exported"),
     )
     listed = of_department(sources, department)
     rows = [_engine_row(engine) for engine in listed]
@@ -153,20 +150,17 @@ def engine_name(engine: EngineProfile) -> str:
 
 
 def _engine_row(engine: EngineProfile) -> tuple[Cell, ...]:
-    timing, cold = engine.latency, engine.cold_start
+    timing = engine.latency
     return (
         words(engine_name(engine), note=f"{engine.target} {engine.precision}"),
         number(timing.p50.value, note=between(timing.p50)),
         number(timing.p90),
         number(timing.p99),
         number(timing.p99_9),
+        number(timing.mean),
         number(timing.throughput.value, unit="/s", note=between(timing.throughput)),
-        number(cold.load.median),
-        number(cold.first_inference.median),
-        number(cold.process_to_first_answer.median),
         spread(engine.memory.peak, "MiB"),
         mebibytes(engine.bytes),
-        number(engine.build_seconds, 2, "s"),
     )
 
 

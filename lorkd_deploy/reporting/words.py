@@ -186,8 +186,8 @@ def protocol(profile: Profile | None) -> list[str]:
         "threshold, and expected calibration error is that of 15 bins of equal width (Guo et al. "
         "2017).",
         "Memory is resident memory over a process that has Python and NumPy but no engine. Load, "
-        "first answer and the time from the start of the process are measured in every round; "
-        "files may already be in the system's cache.",
+        "first answer and the time from the start of the process are measured in every round. "
+        + _cold(how),
         " ".join(_extras(how)),
         _interrupted(profile),
     ]
@@ -214,6 +214,15 @@ def _extras(how: Protocol) -> list[str]:
             "the least disturbed attempt kept."
         )
     return found or ["Rounds were not watched for disturbances."]
+
+
+def _cold(how: Protocol) -> str:
+    if not how.uncached:
+        return "Files may already be in the system's cache."
+    return (
+        "The files are in the system's cache then; after each round the engine is started once "
+        "more with its files out of it, which the kernel was asked for and then asked about."
+    )
 
 
 def _interrupted(profile: Profile) -> str:
@@ -256,6 +265,8 @@ def environment(profile: Profile | None) -> list[tuple[str, str]]:
         facts.append((f"Engines in {target}", ", ".join(f"{k} {v}" for k, v in done.items())))
     if profile.protocol.power:
         facts.append(("Energy", _energy(profile.protocol)))
+    if profile.protocol.gpu_memory:
+        facts.append(("GPU memory", profile.protocol.gpu_memory))
     if env.battery:
         facts.append(("Power", "battery: clocks may have been lowered"))
     if env.load:

@@ -142,6 +142,7 @@ class Hospital:
                     "seed": 5,
                     "repeats": 0,
                     "largest_batch": 0,
+                    "uncached": False,
                 },
             }
         )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,8 @@ from lorkd_deploy.deploy.artifact import Artifact, EngineFile, EngineTask
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling import rounds
 from lorkd_deploy.profiling.conditions import Snapshot, conditions, snapshot
+from lorkd_deploy.profiling.gpu_memory import GpuMemory
+from lorkd_deploy.profiling.nvml import GpuState
 from lorkd_deploy.profiling.pipeline import draw_image
 from lorkd_deploy.profiling.power import Power
 from lorkd_deploy.profiling.profile import Conditions, Protocol
@@ -62,6 +67,27 @@ def test_a_round_is_disturbed_beyond_a_tenth(
     assert (found.mhz, found.celsius) == (2400, 63.5)
 
 
+def test_heat_disturbs_a_round(machine: Path) -> None:
+    for cpu, count in (("cpu0", 3), ("cpu1", 4)):
+        file = machine / f"sys/devices/system/cpu/{cpu}/thermal_throttle/core_throttle_count"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{count}\n")
+    before = snapshot([1], machine)
+    assert before.slowdowns == 7
+    assert not conditions(before, before, 0, [1], machine).disturbed
+    found = conditions(before, replace(before, slowdowns=9), 0, [1], machine)
+    assert (found.slowdowns, found.disturbed) == (2, True)
+
+
+def test_a_gpu_that_is_slowed_disturbs_a_round(tmp_path: Path) -> None:
+    state = snapshot([0], tmp_path)
+    seen = GpuState(900, 84, "software thermal slow-down")
+    gpu: Any = SimpleNamespace(state=lambda: seen)
+    found = conditions(state, state, 0, [0], tmp_path, nvml=gpu)
+    assert (found.gpu_mhz, found.gpu_celsius, found.disturbed) == (900, 84, True)
+    assert found.gpu_slowed == "software thermal slow-down"
+
+
 def test_what_the_kernel_does_not_tell_disturbs_nothing(tmp_path: Path) -> None:
     state = snapshot([0], tmp_path)
     found = conditions(state, state, 0, [0], tmp_path)
@@ -109,14 +135,15 @@ def test_a_disturbed_round_is_repeated_and_the_quietest_kept(
     draw_image(tmp_path / "image.png", 0)
     told = iter(shares)
 
-    def scripted(*_: object) -> Conditions:
+    def scripted(*_: object, **__: object) -> Conditions:
         share = next(told)
         return Conditions(
             others=share, throttled=None, mhz=None, celsius=None, disturbed=share > 0.1
         )
 
     monkeypatch.setattr(rounds, "conditions", scripted)
-    found = rounds.measure_round(engine, protocol, tmp_path / "image.png", Power((), 0.0))
+    instruments = rounds.Instruments(Power((), 0.0), GpuMemory("none"))
+    found = rounds.measure_round(engine, protocol, tmp_path / "image.png", instruments)
     assert (found.conditions.others, found.conditions.attempts) == kept
     assert len(found.batches[1].calls) == 2
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorkd_deploy.profiling.power import NO_SOURCE, Meter, Power, Reading, meters, open_power
+from lorkd_deploy.profiling.rails import Integrator, rails
 
 
 def package(root: Path, zone: str, name: str, microjoules: int) -> Path:
@@ -63,3 +64,49 @@ def test_without_a_counter_nothing_is_invented() -> None:
     assert power.now() is None
     assert power.above_idle(None, images=1) is None
     assert power.source == NO_SOURCE
+
+
+def jetson(root: Path, *channels: tuple[str, int, int]) -> None:
+    """INA3221 channels: a label, millivolts and milliamperes each."""
+    folder = root / "sys/class/hwmon/hwmon3"
+    folder.mkdir(parents=True)
+    (folder / "name").write_text("ina3221\n")
+    for number, (label, volts, amperes) in enumerate(channels, 1):
+        (folder / f"in{number}_label").write_text(f"{label}\n")
+        (folder / f"in{number}_input").write_text(f"{volts}\n")
+        (folder / f"curr{number}_input").write_text(f"{amperes}\n")
+    (folder / "in7_label").write_text("sum of shunt voltages\n")
+
+
+def test_a_jetsons_rails_are_summed_up_over_time(tmp_path: Path) -> None:
+    jetson(tmp_path, ("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 400))
+    (meter,) = [meter for meter in meters(tmp_path) if meter.name != "NVML"]
+    assert meter.name == "rail VDD_IN"  # it feeds the others, which are not counted twice
+    before, began = meter.read(), time.monotonic()
+    time.sleep(0.2)
+    spent, took = meter.read() - before, time.monotonic() - began
+    assert spent == pytest.approx(5.0 * took, rel=0.05)
+
+
+def test_without_a_rail_for_all_every_rail_counts(tmp_path: Path) -> None:
+    jetson(tmp_path, ("VDD_GPU_SOC", 19_000, 100), ("VDD_CPU_CV", 19_000, 200))
+    assert [(rail.name, rail.watts()) for rail in rails(tmp_path)] == [
+        ("VDD_GPU_SOC", pytest.approx(1.9)),
+        ("VDD_CPU_CV", pytest.approx(3.8)),
+    ]
+
+
+def test_a_reading_that_fails_is_spanned_by_the_next() -> None:
+    readings = iter([2.0, OSError("busy"), 4.0, 4.0])
+
+    def watts() -> float:
+        value = next(readings)
+        if isinstance(value, OSError):
+            raise value
+        return value
+
+    meter = Integrator(watts, every=1000)
+    time.sleep(0.05)
+    with pytest.raises(OSError, match="busy"):
+        meter.joules()
+    assert meter.joules() >= 3.0 * 0.05

@@ -29,6 +29,7 @@ from lorkd_deploy.profiling.profile import (
     Score,
     Spread,
     Stages,
+    Together,
     answers_name,
     calls_name,
     labels_name,
@@ -255,15 +256,32 @@ def _profile(folder: Path, bundle_sha256: str, tasks: Any, *, teacher: bool) -> 
             order=tuple(order if i % 2 else order[::-1] for i in range(ROUNDS)),
             margin=0.02,
             clock="time.perf_counter_ns",
+            uncached=True,
+            gpu_memory="not measured: nvidia-ml-py is not installed",
         ),
         environment=_environment(),
         engines=tuple(engines),
         comparisons=tuple(comparisons),
         calls_sha256=sha256_file(folder / "calls.safetensors"),
         answers_sha256=sha256_file(folder / "answers.safetensors"),
+        together=(_together([e.engine for e in experts], 5_120_000),) if len(experts) > 1 else (),
         notes=("Fixture: the figures on this page are made up, for tests of its layout.",),
     )
     (folder / "profile.json").write_bytes(canonical_json(profile.model_dump(mode="json")))
+
+
+def _together(experts: list[str], size: int) -> Together:
+    return Together(
+        target="onnx",
+        precision="fp32",
+        engines=tuple(experts),
+        bytes=size * len(experts),
+        apart=80.0 * len(experts),
+        apart_shared=80.0 * len(experts) - 110,
+        one_process=80.0 + 10 * (len(experts) - 1),
+        one_engine=80,
+        empty=38,
+    )
 
 
 def _engine(
@@ -305,9 +323,17 @@ def _engine(
             load=_spread(milliseconds * 9),
             first_inference=_spread(milliseconds * 1.8),
             process_to_first_answer=_spread(290 + milliseconds * 11),
+            uncached_load=_spread(milliseconds * 18),
+            uncached_first_inference=_spread(milliseconds * 2),
+            uncached_process_to_first_answer=_spread(900 + milliseconds * 11),
+            forgotten=_spread(0.97),
         ),
         memory=Memory(
-            empty=_spread(38), loaded=_spread(peak - 4), peak=_spread(peak), source="VmHWM"
+            empty=_spread(38),
+            loaded=_spread(peak - 4),
+            peak=_spread(peak),
+            source="VmHWM",
+            gpu_source="not measured: nvidia-ml-py is not installed",
         ),
         timings=tuple(timings),
         scores=scores,

@@ -166,7 +166,47 @@ def test_stages_and_build_time_are_shown(files: ReportFiles) -> None:
     rows = json.loads(found["department-1-stages.json"])
     assert [row["read_ms"] for row in rows] == [3.1, 3.1]
     assert rows[1]["end_to_end_ms"] == pytest.approx(8.15)
-    assert json.loads(found["department-1-engines.json"])[1]["build_s"] == 0.4
+    (teacher, expert) = json.loads(found["department-1-start.json"])
+    assert expert["build_s"] == 0.4
+    assert expert["uncached_load_ms"] == pytest.approx(2 * expert["load_ms"])
+    assert teacher["forgotten"] == 0.97
+
+
+def test_memory_alone_and_of_all_departments_together(files: ReportFiles) -> None:
+    found = downloads(files.html.read_text())
+    rows = json.loads(found["department-1-memory.json"])
+    assert rows[1]["loaded_mib"] < rows[1]["peak_mib"]
+    assert "gpu_mib" not in rows[1]
+    (row,) = json.loads(found["together-table.json"])
+    assert (row["apart_mib"], row["apart_shared_mib"], row["one_process_mib"]) == (320, 210, 110)
+    text = files.markdown.read_text()
+    assert "110 MiB shared" in text and "+10.0 MiB a department" in text
+    assert "GPU memory: not measured: nvidia-ml-py is not installed" in text
+
+
+def test_every_download_is_a_csv_file_beside_the_report(run: Path, files: ReportFiles) -> None:
+    found = downloads(files.html.read_text())
+    written = {file.name: file.read_bytes().decode() for file in files.tables}
+    assert written == {name: text for name, text in found.items() if name.endswith(".csv")}
+    assert {file.parent for file in files.tables} == {run / "report-csv"}
+
+
+def test_a_csv_file_of_what_is_measured_no_more_goes(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    before = set(report(run).tables)
+    (run / "profile/profile.json").unlink()
+    left = report(run).tables
+    assert set((run / "report-csv").iterdir()) == set(left) < before
+
+
+def test_answers_come_before_speed_and_words_are_explained(files: ReportFiles) -> None:
+    text = files.markdown.read_text()
+    chapter = text.split("### breast")[1].split("### chest")[0]
+    order = ("Accuracy on the test", "Confusion", "Latency, memory", "Cold start", "Memory")
+    places = [chapter.index(f"#### {title}") for title in order]
+    assert places == sorted(places)
+    assert "- Sensitivity: of the images that show the finding" in text
+    assert 'href="#words"' in files.html.read_text()
 
 
 def test_nothing_comes_from_the_network(files: ReportFiles) -> None:

@@ -1,0 +1,119 @@
+"""All rounds of an engine summed up, and an expert beside the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.profiling.memory import NO_SOURCE, SOURCE
+from lorkd_deploy.profiling.profile import (
+    BatchRatio,
+    ColdStart,
+    Comparison,
+    Difference,
+    EngineProfile,
+    Memory,
+    Protocol,
+    Score,
+    Spread,
+    Stages,
+    calls_name,
+)
+from lorkd_deploy.profiling.rounds import Round
+from lorkd_deploy.profiling.selection import is_teacher
+from lorkd_deploy.profiling.summary import batch_ratio, spread, spread_where_known, timing
+
+
+def engine_profile(
+    engine: Artifact, protocol: Protocol, rounds: Sequence[Round], scores: Sequence[Score]
+) -> EngineProfile:
+    """Everything that was measured of one engine."""
+    teacher = is_teacher(engine)
+    smallest = min(rounds[0].batches)
+    timings = tuple(
+        timing(batch, [r.batches[batch] for r in rounds]) for batch in rounds[0].batches
+    )
+    fastest = max(timings, key=lambda entry: entry.throughput.value)
+    peak = spread_where_known([r.batches[smallest].peak for r in rounds])
+    return EngineProfile(
+        engine=engine.name,
+        kind="teacher" if teacher else "expert",
+        department=None if teacher else engine.department,
+        tasks=tuple(task.name for task in engine.tasks),
+        target=engine.target,
+        precision=engine.precision,
+        bytes=engine.bytes,
+        facts=rounds[0].facts,
+        cold_start=ColdStart(
+            **{name: spread([r.cold[name] for r in rounds]) for name in rounds[0].cold},
+            **_spreads([r.uncached for r in rounds]),
+        ),
+        memory=Memory(
+            empty=spread_where_known([r.empty for r in rounds]),
+            loaded=spread_where_known([r.loaded for r in rounds]),
+            peak=peak,
+            source=NO_SOURCE if peak is None else SOURCE,
+            gpu=spread_where_known([r.gpu for r in rounds]),
+            allocator=spread_where_known([r.allocator for r in rounds]),
+            unified=spread_where_known([r.unified for r in rounds]),
+            gpu_source=protocol.gpu_memory,
+        ),
+        timings=timings,
+        scores=tuple(scores),
+        build_seconds=engine.build_seconds,
+        best_batch=fastest.batch if protocol.best_batches else None,
+        stages=Stages(
+            **{name: spread([r.stages[name] for r in rounds]) for name in rounds[0].stages}
+        ),
+        joules=spread_where_known([r.joules for r in rounds]),
+        conditions=tuple(r.conditions for r in rounds),
+    )
+
+
+def _spreads(rounds: Sequence[dict[str, float] | None]) -> dict[str, Spread]:
+    known = [entry for entry in rounds if entry is not None]
+    if len(known) < len(rounds):
+        return {}
+    return {name: spread([entry[name] for entry in known]) for name in known[0]}
+
+
+def comparison(
+    expert: EngineProfile, teacher: EngineProfile, differences: Iterable[Difference]
+) -> Comparison:
+    """An expert beside the teacher, both measured in the same rounds."""
+    return Comparison(
+        engine=expert.engine,
+        teacher=teacher.engine,
+        latency=tuple(_ratios(expert, teacher)),
+        memory=_peak_ratio(expert, teacher),
+        size=teacher.bytes / expert.bytes,
+        scores=tuple(differences),
+    )
+
+
+def single_calls(measured: Mapping[str, Sequence[Round]]) -> dict[str, npt.NDArray[np.int64]]:
+    """Every call of every round, by the name it has in `calls.safetensors`."""
+    return {
+        calls_name(engine, batch, number): part.calls
+        for engine, rounds in measured.items()
+        for number, one in enumerate(rounds)
+        for batch, part in one.batches.items()
+    }
+
+
+def _ratios(expert: EngineProfile, teacher: EngineProfile) -> Iterator[BatchRatio]:
+    slow = {timing.batch: timing for timing in teacher.timings}
+    for fast in expert.timings:
+        if fast.batch in slow:  # each has a best batch of its own
+            yield batch_ratio(slow[fast.batch], fast)
+
+
+def _peak_ratio(expert: EngineProfile, teacher: EngineProfile) -> float | None:
+    mine, theirs = expert.memory.peak, teacher.memory.peak
+    # A peak below an empty process's is noise of a few pages, and no base for a ratio.
+    if mine is None or theirs is None or mine.median <= 0:
+        return None
+    return theirs.median / mine.median
