@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -175,6 +176,14 @@ def engine_path(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise ArtifactError(f"{name} is missing", where=folder, fix="run `lorkd export` again")
     return path
+
+
+def older(name: str, version: str, oldest: tuple[int, ...]) -> str | None:
+    """Why a runtime of this version can't be used: it is older than `oldest`; None if it isn't."""
+    parts = [int(part) for part in re.findall(r"\d+", version)[: len(oldest)]]
+    if tuple(parts) >= oldest:
+        return None
+    return f"{name} {version} is too old: {'.'.join(map(str, oldest))} is needed"
 
 
 def first_line(exc: Exception) -> str:

@@ -1,7 +1,8 @@
 """ONNX Runtime: the fused ONNX model is the engine.
 
 Threads are pinned, since the runtime would take the host's count and not the container's
-(onnxruntime#8313), and the provider is named, since it would fall back to another silently.
+(onnxruntime#8313). Execution providers are named and nothing else may run: left to itself the
+runtime warns and takes the CPU. Those that an engine is exported for lie beside it.
 """
 
 from __future__ import annotations
@@ -12,31 +13,68 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     F32,
     EngineFiles,
     EngineSpec,
-    NoOptions,
     Probe,
     RunOptions,
     engine_path,
     first_line,
+    older,
     parse_options,
     require_precision,
 )
+from lorkd_deploy.storage import canonical_json, read_json, write_atomic
+from lorkd_exporters._nodes import with_nodes
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
 
 MODEL = "model.onnx"
-PROVIDER = "CPUExecutionProvider"
+CHOSEN = "providers.json"
+CPU = "CPUExecutionProvider"
+PROVIDERS = {
+    "CPU": CPU,
+    "CUDA": "CUDAExecutionProvider",
+    "TensorRT": "TensorrtExecutionProvider",
+    "OpenVINO": "OpenVINOExecutionProvider",
+}
+# Without these fp32 would be TF32 on the GPU, and what OpenVINO likes best on the CPU.
+SETTINGS = {
+    "CUDAExecutionProvider": {"use_tf32": "0"},
+    "OpenVINOExecutionProvider": {"device_type": "CPU", "precision": "FP32"},
+}
+OLDEST = (1, 23)
 PRECISIONS = ("fp32", "fp16", "int8")
 INSTALL = "python -m pip install 'lorkd-deploy[onnx]'"
 
 
+class Options(BaseModel):
+    """What `--option` can say to this target, and `RunOptions` to its engines."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    providers: tuple[str, ...] = Field(
+        default=("CPU",),
+        min_length=1,
+        description=f"execution providers, the best first: {', '.join(PROVIDERS)}",
+    )
+
+    @field_validator("providers")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        spelt = {name.lower(): name for name in PROVIDERS}
+        if unknown := [name for name in names if name.lower() not in spelt]:
+            raise ValueError(f"{', '.join(unknown)} is none of {', '.join(PROVIDERS)}")
+        return tuple(dict.fromkeys(spelt[name.lower()] for name in names))
+
+
 def probe() -> Probe:
-    """Whether ONNX Runtime is here and has its CPU provider."""
+    """Whether ONNX Runtime is here, new enough, and has its CPU provider."""
     try:
         import onnxruntime
     except ImportError as exc:
@@ -44,30 +82,45 @@ def probe() -> Probe:
         reason = "onnxruntime is not installed" if missing else f"onnxruntime is broken: {exc}"
         return Probe(False, False, None, reason=reason, fix=INSTALL)
     version: str = onnxruntime.__version__
-    if PROVIDER not in onnxruntime.get_available_providers():
-        return Probe(False, False, version, reason=f"it was built without {PROVIDER}", fix=INSTALL)
+    if reason := older("onnxruntime", version, OLDEST):
+        return Probe(False, False, version, reason=reason, fix=INSTALL)
+    if CPU not in onnxruntime.get_available_providers():
+        return Probe(False, False, version, reason=f"it was built without {CPU}", fix=INSTALL)
     return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:])
 
 
 def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
-    """Take the model as it is, in its precision; raises `RuntimeUnavailableError` for another."""
+    """Take the model as it is, in its precision, for the execution providers that are asked for.
+
+    Raises `RuntimeUnavailableError` for a precision or provider that isn't here.
+    """
     require_precision("onnx", spec.precision, probe())
-    parse_options("onnx", NoOptions, spec.options)
+    options = parse_options("onnx", Options, spec.options)
+    _require(options.providers)
     shutil.copyfile(onnx_path, folder / MODEL)
-    return EngineFiles((MODEL,))
+    if options == Options():
+        return EngineFiles((MODEL,))
+    chosen = options.model_dump(mode="json")
+    write_atomic(folder / CHOSEN, canonical_json(chosen))
+    return EngineFiles((MODEL, CHOSEN), {"options": chosen})
 
 
 def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
-    """Load `files[0]` on the CPU with `options.threads` threads.
+    """Load `files[0]` with `options.threads` CPU threads.
 
-    Raises `ArtifactError` for a missing or damaged model, `RuntimeUnavailableError` where ONNX
-    Runtime can't run here.
+    It runs on the providers that `options` name, else on those it was exported for. Raises
+    `ArtifactError` for a missing or damaged model, `RuntimeUnavailableError` where ONNX Runtime,
+    or a provider, can't run here.
     """
     found = probe()
     if not found.can_run:
         raise RuntimeUnavailableError(f"onnx can't run here: {found.reason}", fix=found.fix)
-    parse_options("onnx", NoOptions, options.options)
-    session = _session(engine_path(folder, files[0]), options.threads)
+    given = dict(options.options)
+    if CHOSEN in files and "providers" not in given:
+        given |= read_json(engine_path(folder, CHOSEN), ArtifactError)
+    providers = parse_options("onnx", Options, given).providers
+    _require(providers)
+    session = _session(engine_path(folder, files[0]), options.threads, providers)
     return OnnxRunner(session, options.threads)
 
 
@@ -92,6 +145,8 @@ class OnnxRunner:
             "precision": session.get_modelmeta().custom_metadata_map.get("lorkd.precision", "fp32"),
             "threads": threads,
         }
+        if session.get_providers() != [CPU]:
+            self.facts["nodes"] = _nodes_by_provider(session)
 
     def __call__(self, batch: F32) -> F32:
         """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
@@ -119,21 +174,75 @@ class OnnxRunner:
         self.close()
 
 
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _require(providers: Sequence[str]) -> None:
+    """Raise `RuntimeUnavailableError` for a provider that this ONNX Runtime doesn't have."""
+    import onnxruntime
+
+    here = onnxruntime.get_available_providers()
+    if missing := [name for name in providers if PROVIDERS[name] not in here]:
+        raise RuntimeUnavailableError(
+            f"this ONNX Runtime has no execution provider {', '.join(missing)}",
+            fix="it has: "
+            + ", ".join(name for name, full in PROVIDERS.items() if full in here)
+            + "; onnxruntime-gpu (CUDA, TensorRT) and onnxruntime-openvino are builds of their own",
+        )
+
+
+def _session(path: Path, threads: int, providers: Sequence[str]) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1  # operators one after the other: these networks are chains
     options.log_severity_level = 3  # what is wrong comes as an exception; warnings are for us
+    asked = [PROVIDERS[name] for name in providers]
+    if CPU not in asked:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if asked != [CPU]:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+        # Where a provider fails, the runtime prints so and tries the CPU, unless it is forbidden.
+        session = onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=[(name, SETTINGS.get(name, {})) for name in asked],
+            enable_fallback=0,
+        )
     except Exception as exc:  # the runtime has no base class for its errors
-        raise ArtifactError(
-            f"{path.name} is damaged or no model: {first_line(exc)}",
+        raise _refused(path, exc) from exc
+    real = session.get_providers()
+    if real[: len(asked)] != asked:
+        raise RuntimeUnavailableError(
+            f"ONNX Runtime would run it on {', '.join(real)}, {', '.join(asked)} was asked for",
+            fix="the provider's libraries could not be loaded: `lorkd doctor` shows the GPU",
+        )
+    return session
+
+
+def _refused(path: Path, exc: Exception) -> ArtifactError:
+    """Why ONNX Runtime doesn't load a model: one that is none, or has what it can't do."""
+    said, kind = first_line(exc), type(exc).__name__
+    if kind in {"InvalidProtobuf", "NoModel", "NoSuchFile", "InvalidArgument"}:
+        return ArtifactError(
+            f"{path.name} is damaged or no model: {said}",
             where=path.parent,
             fix="run `lorkd export` again",
-        ) from exc
+        )
+    return ArtifactError(
+        f"ONNX Runtime can't run this model: {with_nodes(said, path)}",
+        where=path.parent,
+        fix="run `lorkd export` again; if that fails too, choose another target",
+    )
+
+
+def _nodes_by_provider(session: onnxruntime.InferenceSession) -> dict[str, int] | None:
+    """How many nodes of the optimised graph each provider runs; None where it can't be asked."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # before 1.24
+        return None
+    counts: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    return counts
 
 
 def _closed(*_: object) -> Any:

@@ -19,10 +19,10 @@ from lorkd_deploy.runtime import (
     F32,
     EngineFiles,
     EngineSpec,
-    NoOptions,
     Probe,
     RunOptions,
     engine_path,
+    older,
     parse_options,
     require_precision,
 )
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
+OLDEST = (2026, 4)
 INSTALL = "python -m pip install 'lorkd-deploy[openvino]'"
 
 
@@ -42,6 +43,22 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str = Field(default="CPU", description="CPU, GPU or NPU, as OpenVINO calls them")
+    cache: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a folder for compiled models, so that later openings are faster; a relative "
+        "one lies beside the engine",
+    )
+
+
+class Opening(BaseModel):
+    """What `RunOptions` can say to this target's engines."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cache: str | None = Field(
+        default=None, min_length=1, description="a folder for compiled models, not the exported one"
+    )
 
 
 def probe() -> Probe:
@@ -53,6 +70,8 @@ def probe() -> Probe:
         reason = "openvino is not installed" if missing else f"openvino is broken: {exc}"
         return Probe(False, False, None, reason=reason, fix=INSTALL)
     version = _version(openvino.__version__)
+    if reason := older("openvino", version, OLDEST):
+        return Probe(False, False, version, reason=reason, fix=INSTALL)
     core = openvino.Core()
     if "CPU" not in core.available_devices:
         return Probe(False, False, version, reason="it was installed without CPU", fix=INSTALL)
@@ -84,10 +103,12 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
         "precision": spec.precision,
         "inference_precision": hint,
     }
+    if options.cache is not None:
+        described["cache"] = options.cache
     for name, value in described.items():
         model.set_rt_info(value, ["lorkd", name])
     openvino.save_model(model, folder / MODEL, compress_to_fp16=spec.precision == "fp16")
-    return EngineFiles((MODEL, WEIGHTS), {"options": options.model_dump()})
+    return EngineFiles((MODEL, WEIGHTS), {"options": options.model_dump(exclude_none=True)})
 
 
 def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRunner:
@@ -96,7 +117,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     Raises `ArtifactError` for a missing or damaged file, `RuntimeUnavailableError` where OpenVINO,
     the device or the arithmetic isn't here.
     """
-    parse_options("openvino", NoOptions, options.options)
+    given = parse_options("openvino", Opening, options.options)
     found = probe()
     if not found.can_run:
         raise RuntimeUnavailableError(f"openvino can't run here: {found.reason}", fix=found.fix)
@@ -110,6 +131,8 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
             str(model.get_rt_info(["lorkd", name]).value)
             for name in ("device", "precision", "inference_precision")
         )
+        exported = model.has_rt_info(["lorkd", "cache"])
+        cache = str(model.get_rt_info(["lorkd", "cache"]).value) if exported else None
     except RuntimeError as exc:
         raise ArtifactError(
             f"{paths[0].name} is damaged or no engine: {_said(exc)}",
@@ -120,6 +143,9 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if device == "CPU":
         settings["INFERENCE_NUM_THREADS"] = options.threads
+    cache = given.cache or cache
+    if cache is not None:
+        settings["CACHE_DIR"] = str(folder / cache)
     try:
         compiled = core.compile_model(model, device, settings)
     except RuntimeError as exc:
@@ -140,6 +166,8 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
         "inference_precision": hint,
         "threads": options.threads,
     }
+    if cache is not None:
+        facts["from_cache"] = bool(compiled.get_property("LOADED_FROM_CACHE"))
     return OpenVinoRunner(compiled, facts)
 
 

@@ -20,6 +20,7 @@ from lorkd_deploy.runtime import (
     Probe,
     RunOptions,
     engine_path,
+    older,
     parse_options,
     require_precision,
 )
@@ -29,6 +30,7 @@ from lorkd_exporters._cuda import gpus
 
 PRECISIONS = ("fp32", "fp16", "int8")
 OLDEST = (10, 3)
+BLOCKED = {"11.3.0": "it can drop the bias of a matrix product, and gives wrong answers then"}
 INSTALL = "use the TensorRT of JetPack, or python -m pip install 'lorkd-deploy[tensorrt]'"
 
 
@@ -68,9 +70,12 @@ def probe() -> Probe:
         reason = "tensorrt is not installed" if missing else f"tensorrt is broken: {exc}"
         return Probe(False, False, None, reason=reason, fix=INSTALL)
     version: str = tensorrt.__version__
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        reason = f"TensorRT {version} is too old: {'.'.join(map(str, OLDEST))} is needed"
+    if reason := older("TensorRT", version, OLDEST):
         return Probe(False, False, version, reason=reason, fix=INSTALL)
+    for blocked, why in BLOCKED.items():
+        if version.startswith(blocked):
+            reason = f"TensorRT {version} is blocked: {why}"
+            return Probe(False, False, version, reason=reason, fix="install 11.4 or later")
     if not gpus():
         fix = "run `lorkd export` on the machine with the GPU"
         return Probe(False, False, version, reason="there is no GPU here", fix=fix)

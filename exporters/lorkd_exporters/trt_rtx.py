@@ -20,6 +20,7 @@ from lorkd_deploy.runtime import (
     Probe,
     RunOptions,
     engine_path,
+    older,
     parse_options,
     require_precision,
 )
@@ -27,6 +28,7 @@ from lorkd_exporters import _tensorrt
 from lorkd_exporters._cuda import gpus
 
 PRECISIONS = ("fp32", "fp16", "int8")
+OLDEST = (1, 7)
 SUPPORTED = (75, 80, 86, 89, 120, 121)
 INSTALL = "python -m pip install 'lorkd-deploy[tensorrt-rtx]'"
 Capability = Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
@@ -49,6 +51,8 @@ def probe() -> Probe:
         reason = "tensorrt_rtx is not installed" if missing else f"tensorrt_rtx is broken: {exc}"
         return Probe(False, False, None, reason=reason, fix=INSTALL)
     version: str = tensorrt_rtx.__version__
+    if reason := older("TensorRT for RTX", version, OLDEST):
+        return Probe(False, False, version, reason=reason, fix=INSTALL)
     found = gpus()
     if found and found[0].capability in SUPPORTED:
         return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:])

@@ -45,6 +45,16 @@ def export(
             show_default=False,
         ),
     ] = [],
+    providers: Annotated[
+        list[str],
+        typer.Option(
+            "--providers",
+            metavar="EP",
+            help="Execution provider of the onnx target: CPU, CUDA, TensorRT or OpenVINO; may be "
+            "repeated, the best first. No other runs what these can't.",
+            show_default="CPU",
+        ),
+    ] = [],
     department: Departments = [],
     task: Tasks = [],
     teacher: Annotated[
@@ -91,6 +101,7 @@ def export(
       lorkd export runs/small --precision auto --max-drop 0.2
       lorkd export runs/small --target openvino --precision bf16
       lorkd export runs/small --target openvino --option device=GPU
+      lorkd export runs/small --providers CUDA
       lorkd export runs/small --department eye-clinic --teacher
       lorkd export runs/small --task breast --out engines
       lorkd export runs/small --layout triton --out models
@@ -105,7 +116,7 @@ def export(
         target,
         precision=precision,
         max_drop=max_drop,
-        options=dict(map(key_value, option)),
+        options=dict(map(key_value, option)) | ({"providers": providers} if providers else {}),
         department=department,
         task=task,
         teacher=teacher,

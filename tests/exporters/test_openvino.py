@@ -117,6 +117,46 @@ def test_an_operator_that_openvino_lacks(tmp_path: Path) -> None:
         target.export(tmp_path / "m.onnx", tmp_path, EngineSpec())
 
 
+def test_an_operator_is_named_with_its_layer(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3]) for n in "ab"]
+    weight = helper.make_tensor("stem.conv.weight", onnx.TensorProto.FLOAT, [1], [2.0])
+    node = helper.make_node("Whirl", ["a", "stem.conv.weight"], ["b"], domain="elsewhere")
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    domains = [helper.make_opsetid("", 18), helper.make_opsetid("elsewhere", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match=r"\(in the model: Whirl 'b', layer stem\.conv\)"):
+        target.export(tmp_path / "m.onnx", tmp_path, EngineSpec())
+
+
+def test_a_runtime_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "__version__", "2024.6.0-17404-abc")
+    probe = target.probe()
+    assert (probe.can_build, probe.can_run) == (False, False)
+    assert probe.reason == "openvino 2024.6.0 is too old: 2026.4 is needed"
+
+
+@pytest.mark.parametrize("said_at", ["export", "open"])
+def test_compiled_models_are_kept_where_asked(
+    source: Path, tmp_path: Path, batch: Any, said_at: str
+) -> None:
+    engine, elsewhere = tmp_path / "engine", tmp_path / "elsewhere"
+    engine.mkdir()
+    options = {"cache": "compiled"} if said_at == "export" else {}
+    made = target.export(source / "fused.onnx", engine, EngineSpec("fp32", options))
+    assert made.facts["options"] == {"device": "CPU"} | options
+    opened = {} if said_at == "export" else {"cache": str(elsewhere)}
+    answers = []
+    for loaded in (False, True):
+        with target.open(engine, made.files, RunOptions(1, opened)) as runner:
+            assert runner.facts["from_cache"] is loaded
+            assert runner.facts["inference_precision"] == "f32"
+            answers.append(runner(batch))
+    np.testing.assert_array_equal(*answers)
+    kept = engine / "compiled" if said_at == "export" else elsewhere
+    assert list(kept.iterdir())
+    assert str(tmp_path) not in (engine / "model.xml").read_text()
+
+
 def test_input_of_another_type(source: Path, tmp_path: Path) -> None:
     files = made(source, tmp_path, EngineSpec())
     with (

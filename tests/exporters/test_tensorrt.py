@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 import pytest
+from lorkd_exporters import _tensorrt
 from lorkd_exporters._cuda import gpus
 from onnx import helper
 
@@ -99,7 +100,12 @@ def test_an_operator_that_tensorrt_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "reason"), [("8.6.1", "8.6.1 is too old: 10.3"), ("10.3.0", "no GPU")]
+    ("version", "reason"),
+    [
+        ("8.6.1", "8.6.1 is too old: 10.3"),
+        ("11.3.0", "11.3.0 is blocked: it can drop the bias"),
+        ("10.3.0", "no GPU"),
+    ],
 )
 def test_tensorrt_that_can_not_build_here(
     version: str, reason: str, monkeypatch: pytest.MonkeyPatch
@@ -119,3 +125,37 @@ def test_options_of_tensorrt(source: Path, tmp_path: Path) -> None:
         exporter("trt").export(source / "fused.onnx", tmp_path, spec)
     for name in ("timing_cache", "hardware", "version_compatible", "dla"):
         assert f"{name}: " in str(caught.value.fix)
+
+
+@builds
+def test_tensorrt_for_rtx_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorrt_rtx
+
+    monkeypatch.setattr(tensorrt_rtx, "__version__", "1.0.0.21")
+    probe = rtx.probe()
+    assert (probe.can_build, probe.can_run) == (False, False)
+    assert probe.reason == "TensorRT for RTX 1.0.0.21 is too old: 1.7 is needed"
+
+
+def test_an_engine_of_another_gpu_or_version(tmp_path: Path) -> None:
+    """What the library says is passed on, with what to do: there is no GPU here to ask it."""
+
+    class Logger:
+        INFO, ERROR = 3, 1
+
+        def __init__(self) -> None: ...
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, data: bytes) -> None:
+            severity = type("Severity", (int,), {"name": "ERROR"})(1)
+            self.logger.log(severity, f"built for SM {data.decode()},  this GPU is SM 89")
+
+    trt = SimpleNamespace(__name__="tensorrt", ILogger=Logger, Runtime=Runtime)
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"86")
+    with pytest.raises(ArtifactError, match="can't load the engine: built for SM 86, this") as e:
+        _tensorrt._loaded(trt, engine)
+    assert "run `lorkd export` on this device" in str(e.value.fix)
