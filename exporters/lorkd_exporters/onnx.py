@@ -82,8 +82,8 @@ def probe() -> Probe:
         reason = "onnxruntime is not installed" if missing else f"onnxruntime is broken: {exc}"
         return Probe(False, False, None, reason=reason, fix=INSTALL)
     version: str = onnxruntime.__version__
-    if reason := older("onnxruntime", version, OLDEST):
-        return Probe(False, False, version, reason=reason, fix=INSTALL)
+    if old := older("onnxruntime", version, OLDEST):
+        return Probe(False, False, version, reason=old, fix=INSTALL)
     if CPU not in onnxruntime.get_available_providers():
         return Probe(False, False, version, reason=f"it was built without {CPU}", fix=INSTALL)
     return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:])

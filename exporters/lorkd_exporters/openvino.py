@@ -70,8 +70,8 @@ def probe() -> Probe:
         reason = "openvino is not installed" if missing else f"openvino is broken: {exc}"
         return Probe(False, False, None, reason=reason, fix=INSTALL)
     version = _version(openvino.__version__)
-    if reason := older("openvino", version, OLDEST):
-        return Probe(False, False, version, reason=reason, fix=INSTALL)
+    if old := older("openvino", version, OLDEST):
+        return Probe(False, False, version, reason=old, fix=INSTALL)
     core = openvino.Core()
     if "CPU" not in core.available_devices:
         return Probe(False, False, version, reason="it was installed without CPU", fix=INSTALL)

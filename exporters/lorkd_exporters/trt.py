@@ -70,8 +70,8 @@ def probe() -> Probe:
         reason = "tensorrt is not installed" if missing else f"tensorrt is broken: {exc}"
         return Probe(False, False, None, reason=reason, fix=INSTALL)
     version: str = tensorrt.__version__
-    if reason := older("TensorRT", version, OLDEST):
-        return Probe(False, False, version, reason=reason, fix=INSTALL)
+    if old := older("TensorRT", version, OLDEST):
+        return Probe(False, False, version, reason=old, fix=INSTALL)
     for blocked, why in BLOCKED.items():
         if version.startswith(blocked):
             reason = f"TensorRT {version} is blocked: {why}"

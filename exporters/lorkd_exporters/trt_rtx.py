@@ -51,8 +51,8 @@ def probe() -> Probe:
         reason = "tensorrt_rtx is not installed" if missing else f"tensorrt_rtx is broken: {exc}"
         return Probe(False, False, None, reason=reason, fix=INSTALL)
     version: str = tensorrt_rtx.__version__
-    if reason := older("TensorRT for RTX", version, OLDEST):
-        return Probe(False, False, version, reason=reason, fix=INSTALL)
+    if old := older("TensorRT for RTX", version, OLDEST):
+        return Probe(False, False, version, reason=old, fix=INSTALL)
     found = gpus()
     if found and found[0].capability in SUPPORTED:
         return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:])

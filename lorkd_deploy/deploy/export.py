@@ -29,14 +29,13 @@ from lorkd_deploy.deploy.candidates import AUTO, BASELINE, MAX_DROP, ORDER
 from lorkd_deploy.deploy.chain import Stage, stages
 from lorkd_deploy.deploy.chain import cpus as cpus  # noqa: PLC0414 (taken from here too)
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.parity import Parity, tolerance_of
+from lorkd_deploy.deploy.parity import Parity, ParityError, tolerance_of
 from lorkd_deploy.deploy.precision import float16, int8
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.deploy.sample import require_samples, write_sample
 from lorkd_deploy.deploy.triton import require_layout, require_own, write_repository
 from lorkd_deploy.deploy.validation import validation_splits
 from lorkd_deploy.errors import (
-    GateError,
     LorkdError,
     RuntimeUnavailableError,
     UsageError,
@@ -87,7 +86,7 @@ def export(
     Engines go to RUN/export, or to `out`. `layout` "triton" makes a model repository of them too,
     in RUN/triton; then `out` is that repository's place, not the engines'. `sample` "python" or
     "cpp" writes a program that runs the engine beside each. Raises `DataError` where `auto` has no
-    validation images, `GateError` with the figures where an engine differs from the model it came
+    validation images, `ParityError` with the figures where an engine differs from the model it came
     from: it is not written, and one that was there before stays. Raises `UsageError` for an unknown
     name, `RuntimeUnavailableError` for what this machine can't build, `LorkdError` for a full disk.
     """
@@ -147,9 +146,10 @@ class _Job:
         with folder_atomic(place) as fresh:
             artifact = self.make(reference, engine, fresh)
             if artifact.parity.status == "failed":
-                raise GateError(
+                raise ParityError(
                     f"the {self.target} engine of {engine} is not the model it came from:\n    "
                     + "\n    ".join(artifact.parity.reasons),
+                    artifact.parity,
                     where=reference.bundle.path,
                     fix=WRONG if self.spec.precision == "fp32" else TOO_COARSE,
                 )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lorkd_deploy import metrics
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.errors import GateError, ModelError, UsageError
 from lorkd_deploy.recipe import ToleranceSpec
 
 F32 = npt.NDArray[np.float32]
@@ -160,6 +160,14 @@ class Parity(Part):
     def flips(self) -> int:
         """Flipped labels in all of `compared`."""
         return sum(c.flips for c in self.compared)
+
+
+class ParityError(GateError):
+    """An engine that is not the model it came from; `parity` has the figures."""
+
+    def __init__(self, what: str, parity: Parity, *, where: object, fix: str) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.parity = parity
 
 
 def reference_tensors(

@@ -166,18 +166,21 @@ def test_input_of_another_type(source: Path, tmp_path: Path) -> None:
         runner(np.zeros((1, 3, 16, 16)))  # type: ignore[arg-type]
 
 
-def test_fresh_processes_give_the_same_weights(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_fresh_processes_give_the_same_weights(
+    source: Path, tmp_path: Path, precision: str
+) -> None:
     program = (
         "import sys; from pathlib import Path; from lorkd_exporters import openvino; "
         "from lorkd_deploy.runtime import EngineSpec; "
-        "openvino.export(Path(sys.argv[1]), Path(sys.argv[2]), EngineSpec('fp16')); "
+        "openvino.export(Path(sys.argv[1]), Path(sys.argv[2]), EngineSpec(sys.argv[3])); "
         "assert 'torch' not in sys.modules"
     )
     hashes = set()
     for seed in ("1", "2"):
         folder = tmp_path / seed
         folder.mkdir()
-        command = [sys.executable, "-c", program, source / "fused.onnx", folder]
+        command = [sys.executable, "-c", program, source / "fused.onnx", folder, precision]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
         hashes.add(sha256_file(folder / "model.bin"))
         assert str(tmp_path) not in (folder / "model.xml").read_text()
