@@ -297,7 +297,10 @@ class ExpertSpec(Section):
         description="of kernels larger than a pixel: interleaved, the papers', or separable, a "
         "convolution to rank channels and a 1 × 1 behind it",
     )
-    later = frozenset({"factorisation"})
+    skip: tuple[str, ...] = Field(
+        default=(), description='layers without experts, by name or pattern: ["*.attn.*"]'
+    )
+    later = frozenset({"factorisation", "skip"})
 
 
 class TransferSpec(Section):

@@ -157,7 +157,8 @@ class ExpertModel(nn.Module):
                 "layer's weight is read directly, as MultiheadAttention reads out_proj's, or the "
                 "layer isn't used)",
                 where=missing[0],
-                fix=f"leave it without experts: add_experts(…, skip={missing[:5]!r})",
+                fix=f"leave it without experts: `skip: {missing[:5]!r}` of add_experts, or of the "
+                "recipe's `experts`",
             )
 
     def _check_task(self, task: int) -> None:

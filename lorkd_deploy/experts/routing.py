@@ -173,7 +173,8 @@ class Router:
                 "leading dimension isn't the batch (windows, sequence first?), so the task of a "
                 "row is unknown",
                 where=layer,
-                fix=f"leave it without experts: add_experts(…, skip=[{layer!r}])",
+                fix=f"leave it without experts: `skip: [{layer!r}]` of add_experts, or of the "
+                "recipe's `experts`; a pattern such as '*.attn.*' does too",
             )
         self.called.add(layer)
         return self.route

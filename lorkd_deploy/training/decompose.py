@@ -211,6 +211,7 @@ def with_experts(backbone: nn.Module, recipe: Recipe) -> ExpertModel:
         recipe.experts.alpha,
         norm=recipe.experts.norm,
         factorisation=recipe.experts.factorisation,
+        skip=recipe.experts.skip,
     )
 
 

@@ -323,6 +323,7 @@ def _faults(manifest: Manifest, recipe: Recipe, departments: Sequence[str]) -> I
     for key, was, now_is in (
         ("student.architecture", manifest.architecture, recipe.student.architecture),
         ("experts.norm", old.get("experts", {}).get("norm", experts.norm), experts.norm),
+        ("experts.skip", tuple(old.get("experts", {}).get("skip", ())), experts.skip),
         ("experts.factorisation", manifest.factorisation, experts.factorisation),
     ):
         if was != now_is:

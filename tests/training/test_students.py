@@ -12,6 +12,7 @@ import pytest
 from tiny_recipe import write_recipe
 
 from lorkd_deploy import decompose, export, load_bundle
+from lorkd_deploy.errors import ModelError, UsageError
 
 STEP = {"epochs": 0.2, "batch_size": 16, "lr": 0.01}
 VIT, RESNET = "tiny_backbone:transformer", "torchvision:resnet18"
@@ -45,3 +46,24 @@ def test_a_transformer_and_a_resnet_in_both_roles(
         assert "blocks.1.norm2.weight" in own
     engines = export(tmp_path / "run", teacher=True)
     assert [engine.parity.status for engine in engines] == ["passed"] * 4
+
+
+def test_layers_that_a_forward_reads_are_left_out_by_the_recipe(tmp_path: Path) -> None:
+    def skipping(*patterns: str) -> Path:
+        return write_recipe(
+            tmp_path / "recipe.yaml",
+            student={"architecture": "tiny_backbone:attention"},
+            experts={"rank": 2, "skip": [*patterns]},
+            transfer={"kind": "none"},
+            train=STEP,
+        )
+
+    with pytest.raises(ModelError, match=r"never calls 'attention\.out_proj'") as caught:
+        decompose(skipping(), tmp_path / "run")
+    assert "experts" in str(caught.value.fix)
+    with pytest.raises(UsageError, match="'atention"):
+        decompose(skipping("atention.*"), tmp_path / "run")
+    result = decompose(skipping("attention.*"), tmp_path / "run")
+    assert ("attention.out_proj", "left out as asked") in result.skipped_layers
+    assert [e.name for e in load_bundle(tmp_path / "run").manifest.layers] == ["patches"]
+    assert all(engine.parity.status == "passed" for engine in export(tmp_path / "run"))
