@@ -182,7 +182,10 @@ class OpenVinoRunner:
                 f"{len(compiled.outputs)} ({', '.join(kinds)}), a float32 one to a float32 one "
                 "is needed"
             )
-        self._infer: Callable[..., Any] = compiled.create_infer_request().infer
+        import openvino
+
+        self._tensor: Callable[..., Any] = openvino.Tensor
+        self._request: Any = compiled.create_infer_request()
         self.facts = facts
 
     def __call__(self, batch: F32) -> F32:
@@ -190,8 +193,14 @@ class OpenVinoRunner:
         try:
             if batch.dtype != np.float32:  # which OpenVINO would convert without a word
                 raise TypeError("float32 is needed")
+            if self._request is None:
+                raise RuntimeError("it is closed")
+            # By tensors, not `infer([batch])`: that spends 0.1 ms a call on looking at its inputs.
+            given = self._tensor(np.ascontiguousarray(batch), shared_memory=True)
+            self._request.set_input_tensor(given)
+            self._request.infer(share_outputs=True)
             # The request owns its output and reuses it: what is given away is a copy.
-            logits: F32 = self._infer([batch], share_inputs=True)[0]
+            logits: F32 = self._request.get_output_tensor().data.copy()
         except Exception as exc:  # the binding raises what it likes
             raise ArtifactError(
                 f"the engine failed on {batch.dtype} {batch.shape}: {_said(exc)}"
@@ -200,7 +209,7 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         """Free the model; calling the runner after this raises `ArtifactError`."""
-        self._infer = _closed
+        self._request = None
 
     def __enter__(self) -> OpenVinoRunner:
         return self
@@ -255,7 +264,3 @@ def _said(exc: Exception) -> str:
     """The last line of an OpenVINO error: those above name its source files."""
     lines = [line.strip(" -") for line in str(exc).splitlines() if line.strip()]
     return (lines or [type(exc).__name__])[-1][:300]
-
-
-def _closed(*_: object, **__: object) -> Any:
-    raise RuntimeError("it is closed")

@@ -30,6 +30,7 @@ from lorkd_deploy.deploy.artifact import (
     open_engine,
 )
 from lorkd_deploy.deploy.export import export
+from lorkd_deploy.deploy.parity import tolerance_of
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, F32, Runner, RunOptions, exporter
@@ -93,7 +94,8 @@ class Switchboard:
     included. Open engines may have `budget` MiB together, counted by the size of their files; what
     was used longest ago is closed before the next one is opened, and never while it is in use: if
     all are, the budget is exceeded until one is given back. Every method may be called from any
-    thread. Raises `BundleError` for a damaged bundle, `UsageError` for an unknown target.
+    thread. Raises `BundleError` for a damaged bundle, `UsageError` for an unknown target or
+    precision.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Switchboard:
         self._bundle = load_bundle(self._run.bundle)
         self._target = ALIASES.get(target, target)
         exporter(self._target)
+        tolerance_of(precision)  # of `auto` too: which one an engine is has to be known
         self._precision = precision
         self._budget = budget * MIB
         self._options = RunOptions(threads=threads)

@@ -159,6 +159,8 @@ def test_unknown_names(exported: Path, arguments: Any, message: str) -> None:
     assert caught.value.fix
     with pytest.raises(UsageError, match="no target is called"):
         Switchboard(exported, "onx")
+    with pytest.raises(UsageError, match="auto"):
+        Switchboard(exported, precision="auto")
 
 
 def test_the_task_of_a_department_with_one(exported: Path, batch: Any, tmp_path: Path) -> None:
