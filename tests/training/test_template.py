@@ -352,3 +352,44 @@ def test_a_fixed_batch_is_refused() -> None:
 
     with pytest.raises(ModelError, match="can't export"):
         graph_template(Two(), nn.Linear(4, 2), 16)
+
+
+class OneLayer(nn.Module):
+    """A convolution with its norm, so that an export takes no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Any) -> Any:
+        return torch.relu(self.norm(self.conv(x))).mean((2, 3))
+
+
+def test_the_opset_is_the_recipes() -> None:
+    opset = 21
+    net, head = OneLayer().eval(), nn.Linear(4, 2)
+    randomise(net, 3)
+    template = graph_template(net, head, 8, opset)
+    model = onnx.load_from_string(template.onnx)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    assert template.graph.opset == opset
+    weights = {b.initializer: b.source for b in template.graph.bindings}
+    gain = net.norm.weight / torch.sqrt(net.norm.running_var + net.norm.eps)  # type: ignore[operator]
+    folded = {
+        "conv.weight": net.conv.weight * gain[:, None, None, None],
+        "conv.bias": net.norm.bias - net.norm.running_mean * gain,  # type: ignore[operator]
+        "head.weight": head.weight,
+        "head.bias": head.bias,
+    }
+    for initializer in model.graph.initializer:
+        if initializer.name in weights:
+            value = folded[weights[initializer.name]].detach().numpy()
+            shape = tuple(initializer.dims)
+            value = value if value.shape == shape else value.T
+            initializer.raw_data = np.ascontiguousarray(value, np.float32).tobytes()
+    x = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
+    session = ort.InferenceSession(model.SerializeToString())
+    (found,) = session.run(None, {template.graph.input: x})
+    with torch.no_grad():
+        expected = head(net(torch.from_numpy(x))).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
