@@ -85,6 +85,14 @@ class Artifact(Part):
         return engine_folder(self.department, self.engine, self.target, self.precision)
 
     @property
+    def on_the_cpu(self) -> bool:
+        """Whether it was exported for the CPU alone, as far as its target's options say."""
+        options = self.facts.get("options", {})
+        return options.get("device", "CPU") == "CPU" and options.get("providers", ["CPU"]) == [
+            "CPU"
+        ]
+
+    @property
     def bytes(self) -> int:
         """Size of everything that the engine needs to run."""
         return sum(file.bytes for file in self.files)

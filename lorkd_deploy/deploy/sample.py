@@ -19,7 +19,7 @@ from pathlib import Path
 from lorkd_deploy import __version__
 from lorkd_deploy.deploy.artifact import Artifact, EngineTask
 from lorkd_deploy.deploy.template import fill
-from lorkd_deploy.errors import UsageError, unknown_name
+from lorkd_deploy.errors import ArtifactError, UsageError, unknown_name
 from lorkd_deploy.storage import folder_atomic, write_atomic
 
 
@@ -54,7 +54,16 @@ def require_samples(languages: Sequence[str], target: str) -> None:
 
 
 def write_sample(artifact: Artifact, language: str) -> Path:
-    """Write the program to `sample-LANGUAGE` in the engine's folder; → that folder."""
+    """Write the program to `sample-LANGUAGE` in the engine's folder; → that folder.
+
+    Raises `ArtifactError` for an ONNX engine of other execution providers than the CPU's.
+    """
+    if artifact.target == "onnx" and not artifact.on_the_cpu:
+        raise ArtifactError(
+            "the sample runs ONNX engines on the CPU, and this one is for other providers",
+            where=artifact.folder,
+            fix="export it without --option providers, or without --sample",
+        )
     folder = artifact.folder / f"sample-{language}"
     with folder_atomic(folder) as fresh:
         for name, text in _WRITERS[language](artifact).items():

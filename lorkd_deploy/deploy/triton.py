@@ -142,11 +142,9 @@ def labels(artifact: Artifact) -> str:
 
 def _most(artifact: Artifact) -> int:
     """Images that Triton may put into one batch; 0 where it leaves batches as they come."""
-    if artifact.target == "openvino":
-        _require_cpu(artifact)
-        return 0
     if artifact.target != "trt":
-        return MOST
+        _require_cpu(artifact)
+        return 0 if artifact.target == "openvino" else MOST
     options = artifact.facts["options"]
     if options["min_batch"] > 1:
         raise ArtifactError(
@@ -158,12 +156,13 @@ def _most(artifact: Artifact) -> int:
 
 
 def _require_cpu(artifact: Artifact) -> None:
-    device = artifact.facts["options"]["device"]
-    if device != "CPU":
+    """The configuration would run it on the CPU, which is not what was asked for and proven."""
+    if not artifact.on_the_cpu:
         raise ArtifactError(
-            f"the engine is for OpenVINO's {device}, and Triton's backend uses the CPU",
+            f"the engine is for another device than the CPU ({artifact.facts['options']}), and "
+            f"Triton's backend for {artifact.target} is set up for that here",
             where=artifact.folder,
-            fix="export it with --option device=CPU",
+            fix="export it without --option device or providers, or use --target trt",
         )
 
 

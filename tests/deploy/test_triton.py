@@ -18,6 +18,7 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy import triton
 from lorkd_deploy.deploy.artifact import Artifact, check_files, read_artifact, write_artifact
 from lorkd_deploy.deploy.export import export
+from lorkd_deploy.deploy.sample import write_sample
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.runtime import exporter
 from lorkd_deploy.storage import write_atomic
@@ -161,6 +162,16 @@ def test_a_plan_has_its_own_largest_batch_and_runs_on_the_gpu(
         triton.config(changed(eye, "trt", min_batch=4, max_batch=8), graph)
 
 
+def test_an_engine_of_other_providers_is_neither_served_nor_sampled(
+    exported: Path, eye: Artifact
+) -> None:
+    other = changed(eye, "onnx", providers=["CUDA", "CPU"])
+    with pytest.raises(ArtifactError, match="another device than the CPU"):
+        triton.config(other, load_bundle(exported).manifest.graph)
+    with pytest.raises(ArtifactError, match="this one is for other providers"):
+        write_sample(other, "python")
+
+
 def test_what_the_openvino_backend_can_be_told(
     exported: Path, eye: Artifact, model_config: Any
 ) -> None:
@@ -172,7 +183,7 @@ def test_what_the_openvino_backend_can_be_told(
     plain = triton.config(changed(eye, "openvino", device="CPU"), graph)
     assert "HINT_BF16" not in parsed(model_config, plain).parameters
     assert "has bf16 computes in that" in plain
-    with pytest.raises(ArtifactError, match="OpenVINO's GPU"):
+    with pytest.raises(ArtifactError, match="another device than the CPU"):
         triton.config(changed(eye, "openvino", device="GPU"), graph)
 
 
