@@ -88,9 +88,8 @@ class Artifact(Part):
     def on_the_cpu(self) -> bool:
         """Whether it was exported for the CPU alone, as far as its target's options say."""
         options = self.facts.get("options", {})
-        return options.get("device", "CPU") == "CPU" and options.get("providers", ["CPU"]) == [
-            "CPU"
-        ]
+        chosen = (options.get("device", "CPU"), options.get("providers", ["CPU"]))
+        return chosen == ("CPU", ["CPU"])
 
     @property
     def bytes(self) -> int:
