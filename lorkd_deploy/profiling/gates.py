@@ -15,6 +15,7 @@ from lorkd_deploy.profiling.profile import (
     EngineProfile,
     Interval,
     Score,
+    Spread,
 )
 
 ROUNDS = 10  # of a benchmark that is to decide something, unless it is told otherwise
@@ -42,6 +43,10 @@ def _value(interval: Interval | None, factor: float = 1) -> float | None:
     return None if interval is None else factor * interval.value
 
 
+def _median(spread: Spread | None) -> float | None:
+    return None if spread is None else spread.median
+
+
 # Metric → its value at the smallest batch. Drops are points (per cent of the images).
 METRICS: dict[str, Callable[[Measured], float | None]] = {
     "p50_ms": lambda m: m.engine.latency.p50.value,
@@ -52,7 +57,12 @@ METRICS: dict[str, Callable[[Measured], float | None]] = {
     "images_per_s": lambda m: m.engine.latency.throughput.value,
     "load_ms": lambda m: m.engine.cold_start.load.median,
     "start_ms": lambda m: m.engine.cold_start.process_to_first_answer.median,
-    "peak_mib": lambda m: m.engine.memory.peak.median if m.engine.memory.peak else None,
+    "end_to_end_ms": lambda m: m.engine.stages.end_to_end.median if m.engine.stages else None,
+    "uncached_start_ms": lambda m: _median(m.engine.cold_start.uncached_process_to_first_answer),
+    "joules": lambda m: _median(m.engine.joules),
+    "loaded_mib": lambda m: _median(m.engine.memory.loaded),
+    "gpu_mib": lambda m: _median(m.engine.memory.gpu),
+    "peak_mib": lambda m: _median(m.engine.memory.peak),
     "size_mib": lambda m: m.engine.bytes / MIB,
     "accuracy": lambda m: _value(m.score.accuracy if m.score else None, 100),
     "auc": lambda m: _value(m.score.auc if m.score else None),

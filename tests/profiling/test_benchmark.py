@@ -9,6 +9,9 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ from PIL import Image
 
 from lorkd_deploy import benchmark, report
 from lorkd_deploy.errors import ArtifactError, LorkdError, UsageError
+from lorkd_deploy.profiling import benchmark as benchmark_module
+from lorkd_deploy.profiling import conditions
+from lorkd_deploy.profiling.environment import environment
 from lorkd_deploy.profiling.process import WorkerError
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
@@ -178,6 +184,46 @@ def test_a_stopped_benchmark_goes_on_where_it_was(hospital: Hospital) -> None:
     assert not (hospital.run / "profile" / "rounds").exists()
 
 
+def test_a_benchmark_that_is_killed_keeps_its_rounds(hospital: Hospital) -> None:
+    hospital.engine("cold", np.eye(3), sleep=0.05)  # so that the kill comes in the middle
+    options = ["--rounds", "40", "--seconds", "0.001", "--iterations", "3", "--quiet"]
+    command = [sys.executable, "-m", "lorkd_deploy", "benchmark", str(hospital.run), *options]
+    rounds = hospital.run / "profile" / "rounds"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        for _ in range(1200):
+            if list(rounds.rglob("round.json")) or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.kill()
+    done = len(list(rounds.rglob("round.json")))
+    assert 0 < done < 120 and not (hospital.run / "profile" / PROFILE).exists()
+    shorter = json.loads((rounds / "plan.json").read_text())
+    shorter |= {"rounds": 1, "order": shorter["order"][:1]}  # as if one round had been asked for
+    (rounds / "plan.json").write_bytes(canonical_json(shorter))
+    profile = benchmark(hospital.run, resume=True, rounds=1, seconds=0.001, iterations=3)
+    assert any(f"{min(done, 3)} of 3 engine rounds" in note for note in profile.notes)
+
+
+def test_an_engine_of_another_machine_says_what_to_do(hospital: Hospital) -> None:
+    hospital.engine("cold", np.eye(3), refuse=True)
+    with pytest.raises(WorkerError, match=r"night/cold/trial-fp32.*of another machine") as caught:
+        benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    assert caught.value.fix == "export it here"
+
+
+def test_battery_and_heat_stay_in_the_report(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = environment().model_copy(update={"battery": True, "governor": "powersave"})
+    monkeypatch.setattr(benchmark_module, "environment", lambda: here)
+    told = iter(range(100))
+    monkeypatch.setattr(conditions, "_slowdowns", lambda _: next(told))
+    benchmark(hospital.run, task=["warm"], rounds=1, seconds=0.001, iterations=1)
+    for file in (report(hospital.run).markdown, report(hospital.run).html):
+        text = file.read_text()
+        assert "ran on battery" in text and "slowed itself down for heat in 2 of 2" in text
+
+
 def test_each_engine_is_measured_at_its_best_batch_too(hospital: Hospital) -> None:
     hospital.engine("warm", np.eye(3)[:, :2], sleep=0.004)  # however many images
     profile = benchmark(
@@ -211,6 +257,8 @@ def test_without_its_images_it_measures_speed_and_says_so(hospital: Hospital) ->
     assert any("speed only" in note and "cold" in note for note in profile.notes)
     assert not any("warm" in note for note in profile.notes if "speed only" in note)
     assert str(hospital.data) not in profile.model_dump_json()
+    text = report(hospital.run).markdown.read_text()
+    assert "speed only, no accuracy, of cold" in text
 
 
 def test_other_images_than_the_bundles_are_not_scored(hospital: Hospital) -> None:
