@@ -1,11 +1,12 @@
 """The benchmark of a trained run with all its exported engines, and pictures of its report.
 
-    python benchmarks/profile_small.py RUN [--measured] [--quick] [--scenario single-stream …]
+    python benchmarks/profile_small.py RUN [--measured] [--quick] [--scenario S] [--readme]
 
 Measures RUN (with `--measured` what RUN/profile holds is taken), writes its report, and keeps
 below benchmarks/results: NAME.md (the report as Markdown), NAME.json (the profile, and LoadGen's
 scenarios where there are any) and, where Chromium is installed, NAME-light.png, NAME-dark.png and
-NAME-360px.png, the report's first screen. NAME is `profile-` and the recipe's name.
+NAME-360px.png, the report's first screen, which `--readme` shows in the README. NAME is `profile-`
+and the recipe's name.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from lorkd_deploy.profiling.profile import PROFILE
 from lorkd_deploy.profiling.scenario_profile import LOADGEN, SCENARIOS
 from lorkd_deploy.run import open_run
 
-RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+END = "<!-- results: end -->"  # the picture stands below the table of results
+ALT = "The report's first screen: every department's engine beside the foundation model"
 MOST = 300_000  # bytes a picture: they are kept in the repository
 # End of the file name → width and height in px, and whether it is dark.
 SCREENS = {
@@ -43,6 +47,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short: figures not to be quoted")
     parser.add_argument("--scenario", action="append", default=[], choices=SCENARIOS)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results are kept")
+    parser.add_argument("--readme", action="store_true", help="show the picture in the README")
     given = parser.parse_args()
     folder = open_run(given.run)
     if not given.measured:
@@ -61,6 +66,8 @@ def main() -> int:
     (given.out / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     (given.out / f"{name}.md").write_text(files.markdown.read_text())
     pictures = screenshots(files.html, given.out, name)
+    if given.readme and pictures:
+        README.write_text(with_picture(README.read_text(), pictures[0]))
     print("\n".join(str(file) for file in pictures) or "no Chromium here, so no pictures")
     return 0
 
@@ -92,12 +99,22 @@ def screenshots(page: Path, out: Path, name: str) -> list[Path]:
     with tempfile.TemporaryDirectory() as scratch, browser(program, Path(scratch)) as chromium:
         for end, (width, height, dark) in SCREENS.items():
             chromium.open(page.absolute(), width=width, height=height, dark=dark)
-            chromium.wait("document.documentElement.dataset.drawn", timeout=60)
+            chromium.wait("document.documentElement.dataset.drawn")
             file = out / f"{name}-{end}.png"
             chromium.screenshot(file)
             shrink(file)
             found.append(file)
     return found
+
+
+def with_picture(readme: str, file: Path) -> str:
+    """The README with the picture below its table of results, once."""
+    line = f"![{ALT}]({file.absolute().relative_to(ROOT).as_posix()})\n"
+    before, mark, after = readme.partition(END)
+    kept = after.lstrip("\n")
+    if kept.startswith(f"![{ALT}]"):
+        kept = kept.partition("\n")[2].lstrip("\n")
+    return f"{before}{mark}\n\n{line}\n{kept}"
 
 
 def shrink(file: Path) -> None:

@@ -51,7 +51,7 @@ class Chromium:
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
 
-    def call(self, method: str, timeout: float = 30, **params: Any) -> dict[str, Any]:
+    def call(self, method: str, timeout: float = 90, **params: Any) -> dict[str, Any]:
         """Send one command and return its result; events that come meanwhile are kept."""
         self._last += 1
         message: dict[str, Any] = {"id": self._last, "method": method, "params": params}
@@ -114,7 +114,7 @@ class Chromium:
             raise RuntimeError(json.dumps(answer["exceptionDetails"])[:2000])
         return answer["result"].get("value")
 
-    def wait(self, condition: str, timeout: float = 20) -> None:
+    def wait(self, condition: str, timeout: float = 90) -> None:
         """Return once the JavaScript `condition` is true."""
         deadline = time.monotonic() + timeout
         while not self.run(f"Boolean({condition})"):
