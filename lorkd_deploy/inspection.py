@@ -33,6 +33,7 @@ class BundleContents(Part):
 
     `sha256` is the manifest's, `files` are the other files' hashes; `versions`, `created` and
     `recipe_sha256` say where it came from; ranks, metrics and data sources stand with the tasks.
+    `grown_from` and `packed_from` are hashes of bundles whose files it has byte for byte.
     """
 
     kind: Literal["experts", "teacher"]
@@ -42,6 +43,8 @@ class BundleContents(Part):
     created: str
     versions: dict[str, str]
     recipe_sha256: str
+    grown_from: tuple[str, ...]
+    packed_from: tuple[str, ...]
     departments: dict[str, tuple[str, ...]]
     tasks: tuple[TaskEntry, ...]
     parameters: dict[str, int]
@@ -114,6 +117,8 @@ def _bundle(folder: Path) -> BundleContents:
         created=manifest.created,
         versions=manifest.versions,
         recipe_sha256=manifest.recipe_sha256,
+        grown_from=manifest.grown_from,
+        packed_from=manifest.packed_from,
         departments=manifest.departments,
         tasks=manifest.tasks,
         parameters=manifest.parameters,

@@ -130,6 +130,9 @@ def _show(output: Output, contents: BundleContents) -> None:
             output.text(f"{task.name} has rank {task.rank} but on {other}")
     output.text(f"made {contents.created} with {versions}")
     output.text(f"bundle sha256 {contents.sha256}")
+    for relation, hashes in (("grown", contents.grown_from), ("packed", contents.packed_from)):
+        if hashes:
+            output.text(f"{relation} from {hashes[-1]}, whose files and engines are valid here")
     output.text(f"recipe sha256 {contents.recipe_sha256}")
     output.text(
         f"input {contents.preprocess.size} px, preprocessing sha256 {contents.preprocess_sha256}\n"

@@ -53,5 +53,7 @@ def show(output: Output, result: TrainingResult) -> None:
         f"{result.steps} steps in {minutes} min {seconds} s on {result.device}, "
         f"best at step {result.best_step}"
     )
+    if result.kept:
+        output.text(f"kept {len(result.kept)} files of the finished bundle, each with its sha256")
     output.text(f"wrote {result.bundle}")
     output.result(result)

@@ -237,7 +237,7 @@ def _write(
         metrics["teacher"] = [teacher.task(name).metrics["teacher"] for name in setup.names]
     own = own_tensors(setup, model)
     parameters = expert_parameters(own)
-    write_grown(
+    grown = write_grown(
         bundle,
         run.bundle,
         tasks=task_entries(setup, metrics, model.backbone),
@@ -252,7 +252,7 @@ def _write(
         recipe=recipe,
         versions=versions(),
     )
-    return training_result(
+    result = training_result(
         run.path,
         "bundle",
         task_results(setup, teacher=metrics.get("teacher"), expert=tested),
@@ -262,6 +262,8 @@ def _write(
         skipped=model.backbone.skipped,
         wasteful=model.backbone.wasteful,
     )
+    kept = {name: grown.manifest.files[name].sha256 for name in bundle.manifest.files}
+    return result.model_copy(update={"kept": kept})
 
 
 def _pictures(manifest: Manifest) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -21,6 +21,8 @@ class TrainingResult(BaseModel):
     """A finished training: where it lies, what it scores, what it took.
 
     `wasteful_layers` have a rank above the largest, which is named, that can change them.
+    `kept` is set where departments were added: the files of the finished bundle and their sha256,
+    which they have in the new one too.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,3 +39,4 @@ class TrainingResult(BaseModel):
     wasteful_layers: tuple[tuple[str, int], ...] = ()
     missing_keys: tuple[str, ...] = ()
     unexpected_keys: tuple[str, ...] = ()
+    kept: dict[str, str] = {}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_recipe import tiny_recipe, write_recipe
 
-from lorkd_deploy import decompose, export, load_bundle, teacher, verify
+from lorkd_deploy import decompose, export, inspect, load_bundle, teacher, verify
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.storage import read_json, sha256_file
@@ -70,7 +70,9 @@ def grow(finished: tuple[str, Path], tmp_path: Path) -> Grow:
         recipe = recipe_of(tmp_path / "grown.yaml", norm, *departments, **changes)
         out: Path = options.pop("out", tmp_path / "grown")
         options = {"from_run": run, "add_department": names} | options
-        decompose(recipe, out, **options)
+        result = decompose(recipe, out, **options)
+        kept = {n: e.sha256 for n, e in load_bundle(options["from_run"]).manifest.files.items()}
+        assert result.kept == kept
         return out
 
     return grown
@@ -97,6 +99,8 @@ def test_everything_but_the_new_department_stays_byte_for_byte(
     assert [task.name for task in grown.manifest.tasks] == ["cells", "xray", "tissue"]
     assert grown.manifest.tasks[:2] == was.manifest.tasks
     assert grown.manifest.grown_from == (was.sha256,)
+    seen = inspect(out).bundle
+    assert seen is not None and seen.grown_from == (was.sha256,)
     own = grown.expert("tissue")
     assert own["5.A"].shape == (3, 8)
     assert np.abs(own["5.B"]).max() > 0, "no gradient reached the expert"
