@@ -109,6 +109,7 @@ class Switchboard:
     ) -> None:
         self._run = open_run(bundle)
         self._bundle = load_bundle(self._run.bundle)
+        self._departments = self._bundle.manifest.departments  # once: that goes over all tasks
         self._target = ALIASES.get(target, target)
         exporter(self._target)
         tolerance_of(precision)  # of `auto` too: which one an engine is has to be known
@@ -124,7 +125,7 @@ class Switchboard:
     @property
     def departments(self) -> dict[str, tuple[str, ...]]:
         """Department → its tasks."""
-        return self._bundle.manifest.departments
+        return dict(self._departments)
 
     @property
     def open_engines(self) -> tuple[str, ...]:
@@ -174,9 +175,9 @@ class Switchboard:
         self.close()
 
     def _task(self, department: str, task: str | None) -> str:
-        if department not in self.departments:
-            raise unknown_name("department", department, self.departments, where=self._run.path)
-        tasks = self.departments[department]
+        if department not in self._departments:
+            raise unknown_name("department", department, self._departments, where=self._run.path)
+        tasks = self._departments[department]
         if task is None and len(tasks) == 1:
             return tasks[0]
         if task is None:
