@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.recipe import load_recipe as load_recipe
     from lorkd_deploy.recipe import shipped_recipes as shipped_recipes
     from lorkd_deploy.reporting.report import report as report
+    from lorkd_deploy.training.compress import compress as compress
     from lorkd_deploy.training.decompose import decompose as decompose
     from lorkd_deploy.training.forms import inspect_training as inspect_training
     from lorkd_deploy.training.teacher import teacher as teacher
@@ -44,6 +45,7 @@ _HOME = {
     "benchmark": "profiling.benchmark",
     "benchmark_scenarios": "profiling.scenarios",
     "compare": "profiling.compare",
+    "compress": "training.compress",
     "decompose": "training.decompose",
     "delta_weight": "delta",
     "demo": "demonstration",

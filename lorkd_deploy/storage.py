@@ -140,6 +140,22 @@ def exclusive(folder: Path, doing: str) -> Iterator[None]:
         yield
 
 
+def carry_over(folder: Path, place: Path) -> None:
+    """The same files at another place, linked where that can be done.
+
+    For files that are replaced whole and never changed, as a run's are.
+    """
+    with folder_atomic(place) as fresh:
+        shutil.copytree(folder, fresh, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(file: str, place: str) -> None:
+    try:
+        os.link(file, place)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(file, place)
+
+
 def inside(folder: Path, relative: str) -> Path:
     """`folder / relative`, refusing anything that would leave `folder` (`..`, absolute, links)."""
     pure = PurePosixPath(relative)
@@ -159,10 +175,16 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
 
     With two or more metadata entries they don't: safetensors writes those in any order.
     """
+    write_atomic(path, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
+    """What `write_tensors` writes."""
     from safetensors.numpy import save
 
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    write_atomic(path, save(ordered, metadata))
+    data: bytes = save(ordered, metadata)
+    return data
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

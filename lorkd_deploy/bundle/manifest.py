@@ -135,6 +135,7 @@ class Manifest(Entry):
 
     Its experts, W0 and graph are theirs byte for byte, so engines that they proved are its own.
     `grown_from`: the same of a bundle to which departments were added, and those it had before.
+    `compressed_from`: the same of a bundle whose experts were made smaller, `compression` by what.
     `factorisation` says what shapes A and B have (`delta.factor_shapes`).
     """
 
@@ -157,6 +158,8 @@ class Manifest(Entry):
     created: str
     files: dict[str, FileEntry]
     packed_from: tuple[str, ...] = ()
+    compressed_from: tuple[str, ...] = ()
+    compression: str | None = None
     grown_from: tuple[str, ...] = ()
 
     @property

@@ -10,6 +10,7 @@ from lorkd_deploy import __version__
 from lorkd_deploy.cli import recipe
 from lorkd_deploy.cli.benchmark import benchmark
 from lorkd_deploy.cli.compare import compare
+from lorkd_deploy.cli.compress import compress
 from lorkd_deploy.cli.decompose import decompose
 from lorkd_deploy.cli.demo import demo
 from lorkd_deploy.cli.doctor import doctor
@@ -34,6 +35,7 @@ for command in (
     demo,
     teacher,
     decompose,
+    compress,
     fuse,
     export,
     verify,

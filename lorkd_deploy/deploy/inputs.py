@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.errors import BundleError
 from lorkd_deploy.preprocess import U8
+from lorkd_deploy.storage import sha256_bytes
 
 _CELLS = (2, 3, 5, 8, 13, 32)  # cells a side: from two large areas to noise
 
@@ -32,6 +35,24 @@ def parity_inputs(count: int, size: int, seed: int) -> U8:
             (mixed - 128) * (64 + contrast) // 160 + 64 + brightness // 2, 0, 255
         )
     return images
+
+
+def known_inputs(bundle: Bundle) -> U8:
+    """The inputs of a bundle, checked against what they were when its reference was made.
+
+    Raises `BundleError` where this version generates others.
+    """
+    manifest = bundle.manifest
+    known = manifest.parity
+    inputs = parity_inputs(known.inputs, manifest.preprocess.size, known.seed)
+    if sha256_bytes(inputs.tobytes()) != known.sha256:
+        raise BundleError(
+            "the generated parity inputs are not those of the bundle",
+            where=bundle.path,
+            fix="use the version of lorkd-deploy that wrote the bundle: "
+            f"{manifest.versions.get('lorkd-deploy', 'unknown')}",
+        )
+    return inputs
 
 
 def _grid(

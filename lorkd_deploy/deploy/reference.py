@@ -18,7 +18,7 @@ from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.data import image_sha256, open_data
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
-from lorkd_deploy.deploy.inputs import parity_inputs
+from lorkd_deploy.deploy.inputs import known_inputs
 from lorkd_deploy.deploy.parity import (
     I64,
     INPUTS,
@@ -34,7 +34,6 @@ from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.preprocess import U8
 from lorkd_deploy.recipe import ParitySpec, parse_recipe
 from lorkd_deploy.runtime import F32, Runner
-from lorkd_deploy.storage import sha256_bytes
 
 BATCH = 32
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -206,17 +205,7 @@ class Reference:
     @cached_property
     def _inputs(self) -> U8:
         """The generated inputs, checked against what they were when the reference was made."""
-        manifest = self.bundle.manifest
-        known = manifest.parity
-        inputs = parity_inputs(known.inputs, manifest.preprocess.size, known.seed)
-        if sha256_bytes(inputs.tobytes()) != known.sha256:
-            raise BundleError(
-                "the generated parity inputs are not those of the bundle",
-                where=self.bundle.path,
-                fix="use the version of lorkd-deploy that wrote the bundle: "
-                f"{manifest.versions.get('lorkd-deploy', 'unknown')}",
-            )
-        return inputs
+        return known_inputs(self.bundle)
 
     def _opened(self, task: TaskEntry, chosen: ImageReference) -> tuple[U8, I64]:
         """The chosen test images at network size uint8 `(m, S, S, 3)`, each recognised, and their

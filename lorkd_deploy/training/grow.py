@@ -7,8 +7,6 @@ all tasks share is part of W0: shared norms keep their weights and statistics, i
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,14 +18,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from lorkd_deploy.bundle.grown import write_grown
 from lorkd_deploy.bundle.manifest import Manifest
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.deploy.inputs import parity_inputs
-from lorkd_deploy.errors import BundleError, ModelError, UsageError, unknown_name
+from lorkd_deploy.deploy.inputs import known_inputs
+from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.experts.absent import ExpertStack
 from lorkd_deploy.experts.norms import PerTaskNorm
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import Run, claimed, open_run
-from lorkd_deploy.storage import folder_atomic, sha256_bytes
+from lorkd_deploy.storage import carry_over, sha256_bytes
 from lorkd_deploy.training.assemble import (
     arrays,
     expert_parameters,
@@ -175,7 +173,7 @@ def _mentor(run: Run, source: Run, setup: Setup, device: torch.device) -> Teache
     """
     kind = setup.recipe.transfer.kind
     if not run.teacher.exists() and source.teacher.exists():
-        _carry_over(source.teacher, run.teacher)
+        carry_over(source.teacher, run.teacher)
     if kind == "none":
         return None
     if not run.teacher.exists():
@@ -194,19 +192,6 @@ def _mentor(run: Run, source: Run, setup: Setup, device: torch.device) -> Teache
         return None
     log.info("the teacher was not trained on %s: its features of their images are used", tasks)
     return load_teacher(run.teacher, setup, device, heads=False)
-
-
-def _carry_over(teacher: Path, place: Path) -> None:
-    """The same files under another name: a bundle's files are replaced whole, never changed."""
-    with folder_atomic(place) as fresh:
-        shutil.copytree(teacher, fresh, copy_function=_link, dirs_exist_ok=True)
-
-
-def _link(file: str, place: str) -> None:
-    try:
-        os.link(file, place)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(file, place)
 
 
 def _write(
@@ -245,7 +230,7 @@ def _write(
         logits=reference_logits(
             setup,
             model,
-            _pictures(bundle.manifest),
+            known_inputs(bundle),
             {name: (place,) for place, name in enumerate(setup.names)},
         ),
         parameters=parameters,
@@ -264,19 +249,6 @@ def _write(
     )
     kept = {name: grown.manifest.files[name].sha256 for name in bundle.manifest.files}
     return result.model_copy(update={"kept": kept})
-
-
-def _pictures(manifest: Manifest) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The generated inputs of the bundle, which all its engines share."""
-    known = manifest.parity
-    pictures = parity_inputs(known.inputs, manifest.preprocess.size, known.seed)
-    if sha256_bytes(pictures.tobytes()) != known.sha256:
-        raise BundleError(
-            "the generated parity inputs are not those of the bundle",
-            fix="use the version of lorkd-deploy that wrote the bundle: "
-            f"{manifest.versions.get('lorkd-deploy', 'unknown')}",
-        )
-    return pictures
 
 
 def _check_fits(bundle: Bundle, recipe: Recipe, departments: Sequence[str]) -> None:

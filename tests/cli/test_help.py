@@ -17,6 +17,7 @@ ISSUE = {
     "lorkd demo",
     "lorkd teacher",
     "lorkd decompose",
+    "lorkd compress",
     "lorkd fuse",
     "lorkd export",
     "lorkd verify",

@@ -1,0 +1,107 @@
+"""A bundle with smaller experts: the same W0, graph, norms and heads, factors of lower ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from lorkd_deploy.bundle import manifest as layout
+from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, TaskEntry
+from lorkd_deploy.bundle.part import EXPERT
+from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.bundle.write import file_entry, manifest_json
+from lorkd_deploy.delta import Factorisation
+from lorkd_deploy.errors import BundleError
+from lorkd_deploy.storage import Tensors, folder_atomic, write_atomic, write_tensors
+from lorkd_deploy.truncation import Spectrum, spectrum_of_factors
+
+FACTORS = (".A", ".B")
+
+
+def factor_parameters(tensors: Tensors) -> int:
+    """Numbers in the factors of an expert."""
+    return sum(value.size for name, value in tensors.items() if name.endswith(FACTORS))
+
+
+def spectra_of(
+    task: TaskEntry, tensors: Tensors, layers: Sequence[LayerEntry], factorisation: Factorisation
+) -> dict[str, Spectrum]:
+    """The spectrum of ΔW on every layer where the task has an expert.
+
+    Raises `BundleError` for a task without rank or alpha.
+    """
+    if task.rank is None or task.alpha is None:
+        raise BundleError(f"task {task.name} has no rank or alpha: it is no expert")
+    found = {}
+    for layer in layers:
+        if rank := task.rank_of(layer.name):
+            a, b = (tensors[layer.name + side] for side in FACTORS)
+            scale = task.alpha / rank
+            found[layer.name] = spectrum_of_factors(a, b, scale, layer.shape, factorisation)
+    return found
+
+
+def truncated(
+    task: TaskEntry, tensors: Tensors, spectra: Mapping[str, Spectrum], ranks: Mapping[str, int]
+) -> tuple[TaskEntry, Tensors]:
+    """The task and its tensors with `ranks` by layer; layers without a spectrum have none.
+
+    Factors whose rank stays are the same bytes; norms and head always are.
+    """
+    assert task.alpha is not None  # `spectra_of` saw to it
+    fresh = {name: value for name, value in tensors.items() if not name.endswith(FACTORS)}
+    for layer, rank in ranks.items():
+        if rank == task.rank_of(layer) and rank:
+            fresh |= {layer + side: tensors[layer + side] for side in FACTORS}
+        elif rank:
+            pair = spectra[layer].factors(rank, task.alpha)
+            fresh |= {layer + side: factor for side, factor in zip(FACTORS, pair, strict=True)}
+    largest = max(ranks.values())
+    other = {layer: rank for layer, rank in ranks.items() if rank != largest}
+    return task.model_copy(update={"rank": largest, "ranks": other}), fresh
+
+
+def write_compressed(
+    bundle: Bundle,
+    path: Path,
+    *,
+    tasks: Sequence[TaskEntry],
+    experts: Mapping[str, Tensors],
+    logits: Mapping[str, Tensors],
+    versions: Mapping[str, str],
+    rule: str,
+) -> Bundle:
+    """Write `bundle` with these tasks, `experts` and reference `logits` as `path`.
+
+    W0 and graph are copied byte for byte; the manifest names the bundle that was compressed, and
+    the `rule` by which.
+    """
+    old = bundle.manifest
+    counts = {EXPERT + name: factor_parameters(tensors) for name, tensors in experts.items()}
+    with folder_atomic(path) as folder:
+        for relative in (layout.BASE, layout.TEMPLATE):
+            write_atomic(folder / relative, (bundle.path / relative).read_bytes())
+        fresh = {layout.expert_file(name): tensors for name, tensors in experts.items()}
+        fresh |= {layout.parity_file(name): tensors for name, tensors in logits.items()}
+        for relative, tensors in fresh.items():
+            write_tensors(folder / relative, tensors)
+        names = sorted([layout.BASE, layout.TEMPLATE, *fresh])
+        compressed = old.model_copy(
+            update={
+                "tasks": tuple(tasks),
+                "parameters": {**old.parameters, **counts},
+                "versions": dict(versions),
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "files": {name: file_entry(folder / name) for name in names},
+                # What proved the larger experts' engines doesn't prove these.
+                "packed_from": (),
+                "grown_from": (),
+                "compressed_from": (*old.compressed_from, bundle.sha256),
+                "compression": rule,
+            }
+        )
+        checked = Manifest.model_validate(compressed.model_dump())
+        write_atomic(folder / layout.MANIFEST, manifest_json(checked))
+        load_bundle(folder)
+    return load_bundle(path)

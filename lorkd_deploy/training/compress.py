@@ -1,0 +1,300 @@
+"""`lorkd compress`: smaller experts from trained ones, by the singular values of their ΔW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from lorkd_deploy.budget import Budget, parse_budget
+from lorkd_deploy.bundle.compressed import (
+    factor_parameters,
+    spectra_of,
+    truncated,
+    write_compressed,
+)
+from lorkd_deploy.bundle.manifest import LayerEntry, TaskEntry
+from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.delta import Factorisation
+from lorkd_deploy.deploy.inputs import known_inputs
+from lorkd_deploy.errors import BundleError, DataError, UsageError
+from lorkd_deploy.experts import ExpertClassifier
+from lorkd_deploy.metrics import score
+from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.run import Run, claimed, open_run
+from lorkd_deploy.storage import Tensors, canonical_json, carry_over, tensor_bytes
+from lorkd_deploy.training.assemble import reference_logits, versions
+from lorkd_deploy.training.evaluate import scores, task_logits
+from lorkd_deploy.training.restore import restored
+from lorkd_deploy.training.setup import Setup, open_setup
+from lorkd_deploy.truncation import Spectrum, Step, holding, ranks_of, steps_by_worth, within
+
+Choice = Callable[["Candidates"], Sequence[Step]]
+
+
+class CompressedTask(BaseModel):
+    """One expert before and after: `ranks` by layer, sizes of its file, scores on validation.
+
+    `energy` is the share of the sum of squares of ΔW, over all layers, that is kept.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    department: str
+    ranks_before: dict[str, int]
+    ranks: dict[str, int]
+    energy: float
+    parameters_before: int
+    parameters: int
+    bytes_before: int
+    bytes: int
+    validation_before: dict[str, float]
+    validation: dict[str, float]
+
+
+class Compression(BaseModel):
+    """A new run whose bundle has the smaller experts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    bundle: str
+    rule: str
+    compressed_from: str
+    tasks: tuple[CompressedTask, ...]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One task's expert and everything that may be left out of it, least worth last."""
+
+    task: TaskEntry
+    tensors: Tensors
+    spectra: Mapping[str, Spectrum]
+    layers: Sequence[LayerEntry]
+    score: Callable[[TaskEntry, Tensors], dict[str, float]]
+
+    @property
+    def steps(self) -> list[Step]:
+        """All of the expert, in the order in which it pays to have it."""
+        return steps_by_worth(self.spectra)
+
+    def after(self, steps: Sequence[Step]) -> tuple[TaskEntry, Tensors]:
+        """The expert that has these steps only."""
+        ranks = ranks_of(steps, [layer.name for layer in self.layers])
+        return truncated(self.task, self.tensors, self.spectra, ranks)
+
+
+def candidates_of(
+    task: TaskEntry,
+    tensors: Tensors,
+    layers: Sequence[LayerEntry],
+    factorisation: Factorisation,
+    score: Callable[[TaskEntry, Tensors], dict[str, float]],
+) -> Candidates:
+    """What there is to choose from in one expert."""
+    return Candidates(
+        task, tensors, spectra_of(task, tensors, layers, factorisation), layers, score
+    )
+
+
+def compress(
+    run: str | Path,
+    out: str | Path,
+    *,
+    budget: str | None = None,
+    energy: float | None = None,
+    max_drop: float | None = None,
+    progress: Progress | None = None,
+) -> Compression:
+    """Write the run `out` with `run`'s experts truncated to lower ranks, layer by layer.
+
+    One of three rules, for each task: `budget`, the largest part of the expert that a size pays
+    for (`"0.3MB"` of its file, or `"40000 parameters"`); `energy`, the smallest that keeps this
+    share of ΔW's sum of squares; `max_drop`, the smallest found whose accuracy on the validation
+    split is at most so many percentage points below the whole expert's. `run` is not changed.
+
+    Raises `UsageError` for none or several rules, or a budget that norms and head alone exceed;
+    `DataError` where the images of a task aren't here.
+    """
+    rule, choose = _rule(budget, energy, max_drop)
+    source = open_run(run)
+    bundle = load_bundle(source.bundle)
+    if bundle.manifest.kind != "experts":
+        raise UsageError("the teacher has no experts", where=bundle.path)
+    if (Path(out) / "bundle").exists():
+        raise BundleError(
+            "there is a bundle in this folder already, and a compressed one is always a new one",
+            where=out,
+            fix="choose a new folder for --out",
+        )
+    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
+    with claimed(out, recipe, "compress") as new:
+        setup = open_setup(recipe)
+        _check_data(bundle, setup)
+        found = _compressed(bundle, setup, choose, progress or Silent())
+        return _write(source, bundle, new, setup=setup, rule=rule, found=found)
+
+
+def _rule(budget: str | None, energy: float | None, max_drop: float | None) -> tuple[str, Choice]:
+    given = [value for value in (budget, energy, max_drop) if value is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "give one of --budget, --energy and --max-drop",
+            fix="lorkd compress RUN --out RUN2 --budget 0.3MB",
+        )
+    if budget is not None:
+        return f"budget {budget}", partial(within_budget, budget=parse_budget(budget))
+    if energy is not None:
+        if not 0 < energy <= 1:
+            raise UsageError(f"energy is {energy}, wanted a share above 0 and at most 1")
+        return f"energy {energy:g}", lambda known: holding(known.steps, energy)
+    assert max_drop is not None
+    if max_drop < 0:
+        raise UsageError(f"max-drop is {max_drop}, wanted points of accuracy, at least 0")
+    return f"max-drop {max_drop:g}", lambda known: _within_drop(known, max_drop)
+
+
+def within_budget(known: Candidates, budget: Budget) -> Sequence[Step]:
+    """The steps that the budget pays for, where norms and head have to be paid for first.
+
+    Raises `UsageError` where those alone exceed it.
+    """
+    own = factor_parameters(known.tensors)
+    fixed = len(tensor_bytes(known.tensors)) - 4 * own  # with the larger expert's header
+    left = budget.factors(fixed)
+    if left < 0:
+        raise UsageError(
+            f"the head and norms of {known.task.name} alone take {fixed:,} bytes, "
+            f"the budget is {budget.amount:,}",
+            fix="give a larger --budget; what is trained for a task alone isn't left out",
+        )
+    return known.steps if own <= left else within(known.steps, left)
+
+
+def _within_drop(known: Candidates, points: float) -> Sequence[Step]:
+    """The shortest beginning of the steps that halving finds to be good enough.
+
+    Accuracy need not rise with every step, so a shorter one might do too; what is given back was
+    measured, and the whole expert is always good enough.
+    """
+    steps = known.steps
+    least = known.score(known.task, known.tensors)["accuracy"] - points / 100
+    low, high = -1, len(steps)  # `high` is good enough, `low` is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        good = known.score(*known.after(steps[:middle]))["accuracy"] >= least - 1e-9
+        low, high = (low, middle) if good else (middle, high)
+    return steps[:high]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The network with the smaller experts, and its parts as a bundle keeps them."""
+
+    tasks: list[TaskEntry]
+    experts: dict[str, Tensors]
+    model: ExpertClassifier
+    told: list[CompressedTask]
+
+
+def _compressed(bundle: Bundle, setup: Setup, choose: Choice, progress: Progress) -> _Found:
+    manifest = bundle.manifest
+    tasks: list[TaskEntry] = []
+    experts: dict[str, Tensors] = {}
+    told = []
+    progress.start("compressing", len(manifest.tasks))
+    try:
+        for place, task in enumerate(manifest.tasks):
+            tensors = bundle.expert(task.name)
+            on_validation = partial(_validated, bundle, setup, place)
+            known = candidates_of(
+                task, tensors, manifest.layers, manifest.factorisation, on_validation
+            )
+            kept = choose(known)
+            entry, smaller = known.after(kept)
+            tasks.append(entry)
+            experts[task.name] = smaller
+            told.append(_told(known, kept, entry, smaller))
+            progress.advance(task=task.name)
+    finally:
+        progress.stop()
+    return _Found(tasks, experts, restored(manifest, tasks, bundle.base, experts), told)
+
+
+def _told(
+    known: Candidates, kept: Sequence[Step], entry: TaskEntry, smaller: Tensors
+) -> CompressedTask:
+    names = [layer.name for layer in known.layers]
+    total = sum(step.energy for step in known.steps)
+    return CompressedTask(
+        task=entry.name,
+        department=entry.department,
+        ranks_before={name: known.task.rank_of(name) or 0 for name in names},
+        ranks={name: entry.rank_of(name) or 0 for name in names},
+        energy=sum(step.energy for step in kept) / total if total else 1.0,
+        parameters_before=factor_parameters(known.tensors),
+        parameters=factor_parameters(smaller),
+        bytes_before=len(tensor_bytes(known.tensors)),
+        bytes=len(tensor_bytes(smaller)),
+        validation_before=known.score(known.task, known.tensors),
+        validation=known.score(entry, smaller),
+    )
+
+
+def _validated(
+    bundle: Bundle, setup: Setup, place: int, task: TaskEntry, tensors: Tensors
+) -> dict[str, float]:
+    """Scores of one expert on its validation split, by the unfused network."""
+    model = restored(bundle.manifest, [task], bundle.base, {task.name: tensors})
+    images = setup.val[place]
+    return score(images.labels, task_logits(model, images, 0, setup.recipe.preprocess), task.kind)
+
+
+def _write(
+    source: Run, bundle: Bundle, new: Run, *, setup: Setup, rule: str, found: _Found
+) -> Compression:
+    tested = scores(found.model, setup.test, setup.kinds, setup.recipe.preprocess)
+    tasks = [
+        task.model_copy(update={"metrics": {**task.metrics, "expert": of_task}})
+        for task, of_task in zip(found.tasks, tested, strict=True)
+    ]
+    engines = {name: (place,) for place, name in enumerate(setup.names)}
+    logits = reference_logits(setup, found.model, known_inputs(bundle), engines)
+    for part in ("teacher", "history"):
+        if (source.path / part).is_dir() and source.path != source.bundle:
+            carry_over(source.path / part, new.path / part)
+    written = write_compressed(
+        bundle,
+        new.bundle,
+        tasks=tasks,
+        experts=found.experts,
+        logits=logits,
+        versions=versions(),
+        rule=rule,
+    )
+    return Compression(
+        run=str(new.path),
+        bundle=str(written.path),
+        rule=rule,
+        compressed_from=bundle.sha256,
+        tasks=tuple(found.told),
+    )
+
+
+def _check_data(bundle: Bundle, setup: Setup) -> None:
+    """Raise `DataError` where a task's images here are not those the bundle was made with."""
+    for name, data in zip(setup.names, setup.data, strict=True):
+        task = bundle.task(name)
+        same = canonical_json(data.provenance) == canonical_json(task.data)
+        if not same or data.classes != task.classes:
+            raise DataError(
+                f"the data of {name} that is here is not what the bundle was made with",
+                where=f"{data.provenance['source']} {data.provenance['name']}",
+                fix="accuracy is measured on its validation images: put those here",
+            )
