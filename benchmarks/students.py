@@ -174,9 +174,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "",
         "ONNX engines, fp32, against the unfused torch model; generated inputs and test images of "
         "all tasks, the teacher's too where there is one. Without experts are grouped (depthwise) "
-        "convolutions and weights that are no layer's (position tables, class tokens). The tolerance "
-        "is 1e-4 × max(1, largest logit): two steps leave norm statistics unsettled, and with them "
-        "logits of no ordinary size (absolute differences are in students.json).",
+        "convolutions and weights that are no layer's (position tables, class tokens). The "
+        "tolerance is 1e-4 × max(1, largest logit): two steps leave norm statistics unsettled, and "
+        "with them logits of no ordinary size (absolute differences are in students.json).",
         "",
     ]
     return "\n".join(lines)

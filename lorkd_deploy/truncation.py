@@ -37,7 +37,7 @@ class Spectrum:
     @property
     def cost(self) -> int:
         """Parameters that one more in rank adds."""
-        return self.unit * (self.left.shape[0] + self.right.shape[1])
+        return self.unit * (len(self.left) + int(self.right.shape[1]))
 
     def factors(self, rank: int, alpha: float) -> tuple[F32, F32]:
         """A and B of `rank` such that α / rank · B A is the nearest to ΔW, float32."""

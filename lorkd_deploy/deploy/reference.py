@@ -34,6 +34,7 @@ from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.preprocess import U8
 from lorkd_deploy.recipe import ParitySpec, parse_recipe
 from lorkd_deploy.runtime import F32, Runner
+from lorkd_deploy.storage import sha256_bytes
 
 BATCH = 32
 Tensors = Mapping[str, npt.NDArray[Any]]
