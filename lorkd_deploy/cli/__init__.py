@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         fault = system_fault(exc)
     except (MemoryError, RuntimeError) as exc:
         fault = out_of_memory(exc)
-    render.error(fault, as_json=as_json)
+    if not fault.told:
+        render.error(fault, as_json=as_json)
     return fault.exit_code
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.launch import launch
 from lorkd_deploy.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ class Output:
     """What one command shows: one JSON document, or text and tables, or nothing (`quiet`)."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
-        self.as_json = as_json
-        self.quiet = quiet
-        logging.getLogger("lorkd_deploy").setLevel(logging.WARNING if quiet else logging.INFO)
+        # Of several processes of one training, the first speaks for all.
+        follows = not launch().leads
+        self.as_json = as_json and not follows
+        self.quiet = quiet or follows
+        level = logging.ERROR if follows else logging.WARNING if quiet else logging.INFO
+        logging.getLogger("lorkd_deploy").setLevel(level)
 
     def progress(self) -> Progress:
         """A bar on stderr, which leaves stdout to the result; in a log file, a line at times."""
@@ -152,6 +156,8 @@ class Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        if not launch().leads:
+            prefix = f"rank {launch().index}: {prefix}"
         text = prefix + record.getMessage()
         for bar in _drawn:
             bar.above(text)
@@ -169,8 +175,10 @@ def listen() -> None:
 def error(fault: LorkdError, *, as_json: bool) -> None:
     """An error as what, where and what to do: on stderr, and with `--json` on stdout too."""
     stop_drawing()
-    sys.stderr.write(f"error: {fault}\n")
-    if as_json:
+    process = launch()
+    whose = f"rank {process.index}: " if process.count > 1 else ""
+    sys.stderr.write(f"{whose}error: {fault}\n")
+    if as_json and process.leads:
         document = {
             "error": {
                 "kind": type(fault).__name__,

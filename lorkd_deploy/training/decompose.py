@@ -15,9 +15,9 @@ from lorkd_deploy.errors import UsageError
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe
-from lorkd_deploy.run import claimed
 from lorkd_deploy.training.assemble import write_experts
 from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.features import TeacherFeatures
 from lorkd_deploy.training.loader import Batch
@@ -26,7 +26,7 @@ from lorkd_deploy.training.losses import batch_accuracy, label_loss, logit_trans
 from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
 from lorkd_deploy.training.scalars import check_tensorboard
-from lorkd_deploy.training.setup import Setup, best_device, open_setup
+from lorkd_deploy.training.setup import Setup, open_setup
 from lorkd_deploy.training.teacher import batch_task, load_teacher, train_teacher
 from lorkd_deploy.training.update import Loss, Objective
 
@@ -84,9 +84,10 @@ def decompose(
                 fix="lorkd decompose RECIPE --from RUN --add-department D --out RUN2",
             )
         return add_departments(loaded, add_department, from_run, out, **options, progress=shown)
-    with claimed(out, loaded, "decompose") as run:
-        setup = open_setup(loaded)
-        if loaded.transfer.kind != "none" and not run.teacher.exists():
+    with joined() as processes, processes.claimed(out, loaded, "decompose") as run:
+        setup = open_setup(loaded, processes)
+        taught = loaded.transfer.kind == "none" or processes.first(run.teacher.exists)
+        if not taught:
             log.info("no teacher in %s yet: making it first", run.path)
             train_teacher(run.path, setup, **options, progress=shown)
         return train_student(run.path, setup, **options, progress=shown)
@@ -103,17 +104,19 @@ def train_student(
 ) -> TrainingResult:
     """`decompose` over data that is open already and a teacher that exists."""
     recipe = setup.recipe
-    device = best_device()
+    processes = setup.processes
+    device = processes.device
     torch.manual_seed(recipe.seed)
     mentor = known = None
     if recipe.transfer.kind != "none":
-        mentor = load_teacher(run / "teacher", setup, device)
+        mentor, sha256 = processes.first(lambda: _teacher(run / "teacher", setup))
+        mentor.to(device)
     student = build_student(setup, mentor)
     if mentor is not None:
         known = TeacherFeatures(
             mentor,
             setup,
-            teacher_sha256=load_bundle(run / "teacher").sha256,
+            teacher_sha256=sha256,
             folder=run / "cache",
             device=device,
             progress=progress,
@@ -130,9 +133,18 @@ def train_student(
         tensorboard=run / "tensorboard" / "decompose" if tensorboard else None,
         progress=progress,
     )
-    result = write_experts(run, setup, student.classifier, fitted, device=device)
-    checkpoints.clear()
-    return result
+
+    def write() -> TrainingResult:
+        result = write_experts(run, setup, student.classifier, fitted, device=device)
+        checkpoints.clear()
+        return result
+
+    return processes.first(write)
+
+
+def _teacher(path: Path, setup: Setup) -> tuple[TeacherNetwork, str]:
+    """The teacher on the CPU, from where it goes to every process, and its bundle's hash."""
+    return load_teacher(path, setup, torch.device("cpu")), load_bundle(path).sha256
 
 
 def fit_student(
@@ -154,7 +166,8 @@ def fit_student(
     steps, validate_steps = setup.steps(recipe.train)
 
     def validate() -> dict[str, float]:
-        return summary(scores(classifier, setup.val, setup.kinds, recipe.preprocess), setup.names)
+        found = scores(classifier, setup.val, setup.kinds, recipe.preprocess, setup.processes)
+        return summary(found, setup.names)
 
     fitted = fit(
         student,
@@ -171,6 +184,7 @@ def fit_student(
         what="decompose",
         auto_batch=auto_batch,
         tensorboard=tensorboard,
+        processes=setup.processes,
     )
     if known is not None:
         fitted.notes["teacher_features"] = known.facts

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from lorkd_deploy.metrics import Kind, score
 from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.training.distributed import ALONE, Processes
 from lorkd_deploy.training.loader import Images
+from lorkd_deploy.training.network import TaskNetwork
 
 F32 = npt.NDArray[np.float32]
 
@@ -27,28 +28,44 @@ def network_input(
 
 @torch.no_grad()
 def task_logits(
-    model: nn.Module, images: Images, task: int, preprocess: Preprocess, batch: int = 256
+    model: TaskNetwork,
+    images: Images,
+    task: int,
+    preprocess: Preprocess,
+    *,
+    batch: int = 256,
+    processes: Processes = ALONE,
 ) -> F32:
-    """Logits `(N, C_t)` of one task over a whole split, in evaluation mode and fp32."""
+    """Logits `(N, C_t)` of one task over a whole split, in evaluation mode and fp32.
+
+    Each of the `processes` computes some of the batches, and all get all.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    parts = []
-    for start in range(0, len(images), batch):
-        rows = np.arange(start, min(start + batch, len(images)))
-        x = network_input(images[rows], preprocess, device)
-        output = model(x, torch.full((len(rows),), task, device=device))
-        parts.append(output.logits[task].float().cpu().numpy())
+    logits = np.zeros((len(images), model.heads.head(task).out_features), np.float32)
+    for number, start in enumerate(range(0, len(images), batch), start=task):
+        if number % processes.count == processes.index:
+            rows = np.arange(start, min(start + batch, len(images)))
+            x = network_input(images[rows], preprocess, device)
+            output = model(x, torch.full((len(rows),), task, device=device))
+            logits[rows] = output.logits[task].float().cpu().numpy()
     model.train(was_training)
-    return np.concatenate(parts)
+    return processes.total_array(logits)
 
 
 def scores(
-    model: nn.Module, splits: Sequence[Images], kinds: Sequence[Kind], preprocess: Preprocess
+    model: TaskNetwork,
+    splits: Sequence[Images],
+    kinds: Sequence[Kind],
+    preprocess: Preprocess,
+    processes: Processes = ALONE,
 ) -> list[dict[str, float]]:
     """`metrics.score` of each task on its split."""
     return [
-        score(images.labels, task_logits(model, images, task, preprocess), kind)
+        score(
+            images.labels, task_logits(model, images, task, preprocess, processes=processes), kind
+        )
         for task, (images, kind) in enumerate(zip(splits, kinds, strict=True))
     ]
 

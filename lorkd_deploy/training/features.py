@@ -104,22 +104,30 @@ class TeacherFeatures:
         }
         key = sha256_bytes(canonical_json(depends))
         path = folder / f"teacher-features-{key[:16]}.safetensors"
-        names = self._setup.names
+        processes = self._setup.processes
+        held = processes.first(lambda: self._read(path))
+        if held is not None:
+            return held
+        made = self._make()
+        if processes.leads:
+            write_tensors(path, dict(zip(self._setup.names, made, strict=True)))
+            self._tell(path, "written")
+        return made
+
+    def _read(self, path: Path) -> list[F32] | None:
+        """What is cached at `path`; else None, and there is room for it."""
         if path.exists():
             try:
                 found = read_tensors(path)
-                held = [found[name] for name in names]
+                held = [found[name] for name in self._setup.names]
                 self._tell(path, "read")
                 return held
             except (BundleError, KeyError):
                 log.warning("%s is damaged: computed again", path.name)
-        for other in folder.glob("teacher-features-*.safetensors"):
+        for other in path.parent.glob("teacher-features-*.safetensors"):
             log.info("%s is of another teacher or recipe: computed again", other.name)
             other.unlink()
-        made = self._make()
-        write_tensors(path, dict(zip(names, made, strict=True)))
-        self._tell(path, "written")
-        return made
+        return None
 
     def _tell(self, path: Path, done: str) -> None:
         sha256 = sha256_file(path)
@@ -130,11 +138,12 @@ class TeacherFeatures:
         forms = 2 if self._setup.recipe.train.flip else 1
         tasks = self._setup.train
         self._progress.start("teacher features", forms * sum(len(task) for task in tasks))
+        processes = self._setup.processes
         made = []
         for images in tasks:
-            held = np.empty((forms, len(images), self.mentor.features), np.float32)
+            held = np.zeros((forms, len(images), self.mentor.features), np.float32)
             for form in range(forms):
-                for start in range(0, len(images), CHUNK):
+                for start in range(CHUNK * processes.index, len(images), CHUNK * processes.count):
                     rows = np.arange(start, min(start + CHUNK, len(images)))
                     shown = images[rows]
                     if form:
@@ -142,7 +151,7 @@ class TeacherFeatures:
                     x = network_input(shown, self._setup.recipe.preprocess, self._device)
                     held[form, rows] = self._compute(x).cpu().numpy()
                     self._progress.advance(len(rows))
-            made.append(held)
+            made.append(processes.total_array(held))
         self._progress.stop()
         return made
 

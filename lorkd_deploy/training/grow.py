@@ -24,7 +24,7 @@ from lorkd_deploy.experts.absent import ExpertStack
 from lorkd_deploy.experts.norms import PerTaskNorm
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import Recipe
-from lorkd_deploy.run import Run, claimed, open_run
+from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.storage import carry_over, sha256_bytes
 from lorkd_deploy.training.assemble import (
     arrays,
@@ -38,12 +38,13 @@ from lorkd_deploy.training.assemble import (
 )
 from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.decompose import Student, build_student, fit_student
+from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import scores
 from lorkd_deploy.training.features import TeacherFeatures
 from lorkd_deploy.training.loop import Fitted
 from lorkd_deploy.training.network import TeacherNetwork
 from lorkd_deploy.training.result import TrainingResult
-from lorkd_deploy.training.setup import Setup, best_device, open_setup
+from lorkd_deploy.training.setup import Setup, open_setup
 from lorkd_deploy.training.teacher import knows, load_teacher
 
 log = logging.getLogger(__name__)
@@ -67,18 +68,18 @@ def add_departments(
     added = tuple(d for d in recipe.departments if d.name in departments)
     student = recipe.student.model_copy(update={"checkpoint": None})  # W0 is the bundle's
     part = recipe.model_copy(update={"departments": added, "student": student})
-    with claimed(out, recipe, "decompose") as run:
-        setup = open_setup(part)
-        device = best_device()
+    with joined() as processes, processes.claimed(out, recipe, "decompose") as run:
+        setup = open_setup(part, processes)
+        device = processes.device
         torch.manual_seed(recipe.seed)
-        mentor = _mentor(run, source, setup, device)
+        mentor, sha256 = processes.first(lambda: _mentor(run, source, setup))
         grown = settled(build_student(setup, mentor), bundle)
         known = None
         if mentor is not None:
             known = TeacherFeatures(
-                mentor,
+                mentor.to(device),
                 setup,
-                teacher_sha256=load_bundle(run.teacher).sha256,
+                teacher_sha256=sha256,
                 folder=run.path / "cache",
                 device=device,
                 progress=progress,
@@ -96,9 +97,13 @@ def add_departments(
             tensorboard=run.path / "tensorboard" / "decompose" if tensorboard else None,
             progress=progress,
         )
-        result = _write(run, setup, bundle, grown, fitted, recipe=recipe, device=device)
-        checkpoints.clear()
-    return result
+
+        def write() -> TrainingResult:
+            result = _write(run, setup, bundle, grown, fitted, recipe=recipe, device=device)
+            checkpoints.clear()
+            return result
+
+        return processes.first(write)
 
 
 class SettledStudent(Student):
@@ -166,22 +171,24 @@ def _begin_at_the_mean(module: nn.Module, bundle: Bundle) -> None:
                     tensor.copy_(torch.from_numpy(mean))
 
 
-def _mentor(run: Run, source: Run, setup: Setup, device: torch.device) -> TeacherNetwork | None:
-    """The teacher that fits: RUN's own, else the finished run's, which is carried over.
+def _mentor(run: Run, source: Run, setup: Setup) -> tuple[TeacherNetwork | None, str]:
+    """The teacher that fits, on the CPU, and its bundle's hash: RUN's own, else the finished run's,
+    which is carried over.
 
     One that doesn't know the new tasks still gives features; logits for them it has none.
     """
+    cpu = torch.device("cpu")
     kind = setup.recipe.transfer.kind
     if not run.teacher.exists() and source.teacher.exists():
         carry_over(source.teacher, run.teacher)
     if kind == "none":
-        return None
+        return None, ""
     if not run.teacher.exists():
         log.warning("%s has no teacher: the new experts learn from labels alone", source.path)
-        return None
-    known = knows(load_bundle(run.teacher), setup)
-    if known:
-        return load_teacher(run.teacher, setup, device)
+        return None, ""
+    bundle = load_bundle(run.teacher)
+    if knows(bundle, setup):
+        return load_teacher(run.teacher, setup, cpu), bundle.sha256
     tasks = ", ".join(setup.names)
     if kind == "logits":
         log.warning(
@@ -189,9 +196,9 @@ def _mentor(run: Run, source: Run, setup: Setup, device: torch.device) -> Teache
             "`lorkd teacher` with this recipe and --out makes one that has",
             tasks,
         )
-        return None
+        return None, ""
     log.info("the teacher was not trained on %s: its features of their images are used", tasks)
-    return load_teacher(run.teacher, setup, device, heads=False)
+    return load_teacher(run.teacher, setup, cpu, heads=False), bundle.sha256
 
 
 def _write(

@@ -50,7 +50,9 @@ class Images:
 class Batch:
     """One mixed batch in task order, still uint8: `(N, S, S, 3)`; the rest is one entry a task.
 
-    `rows` are the images' places in their training split, `flips` which of them are mirrored.
+    `rows` are the images' places in their training split, `flips` which of them are mirrored,
+    `total` the samples of the whole batch: more than these in a part of it, or where other
+    processes have the rest.
     """
 
     step: int
@@ -59,6 +61,12 @@ class Batch:
     labels: tuple[npt.NDArray[np.int64], ...]
     rows: tuple[npt.NDArray[np.int64], ...]
     flips: tuple[npt.NDArray[np.bool_], ...]
+    total: int
+
+    @property
+    def share(self) -> float:
+        """This batch's weight in a mean over the whole one, of which it may be a part."""
+        return len(self.images) / self.total
 
     def split(self, parts: int) -> list[Batch]:
         """The batch in at most `parts`, each with its share of every task, none empty."""
@@ -75,7 +83,8 @@ class Batch:
             tuple(values[mine] for values, mine in zip(each, own, strict=True))
             for each in (self.labels, self.rows, self.flips)
         )
-        return Batch(self.step, self.images[chosen], self.task[chosen], labels, rows, flips)
+        images, task = self.images[chosen], self.task[chosen]
+        return Batch(self.step, images, task, labels, rows, flips, self.total)
 
 
 @dataclass(frozen=True)
@@ -87,16 +96,22 @@ class Augment:
     seed: int
     transforms: tuple[AugmentSpec, ...] = ()
 
-    def __call__(self, images: U8, step: int) -> tuple[U8, npt.NDArray[np.bool_]]:
-        """The changed images, and which of them are mirrored `(N,)`."""
+    def __call__(
+        self, images: U8, step: int, places: npt.NDArray[np.int64], total: int
+    ) -> tuple[U8, npt.NDArray[np.bool_]]:
+        """The changed images, and which of them are mirrored `(N,)`.
+
+        They stand at `places` in the step's batch of `total`: an image is changed alike,
+        whichever process has it.
+        """
         rng = np.random.default_rng((self.seed, 2, step))
-        flips = (rng.random(len(images)) < 0.5) & self.flip
+        flips = (rng.random(total) < 0.5)[places] & self.flip
         images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
         reach = round(self.shift * images.shape[1])
         if reach:
-            images = _shifted(images, rng.integers(0, 2 * reach + 1, (len(images), 2)), reach)
+            offsets = rng.integers(0, 2 * reach + 1, (total, 2))[places]
+            images = _shifted(images, offsets, reach)
         if self.transforms:
-            places = np.arange(len(images))
             images = augmented(images, self.transforms, self.seed, step, places)
         return images, flips
 
@@ -114,7 +129,9 @@ def _shifted(images: U8, offsets: npt.NDArray[np.int64], reach: int) -> U8:
 class Loader:
     """Iterates the sampler's batches from `first` on, `ahead` of them prepared by threads.
 
-    `waiting` is the time in seconds that the training loop has waited for a batch.
+    With `share` (i, n) it fetches the i-th of every n samples of a batch, so that each of n
+    processes has its part of every task. `waiting` is the time in seconds that the training loop
+    has waited for a batch.
     """
 
     def __init__(
@@ -124,20 +141,26 @@ class Loader:
         augment: Augment,
         *,
         ahead: int = 3,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self._tasks = tasks
         self._sampler = sampler
         self._augment = augment
         self._ahead = ahead
+        self._first, self._every = share
         self.waiting = 0.0
 
     def batch(self, draw: Draw) -> Batch:
-        """Fetch and augment the images of one draw."""
+        """Fetch and augment the images of one draw that are this process's."""
+        total = len(draw.task)
+        places = np.arange(self._first, total, self._every)
+        draw = draw.part(places)
         images = np.concatenate([t[r] for t, r in zip(self._tasks, draw.rows, strict=True)])
         labels = tuple(t.labels[r] for t, r in zip(self._tasks, draw.rows, strict=True))
-        images, flips = self._augment(images, draw.step)
+        images, flips = self._augment(images, draw.step, places, total)
         ends = np.cumsum([len(rows) for rows in draw.rows])[:-1]
-        return Batch(draw.step, images, draw.task, labels, draw.rows, tuple(np.split(flips, ends)))
+        flipped = tuple(np.split(flips, ends))
+        return Batch(draw.step, images, draw.task, labels, draw.rows, flipped, total)
 
     def at(self, step: int) -> Batch:
         """The batch of one step."""

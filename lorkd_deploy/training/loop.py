@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.autocast import chosen_precision
+from lorkd_deploy.training.batch_statistics import shared_statistics
 from lorkd_deploy.training.checkpoint import Checkpoints, State, Tensors, pack, unpack
+from lorkd_deploy.training.distributed import ALONE, Processes
 from lorkd_deploy.training.loader import Loader
 from lorkd_deploy.training.memory import fitting_parts
 from lorkd_deploy.training.scalars import Scalars, open_scalars
@@ -69,37 +72,42 @@ def fit(
     what: str,
     auto_batch: bool = False,
     tensorboard: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Fitted:
     """Train `model` for `steps` steps and leave the best state by `validate()["score"]` in it.
 
     Every step's randomness comes from `(seed, step)`, so a resumed training ends with the same
     weights, bit for bit on the CPU, as an uninterrupted one. `auto_batch` lets a batch that does
     not fit into memory pass in parts; `tensorboard` is a folder for the figures of every step.
+    Each of the `processes` calls this with its own share of every batch; the first one writes.
     Raises `TrainingError` where the loss is not finite, naming the step and the cause.
     """
     precision = chosen_precision(spec.precision, next(model.parameters()).device)
-    update = Update(model, spec, precision)
+    update = Update(model, spec, precision, processes)
+    processes.share_state(model)
     now, best = _Progress(), _copy(model)
-    if not resume and checkpoints:
+    if not resume and processes.leads and checkpoints:
         log.warning("starting afresh: the checkpoints here would go on with --resume")
-    if resume and (saved := checkpoints.load()) is not None:
+    if resume and (saved := processes.first(checkpoints.load)) is not None:
         now, best = _restore(saved, model, update)
         log.info("resumed at step %d of %d", now.step, steps)
     update.parts = now.parts or spec.accumulate
     if auto_batch and now.step < steps:
-        update.parts = fitting_parts(
+        fitting = fitting_parts(
             model, lambda: Update(model, spec, precision), loader.at(now.step), objective,
             parts=update.parts, section=_section(what),
         )  # fmt: skip
+        update.parts = processes.most(fitting)
     now.parts = update.parts
-    scalars = open_scalars(tensorboard, now.step)
+    scalars = open_scalars(tensorboard if processes.leads else None, now.step)
     began, saved_at = time.perf_counter() - now.seconds, time.monotonic()
     progress.start(what, steps)
     progress.advance(now.step)
-    try:
+    whole_batch = shared_statistics(model.train(), processes)
+    with whole_batch, closing(scalars), _stopped(progress):
         for batch in loader.batches(now.step):
             model.train()
-            torch.manual_seed(_mixed(seed, batch.step))
+            torch.manual_seed(_mixed(seed, batch.step, processes.index))
             result = update.gradients(batch, objective)
             parts = result.parts
             if not math.isfinite(float(torch.stack(list(parts.values())).sum())):
@@ -108,7 +116,7 @@ def fit(
             update.apply(lr)
             now.step = batch.step + 1
             now.seconds = time.perf_counter() - began
-            rate = len(batch.images) * now.step / max(now.seconds, 1e-9)
+            rate = batch.total * now.step / max(now.seconds, 1e-9)
             losses = _report(progress, scalars, now.step, result, lr=lr, rate=rate)
             if now.step % validate_steps == 0 or now.step == steps:
                 _check_weights(model, batch.step, what)
@@ -117,19 +125,25 @@ def fit(
                 found = {f"validation/{name}": value for name, value in now.history[-1].items()}
                 scalars.add(now.step, found | {"waiting for data": waited})
             due = time.monotonic() - saved_at >= 60 * spec.checkpoint_minutes
-            if due and now.step < steps:
+            if due and now.step < steps and processes.leads:
                 now.waiting += loader.waiting
                 loader.waiting = 0.0
                 _check_weights(model, batch.step, what)
                 _save(checkpoints, model, update, now, best)
                 saved_at = time.monotonic()
-    finally:
-        progress.stop()
-        scalars.close()
     model.load_state_dict(best)
     waiting = now.waiting + loader.waiting
     notes = {"parts": update.parts}
     return Fitted(steps, now.best_step, now.history, now.seconds, waiting, precision, notes)
+
+
+@contextmanager
+def _stopped(progress: Progress) -> Iterator[None]:
+    """Whose bar ends with the block."""
+    try:
+        yield
+    finally:
+        progress.stop()
 
 
 def schedule(spec: TrainSpec, step: int, steps: int) -> float:
@@ -193,8 +207,8 @@ def _section(what: str) -> str:
     return "teacher.train" if what == "teacher" else "train"
 
 
-def _mixed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % (1 << 63)
+def _mixed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step + process * (1 << 40)) % (1 << 63)
 
 
 def _copy(model: nn.Module) -> Tensors:

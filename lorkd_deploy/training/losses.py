@@ -31,13 +31,18 @@ def label_loss(
     """
     total = sum(len(part) for part in labels)
     parts = [
-        _task_loss(logit.float(), label, kind, smoothing, weight)
+        _task_loss(_precise(logit), label, kind, smoothing, weight)
         for logit, label, kind, weight in zip(
             logits, labels, kinds, weights or [None] * len(kinds), strict=True
         )
         if len(label)
     ]
     return torch.stack(parts).sum() / total
+
+
+def _precise(x: Tensor) -> Tensor:
+    """At least float32: a loss in half precision is none."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _task_loss(
@@ -90,8 +95,8 @@ def transfer_loss(teacher: Tensor, student: Tensor, tau: float) -> Tensor:
     The same formula serves pooled features (the teacher's after a trained projection to the
     student's width) and logits. The gradient reaches both arguments.
     """
-    target = functional.log_softmax(teacher.float() / tau, dim=1)
-    source = functional.log_softmax(student.float() / tau, dim=1)
+    target = functional.log_softmax(_precise(teacher) / tau, dim=1)
+    source = functional.log_softmax(_precise(student) / tau, dim=1)
     return functional.kl_div(source, target, reduction="batchmean", log_target=True) * tau**2
 
 

@@ -27,6 +27,13 @@ class Draw:
         """Task of each sample, `(N,)`, ascending."""
         return np.repeat(np.arange(len(self.rows)), [len(r) for r in self.rows])
 
+    def part(self, places: Int) -> Draw:
+        """The samples at `places` of the batch, ascending, as a batch of their own."""
+        ends = np.cumsum([len(rows) for rows in self.rows])
+        cuts = np.searchsorted(places, ends)
+        own = np.split(np.concatenate(self.rows)[places], cuts[:-1])
+        return Draw(self.step, tuple(own))
+
 
 class MixedSampler:
     """Draws `batch_size` images a step across tasks by temperature.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
 from lorkd_deploy.data import TaskData, open_data
-from lorkd_deploy.errors import DataError, LorkdError
+from lorkd_deploy.errors import DataError, LorkdError, RecipeError
 from lorkd_deploy.metrics import Kind
 from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
+from lorkd_deploy.training.distributed import Processes
 from lorkd_deploy.training.loader import Augment, Images, Loader
 from lorkd_deploy.training.losses import balanced_weights
 from lorkd_deploy.training.sampler import MixedSampler
@@ -23,6 +24,7 @@ class Setup:
 
     recipe: Recipe
     data: tuple[TaskData, ...]
+    processes: Processes = field(default_factory=Processes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,12 +77,23 @@ class Setup:
         seed = self.recipe.seed
         sizes = [len(images) for images in self.train]
         sampler = MixedSampler(sizes, spec.batch_size, spec.temperature, seed, steps)
-        return Loader(self.train, sampler, Augment(spec.flip, spec.shift, seed, spec.augment))
+        augment = Augment(spec.flip, spec.shift, seed, spec.augment)
+        index, count = self.processes.index, self.processes.count
+        if spec.batch_size < count * spec.accumulate:
+            raise RecipeError(
+                f"a batch of {spec.batch_size} images is too small for {count} processes"
+                + (f" with accumulate: {spec.accumulate}" if spec.accumulate > 1 else ""),
+                fix="raise batch_size, which is that of all processes together, or start fewer",
+            )
+        return Loader(self.train, sampler, augment, share=(index, count))
 
 
-def open_setup(recipe: Recipe) -> Setup:
+def open_setup(recipe: Recipe, processes: Processes | None = None) -> Setup:
     """Open every task's data; the first fault names its task."""
-    return Setup(recipe, tuple(_open(task, recipe.data_folder) for task in recipe.tasks))
+    processes = processes or Processes()
+    with processes.one_a_machine_first():
+        data = tuple(_open(task, recipe.data_folder) for task in recipe.tasks)
+    return Setup(recipe, data, processes)
 
 
 def _open(task: TaskSpec, folder: str | None) -> TaskData:
@@ -88,8 +101,3 @@ def _open(task: TaskSpec, folder: str | None) -> TaskData:
         return open_data(task.data, folder, download=True)
     except LorkdError as exc:
         raise DataError(f"task {task.name!r}: {exc.what}", where=exc.where, fix=exc.fix) from exc
-
-
-def best_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,9 +15,9 @@ from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe
-from lorkd_deploy.run import claimed
 from lorkd_deploy.training.assemble import write_teacher
 from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.loader import Batch
 from lorkd_deploy.training.loop import Fitted, fit
@@ -25,7 +25,7 @@ from lorkd_deploy.training.losses import batch_accuracy, label_loss
 from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
 from lorkd_deploy.training.scalars import check_tensorboard
-from lorkd_deploy.training.setup import Setup, best_device, open_setup
+from lorkd_deploy.training.setup import Setup, open_setup
 from lorkd_deploy.training.update import Loss
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,10 @@ def teacher(
     shown = progress or Silent()
     if tensorboard:
         check_tensorboard()
-    with claimed(out, loaded, "train the teacher") as run:
+    with joined() as processes, processes.claimed(out, loaded, "train the teacher") as run:
         return train_teacher(
             run.path,
-            open_setup(loaded),
+            open_setup(loaded, processes),
             resume=resume,
             auto_batch=auto_batch,
             tensorboard=tensorboard,
@@ -77,7 +77,8 @@ def train_teacher(
     """`teacher` over data that is open already."""
     recipe = setup.recipe
     spec = recipe.teacher
-    device = best_device()
+    processes = setup.processes
+    device = processes.device
     torch.manual_seed(recipe.seed)
     backbone = models.build(spec.architecture)
     model = TeacherNetwork(
@@ -104,7 +105,8 @@ def train_teacher(
         return Loss({"labels": part}, batch_accuracy(output.logits, labels, setup.kinds))
 
     def validate() -> dict[str, float]:
-        return summary(scores(model, setup.val, setup.kinds, recipe.preprocess), setup.names)
+        found = scores(model, setup.val, setup.kinds, recipe.preprocess, processes)
+        return summary(found, setup.names)
 
     if spec.fit == "none":
         fitted = Fitted(0, 0, [], 0.0, 0.0)
@@ -124,10 +126,15 @@ def train_teacher(
             what="teacher",
             auto_batch=auto_batch,
             tensorboard=run / "tensorboard" / "teacher" if tensorboard else None,
+            processes=processes,
         )
-    result = write_teacher(run, setup, model, fitted, report=report, device=device)
-    checkpoints.clear()
-    return result
+
+    def write() -> TrainingResult:
+        result = write_teacher(run, setup, model, fitted, report=report, device=device)
+        checkpoints.clear()
+        return result
+
+    return processes.first(write)
 
 
 def batch_task(batch: Batch, device: torch.device) -> Tensor:

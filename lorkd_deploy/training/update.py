@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.autocast import autocast
+from lorkd_deploy.training.distributed import ALONE, Processes
 from lorkd_deploy.training.loader import Batch
 
 _LEAST_SCALE = 2.0**-10  # far below what any training settles at: its gradients are never finite
@@ -37,8 +38,12 @@ class Update:
     `GradScaler` fits to them, and a step whose gradients overflow is left out.
     """
 
-    def __init__(self, model: nn.Module, spec: TrainSpec, precision: str) -> None:
+    def __init__(
+        self, model: nn.Module, spec: TrainSpec, precision: str, processes: Processes = ALONE
+    ) -> None:
+        self._model = model
         self._spec = spec
+        self._processes = processes
         self._precision = precision
         self.parts = spec.accumulate
         self._device = next(model.parameters()).device
@@ -47,19 +52,25 @@ class Update:
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
 
     def gradients(self, batch: Batch, objective: Objective) -> Loss:
-        """Forward and backward of the whole batch; returns its mean loss, detached."""
+        """Forward and backward of the whole batch; returns its mean loss, detached.
+
+        Where it is shared between processes, gradients, buffers and loss are those of all.
+        """
+        buffers = self._processes.buffers(self._model)
         self._optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         accuracy = 0.0
         for part in batch.split(self.parts):
-            share = len(part.images) / len(batch.images)
             with autocast(self._device, self._precision):
                 result = objective(part)
-            loss = torch.stack(list(result.parts.values())).sum() * share
+            loss = torch.stack(list(result.parts.values())).sum() * part.share
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            accuracy += share * result.accuracy
+            accuracy += part.share * result.accuracy
             for name, value in result.parts.items():
-                total[name] = total.get(name, 0.0) + value.detach() * share
+                total[name] = total.get(name, 0.0) + value.detach() * part.share
+        self._processes.sum_gradients(self._parameters)
+        self._processes.merge_buffers(self._model, buffers)
+        accuracy, total = self._processes.total(accuracy, total)
         return Loss(total, accuracy)
 
     def apply(self, lr: float) -> None:

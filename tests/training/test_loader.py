@@ -47,12 +47,13 @@ def test_a_later_start_gives_the_same_later_batches() -> None:
 def test_flip_mirrors_about_half_and_shift_moves_within_reach() -> None:
     row = np.arange(8, dtype=np.uint8)
     images = np.broadcast_to(row[None, None, :, None], (400, 8, 8, 3)).copy()
-    flipped, flips = Augment(flip=True, shift=0.0, seed=0)(images, step=3)
+    every = np.arange(400)
+    flipped, flips = Augment(flip=True, shift=0.0, seed=0)(images, 3, every, 400)
     np.testing.assert_array_equal(flipped[:, 0, 0, 0] == 7, flips)
     assert 0.4 < flips.mean() < 0.6
-    still, _ = Augment(flip=False, shift=0.0, seed=0)(images, step=3)
+    still, _ = Augment(flip=False, shift=0.0, seed=0)(images, 3, every, 400)
     np.testing.assert_array_equal(still, images)
-    moved, _ = Augment(flip=False, shift=0.25, seed=0)(images, step=3)
+    moved, _ = Augment(flip=False, shift=0.25, seed=0)(images, 3, every, 400)
     assert set(np.unique(moved[:, 0, 2, 0])) == {0, 1, 2, 3, 4}
 
 

@@ -26,6 +26,7 @@ def _batch(counts: tuple[int, ...]) -> Batch:
         labels=tuple(rng.integers(0, 3, count) for count in counts),
         rows=tuple(np.arange(count) + 100 * task for task, count in enumerate(counts)),
         flips=tuple(np.arange(count) % 2 == 1 for count in counts),
+        total=total,
     )
 
 
