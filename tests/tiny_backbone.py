@@ -50,3 +50,16 @@ def transformer() -> nn.Module:
         "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, depth=2, embed_dim=24
     )
     return made
+
+
+def without_batch_statistics() -> nn.Module:
+    """Images `(N, 3, S, S)` → features `(N, 8)`, each sample by itself."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.GroupNorm(1, 8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.LayerNorm(8),
+    )

@@ -1,0 +1,158 @@
+"""Two processes train what one would; process 0 speaks for all; who dies is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorkd_deploy.storage import sha256_file
+from lorkd_deploy.training.sampler import MixedSampler
+from tests.tiny_recipe import write_recipe
+from tests.training import ten_steps
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+SLOW_MACHINE = 600  # s
+
+
+def start(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+    """`torchrun` with two processes, on the CPU."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1",
+                                "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+    return subprocess.Popen(
+        [*TORCHRUN, *map(str, arguments)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    out, err = process.communicate(timeout=SLOW_MACHINE)
+    return process.returncode, out, err
+
+
+def torchrun(*arguments: str | Path) -> tuple[str, str]:
+    """Stdout and stderr of a run that has to succeed."""
+    code, out, err = finish(start(*arguments))
+    assert code == 0, err
+    return out, err
+
+
+def test_ten_steps_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    torchrun(ten_steps.__file__, tmp_path)
+    ten_steps.run(tmp_path)
+    one, two = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    moved = [k for k in one if k.endswith(".B") and one[k].abs().max() > 1e-3]
+    assert moved, "the experts have learnt nothing"
+
+
+def test_those_ten_steps_have_tasks_absent_here_and_absent_altogether() -> None:
+    spec = ten_steps.recipe().train
+    sampler = MixedSampler([48, 32, 16], spec.batch_size, spec.temperature, 3, ten_steps.STEPS)
+    altogether, on_one = 0, 0
+    for step in range(ten_steps.STEPS):
+        draw = sampler[step]
+        parts = [draw.part(np.arange(i, 3, 2)) for i in range(2)]
+        for task, rows in enumerate(draw.rows):
+            own = [part.rows[task] for part in parts]
+            np.testing.assert_array_equal(np.sort(np.concatenate(own)), np.sort(rows))
+            altogether += not len(rows)
+            on_one += len(rows) > 0 and min(len(mine) for mine in own) == 0
+    assert altogether and on_one
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    train = {"epochs": 10, "batch_size": 16, "lr": 0.05, "checkpoint_minutes": 0}
+    folder = tmp_path_factory.mktemp("recipe")
+    backbone = {"architecture": "tests.tiny_backbone:backbone"}
+    return write_recipe(
+        folder / "tiny.yaml",
+        train=train,
+        teacher=backbone | {"train": train | {"epochs": 1}},
+        student=backbone,
+    )
+
+
+@pytest.fixture(scope="module")
+def taught(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("taught") / "run"
+    out, err = torchrun("-m", "lorkd_deploy", "teacher", recipe, "--out", run, "--json")
+    assert json.loads(out)["steps"] == 6
+    assert err.count("step 6: score") == 1, "only the first process logs"
+    assert "BatchNorm layers use the statistics of each process's own share" in err
+    assert (run / "teacher" / "manifest.json").is_file()
+    return run
+
+
+@pytest.mark.slow
+def test_killed_is_named_and_resumed_equals_uninterrupted(
+    recipe: Path, taught: Path, tmp_path: Path
+) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for run in (killed, whole):
+        shutil.copytree(taught, run)
+    out, _ = torchrun("-m", "lorkd_deploy", "decompose", recipe, "--out", whole, "--json")
+    assert json.loads(out)["bundle"] == str(whole / "bundle")
+
+    process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", killed)
+    victim = _second(process, killed / "checkpoints" / "decompose")
+    began = time.monotonic()
+    victim.send_signal(signal.SIGKILL)
+    code, _, err = finish(process)
+    assert time.monotonic() - began < 60
+    assert code != 0
+    assert f"rank 0: error: rank 1 (pid {victim.pid} on " in err
+    assert "has died" in err
+    assert "--resume" in err
+    assert not (killed / "bundle").exists()
+
+    torchrun("-m", "lorkd_deploy", "decompose", recipe, "--out", killed, "--resume")
+    assert _weights(killed) == _weights(whole)
+
+
+@pytest.mark.slow
+def test_accelerate_that_starts_one_of_two_is_an_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+         "-m", "lorkd_deploy", "decompose", "demo", "--out", str(tmp_path / "run")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "error: accelerate was asked for several processes" in done.stderr
+    assert "torchrun --nproc-per-node" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def _second(process: subprocess.Popen[str], saved: Path) -> psutil.Process:
+    """Rank 1 of `process`, once there is more than one checkpoint in `saved`."""
+    end = time.monotonic() + SLOW_MACHINE
+    while len(list(saved.glob("step-*/state.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
+        time.sleep(0.005)
+    children = psutil.Process(process.pid).children()
+    (second,) = (child for child in children if child.environ().get("RANK") == "1")
+    return second
+
+
+def _weights(run: Path) -> dict[str, str]:
+    files = sorted((run / "bundle").rglob("*.safetensors"))
+    return {str(file.relative_to(run)): sha256_file(file) for file in files}
