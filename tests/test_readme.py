@@ -86,7 +86,10 @@ def test_the_readme_has_commands_of_every_kind() -> None:
 
 @pytest.mark.parametrize("line", [line for b in (*COMMANDS, *ON_A_JETSON) for line in b.lines])
 def test_every_lorkd_line_parses(line: str) -> None:
-    if line.startswith("lorkd "):
+    launcher, _, started = line.partition(" -m lorkd_deploy ")
+    if launcher.split()[0] in {"torchrun", "srun", "accelerate"} and started:
+        assert parse(f"lorkd {started}")
+    elif line.startswith("lorkd "):
         command = line.partition(" > ")[0]
         assert command.startswith(parse(command))
     else:

@@ -17,6 +17,7 @@ from lorkd_deploy.cli import render
 from lorkd_deploy.cli.app import app
 from lorkd_deploy.cli.faults import missing_package, out_of_memory, system_fault
 from lorkd_deploy.errors import LorkdError, UsageError
+from lorkd_deploy.launch import launch
 
 # click's ClickException; newer versions of typer carry a click of their own.
 CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])
@@ -71,5 +72,6 @@ def _stopped(arguments: list[str]) -> int:
     else:
         then = "nothing half-written was left, the same command starts again"
     render.stop_drawing()
-    sys.stderr.write(f"stopped: {then}\n")
+    if launch().leads:
+        sys.stderr.write(f"stopped: {then}\n")
     return STOPPED

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
 from lorkd_deploy.experts.norms import PerTaskNorm
-from lorkd_deploy.experts.routing import Router, plan_route
+from lorkd_deploy.experts.routing import Census, Router, plan_route
 
 _COUNTER = "num_batches_tracked"
 
@@ -76,12 +76,21 @@ class ExpertModel(nn.Module):
             raise ModelError("an ExpertModel can't be called from inside its own forward")
         router.route = plan_route(task, x.shape[0], self.tasks, x.device)
         router.called.clear()
+        router.count(self.tasks, self.training)
         try:
             output = self.module(router.route.sort(x))
             self._check_called()
             return router.route.restore(output)
         finally:
             router.route = None
+
+    def count_with(self, census: Census | None) -> None:
+        """Share training batches with other processes: `census` sums counts a task over all.
+
+        It is called once a forward. Per-task `SyncBatchNorm`s need it to know, in a process where
+        a task is absent, that the others wait there for it.
+        """
+        self._router.census = census
 
     def base_state(self) -> dict[str, Tensor]:
         """What all tasks share, under the plain module's names, detached."""

@@ -36,15 +36,40 @@ class PerTaskNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         route = self.router.enter(self.name, x)
+        counts = self.router.everywhere
+        if counts and isinstance(self.tasks[0], nn.SyncBatchNorm):
+            return self._with_the_others(x, dict(route.segments()), counts)
         return torch.cat([_apply(self.tasks[task], x[rows]) for task, rows in route.segments()])
+
+    def _with_the_others(self, x: Tensor, own: dict[int, slice], counts: list[int]) -> Tensor:
+        """Each process calls the layers of all tasks that any of them has, in the same order.
+
+        Without samples a `SyncBatchNorm` only takes part in the exchange, and has to be in the
+        graph to do so in the backward too.
+        """
+        values = x.numel() // max(1, x.shape[0] * x.shape[1])
+        parts = {}
+        for task, count in enumerate(counts):
+            rows = own.get(task, slice(0, 0))
+            if count * values > 1:
+                parts[task] = self.tasks[task](x[rows])
+            elif task in own:
+                parts[task] = _settled(self.tasks[task], x[rows])
+        others = [part for task, part in parts.items() if task not in own]
+        return torch.cat([parts[task] for task in own] + others)
 
 
 def _apply(norm: nn.Module, x: Tensor) -> Tensor:
     batch_norm = isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats
     if batch_norm and x.numel() == x.shape[1]:
-        norm.eval()
-        try:
-            return cast(Tensor, norm(x))
-        finally:
-            norm.train()
+        return _settled(norm, x)
     return cast(Tensor, norm(x))
+
+
+def _settled(norm: nn.Module, x: Tensor) -> Tensor:
+    """The layer in training, for once by its running statistics."""
+    norm.eval()
+    try:
+        return cast(Tensor, norm(x))
+    finally:
+        norm.train()

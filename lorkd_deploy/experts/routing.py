@@ -7,7 +7,7 @@ side by side: a `Group` is then one batched matrix product, without padding. The
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -152,12 +152,24 @@ def _groups(counts: list[int]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
+Census = Callable[[list[int]], list[int]]
+
+
 class Router:
     """What the layers of one `ExpertModel` share: the current batch's route, and who was called."""
 
     def __init__(self) -> None:
         self.route: Route | None = None
         self.called: set[str] = set()
+        self.census: Census | None = None
+        self.everywhere: list[int] | None = None
+
+    def count(self, tasks: int, training: bool) -> None:
+        """Let `everywhere` be the samples of each task in all processes that share the batch."""
+        self.everywhere = None
+        if training and self.census is not None and self.route is not None:
+            own = dict(zip(self.route.tasks, self.route.counts, strict=True))
+            self.everywhere = self.census([own.get(task, 0) for task in range(tasks)])
 
     def enter(self, layer: str, x: Tensor) -> Route:
         """The route for `layer`'s input `x`, whose leading dimension must be the batch."""

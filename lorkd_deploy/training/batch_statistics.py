@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lorkd_deploy.experts import ExpertModel
 from lorkd_deploy.training.distributed import Processes
 
+ABLE = {"cuda"}  # the devices of `SyncBatchNorm`
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +29,7 @@ def shared_statistics(model: nn.Module, processes: Processes) -> Iterator[None]:
     if processes.count == 1 or not norms:
         yield
         return
-    if processes.device.type == "cpu":
+    if processes.device.type not in ABLE:
         log.info("%d BatchNorm layers use the statistics of each process's own share of a batch: "
                  "SyncBatchNorm needs GPUs", len(norms))  # fmt: skip
         yield
@@ -42,23 +45,28 @@ def shared_statistics(model: nn.Module, processes: Processes) -> Iterator[None]:
     if alone:
         log.info("each process's own statistics on %d layers of a class of their own: %s",
                  len(alone), ", ".join(sorted({*alone})))  # fmt: skip
+    students = [m for m in model.modules() if isinstance(m, ExpertModel)]
     for parent, name, _, new in swapped:
         setattr(parent, name, new)
+    for student in students:
+        student.count_with(processes.total_counts)
     try:
         yield
     finally:
+        for student in students:
+            student.count_with(None)
         for parent, name, old, new in swapped:
             setattr(parent, name, old.train(new.training))
 
 
 def _synchronised(norm: nn.Module) -> nn.Module:
     """The same layer as a `SyncBatchNorm`, sharing its tensors; itself if its class is unknown."""
-    known = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
-    if type(norm) in known:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
     if type(norm).__module__.startswith("timm."):
-        from timm.layers import convert_sync_batchnorm
+        from timm import layers
 
-        made: nn.Module = convert_sync_batchnorm(norm)  # torch's own would lose the activation
-        return made
-    return norm
+        convert = layers.convert_sync_batchnorm  # torch's own would lose the activation
+    elif type(norm) not in {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
+        return norm
+    made: nn.Module = convert(norm)
+    return made

@@ -7,6 +7,7 @@ on one process gets the others' gradient, and one that is absent everywhere gets
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -119,6 +120,12 @@ class Processes:
         parts = zip(values.items(), flat[:-1], strict=True)
         return float(flat[-1]), {name: total.to(v.dtype) for (name, v), total in parts}
 
+    def total_counts(self, counts: list[int]) -> list[int]:
+        """Counts, each summed over the processes."""
+        flat = torch.tensor(counts, device=self.device)
+        self._sum(flat)
+        return [int(count) for count in flat.tolist()]
+
     def most(self, number: int) -> int:
         """The largest of the processes' numbers."""
         if self.count == 1:
@@ -149,7 +156,7 @@ class Processes:
             parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in group]
             flat = torch.cat([has, *parts])
             self._sum(flat)
-            totals = flat[len(group) :].split([p.numel() for p in group])
+            totals = torch.split(flat[len(group) :], [p.numel() for p in group])
             for parameter, owners, total in zip(group, flat[: len(group)].tolist(), totals,
                                                 strict=True):  # fmt: skip
                 if owners and parameter.grad is None:
@@ -177,7 +184,7 @@ class Processes:
             flat = torch.cat([moved, *moves])
             self._sum(flat)
             owners = flat[: len(group)].clamp_(min=1)
-            totals = flat[len(group) :].split([old.numel() for _, old in group])
+            totals = torch.split(flat[len(group) :], [old.numel() for _, old in group])
             for (buffer, old), total, count in zip(group, totals, owners, strict=True):
                 mean = total / count if kind.is_floating_point else total // count
                 buffer.copy_(old + mean.view_as(old))
@@ -249,12 +256,12 @@ def joined() -> Iterator[Processes]:
     finally:
         signal.signal(signal.SIGTERM, before)
         pulse.end(failed)
-        if failed is None:
-            dist.destroy_process_group()
+        if failed is not None:
+            atexit.unregister(_leave)  # it would wait for those that are lost
 
 
 def _join(launched: Launch) -> Processes:
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     cpu = best_device().type == "cpu"
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -264,7 +271,14 @@ def _join(launched: Launch) -> Processes:
             fix="start one process a GPU: --nproc-per-node gpu",
         )
     state = PartialState(cpu=cpu, timeout=LONGEST)
-    store = dist.TCPStore(
+    if state.num_processes != launched.count:
+        raise UsageError(
+            f"{launched.count} processes were launched, accelerate finds {state.num_processes}",
+            fix="start them by torchrun: torchrun --nproc-per-node N -m lorkd_deploy …",
+        )
+    atexit.unregister(_leave)
+    atexit.register(_leave)  # not after one training: a program may have more
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
@@ -276,6 +290,11 @@ def _join(launched: Launch) -> Processes:
     dist.barrier()
     pulse.watch()
     return Processes(launched.index, launched.count, state.device, pulse, state)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _timeout() -> float:

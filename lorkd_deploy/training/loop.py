@@ -133,7 +133,7 @@ def fit(
                 saved_at = time.monotonic()
     model.load_state_dict(best)
     waiting = now.waiting + loader.waiting
-    notes = {"parts": update.parts}
+    notes = {"parts": update.parts, "processes": processes.count}
     return Fitted(steps, now.best_step, now.history, now.seconds, waiting, precision, notes)
 
 

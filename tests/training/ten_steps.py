@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import Recipe, parse_recipe
+from lorkd_deploy.training import batch_statistics
 from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.decompose import Student, build_student
-from lorkd_deploy.training.distributed import joined
+from lorkd_deploy.training.distributed import Processes, joined
 from lorkd_deploy.training.evaluate import network_input
 from lorkd_deploy.training.loader import Batch
 from lorkd_deploy.training.loop import Loss, fit
@@ -30,7 +32,32 @@ from tests.tiny_recipe import tiny_recipe
 STEPS = 10
 
 
-def recipe() -> Recipe:
+class Here(nn.SyncBatchNorm):
+    """What torch's does on GPUs, on any device: statistics over all processes' samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        over = [0, 2, 3]
+        count = all_reduce(torch.tensor(float(x.numel() // x.shape[1])).double())
+        mean = all_reduce(x.sum(over)) / count
+        square = all_reduce((x - mean.view(1, -1, 1, 1)).square().sum(over))
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(square / (count - 1), self.momentum)
+        scale = self.weight / (square / count + self.eps).sqrt()
+        return (x - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+    @classmethod
+    def around(cls, norm: nn.Module) -> Here:
+        """The layer `norm`, sharing its tensors."""
+        made = cls(norm.num_features)
+        made._parameters, made._buffers = norm._parameters, norm._buffers
+        return made
+
+
+def recipe(backbone: str = "without_batch_statistics") -> Recipe:
     """Three images a step of three tasks, so that one is often absent, here or altogether."""
     train = {
         "epochs": 1,
@@ -40,40 +67,47 @@ def recipe() -> Recipe:
         "weight_decay": 0.05,
         "shift": 0.1,
     }
-    student = {"architecture": "tests.tiny_backbone:without_batch_statistics"}
+    student = {"architecture": f"tests.tiny_backbone:{backbone}"}
     experts = {"rank": 2, "alpha": 6, "norm": "per_task"}
     made = tiny_recipe(train=train, student=student, experts=experts, transfer={"kind": "none"})
     return parse_recipe(made, where="test")
 
 
 def run(folder: Path) -> None:
-    """Train, and let the first process write what has been learnt."""
+    """Train both students, and let the first process write what they have learnt."""
     with joined() as processes:
-        setup = open_setup(recipe(), processes)
-        torch.manual_seed(processes.index)  # the first one's weights have to win
-        student = build_student(setup, None)
-        student.projection = nn.Linear(12, 8)
-        student.double()
-        scores = count()
-        fitted = fit(
-            student,
-            setup.loader(setup.recipe.train, STEPS),
-            setup.recipe.train,
-            objective=_objective(student, setup),
-            validate=lambda: {"score": float(next(scores))},  # the last state is the best
-            checkpoints=Checkpoints(folder / "checkpoints", "recipe"),
-            steps=STEPS,
-            validate_steps=STEPS,
-            seed=1,
-            resume=False,
-            progress=Silent(),
-            what="decompose",
-            processes=processes,
-        )
-        if processes.leads:
-            state = {k: v.contiguous() for k, v in student.state_dict().items()}
-            losses = {f"loss/{k}": torch.tensor(v) for k, v in fitted.history[-1].items()}
-            save_file(state | losses, folder / f"{processes.count}.safetensors")
+        for backbone in ("without_batch_statistics", "backbone"):
+            train(folder / backbone, backbone, processes)
+
+
+def train(folder: Path, backbone: str, processes: Processes) -> None:
+    """Ten steps of one student."""
+    setup = open_setup(recipe(backbone), processes)
+    torch.manual_seed(processes.index)  # the first one's weights have to win
+    student = build_student(setup, None)
+    student.projection = nn.Linear(12, student.classifier.heads.head(0).in_features)
+    student.double()
+    scores = count()
+    fitted = fit(
+        student,
+        setup.loader(setup.recipe.train, STEPS),
+        setup.recipe.train,
+        objective=_objective(student, setup),
+        validate=lambda: {"score": float(next(scores))},  # the last state is the best
+        checkpoints=Checkpoints(folder / "checkpoints", "recipe"),
+        steps=STEPS,
+        validate_steps=STEPS,
+        seed=1,
+        resume=False,
+        progress=Silent(),
+        what="decompose",
+        processes=processes,
+    )
+    if processes.leads:
+        state = {k: v.contiguous() for k, v in student.state_dict().items()}
+        losses = {f"loss/{k}": torch.tensor(v) for k, v in fitted.history[-1].items()}
+        folder.mkdir(exist_ok=True)
+        save_file(state | losses, folder / f"{processes.count}.safetensors")
 
 
 def _objective(student: Student, setup: Setup) -> Callable[[Batch], Loss]:
@@ -96,4 +130,6 @@ def _teacher(x: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
+    batch_statistics.ABLE = {"cpu"}
+    batch_statistics._synchronised = Here.around  # torch's own refuses the CPU
     run(Path(sys.argv[1]))

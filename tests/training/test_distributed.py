@@ -51,10 +51,19 @@ def torchrun(*arguments: str | Path) -> tuple[str, str]:
     return out, err
 
 
-def test_ten_steps_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
-    torchrun(ten_steps.__file__, tmp_path)
-    ten_steps.run(tmp_path)
-    one, two = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process and two have learnt from the same batches."""
+    folder = tmp_path_factory.mktemp("steps")
+    torchrun(ten_steps.__file__, folder)
+    ten_steps.run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("backbone", ["without_batch_statistics", "backbone"])
+def test_ten_steps_of_two_processes_are_those_of_one(stepped: Path, backbone: str) -> None:
+    """With LayerNorm, and with a BatchNorm a task whose statistics are over all processes."""
+    one, two = (load_file(stepped / backbone / f"{count}.safetensors") for count in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9, msg=name)
