@@ -133,7 +133,8 @@ def fit(
                 saved_at = time.monotonic()
     model.load_state_dict(best)
     waiting = now.waiting + loader.waiting
-    notes = {"parts": update.parts, "processes": processes.count}
+    shared = {"processes": processes.count} if processes.count > 1 else {}
+    notes = {"parts": update.parts} | shared
     return Fitted(steps, now.best_step, now.history, now.seconds, waiting, precision, notes)
 
 
