@@ -63,9 +63,9 @@ def _synchronised(norm: nn.Module) -> nn.Module:
     """The same layer as a `SyncBatchNorm`, sharing its tensors; itself if its class is unknown."""
     convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
     if type(norm).__module__.startswith("timm."):
-        from timm import layers
+        from timm.layers import norm_act
 
-        convert = layers.convert_sync_batchnorm  # torch's own would lose the activation
+        convert = norm_act.convert_sync_batchnorm  # torch's own would lose the activation
     elif type(norm) not in {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
         return norm
     made: nn.Module = convert(norm)
