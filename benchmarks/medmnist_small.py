@@ -1,6 +1,6 @@
 """The main job on real images, from the teacher to the report, and its figures as a table.
 
-    LORKD_DATA=FOLDER python benchmarks/medmnist_small.py --out RUN
+    LORKD_DATA=FOLDER python benchmarks/medmnist_small.py --out RUN [--note TEXT]
 
 Stages that RUN holds already are not repeated. Writes benchmarks/results/medmnist-small.json and
 medmnist-small.md, and its table into the README: accuracy and AUC of teacher and experts on the
@@ -30,7 +30,9 @@ FLOORS = {"breast": 0.80, "pneumonia": 0.93, "retina": 0.66, "blood": 0.985}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, type=Path, help="the run's folder")
-    run = parser.parse_args().out
+    parser.add_argument("--note", default="", help="what else the trainings' times have to say")
+    given = parser.parse_args()
+    run = given.out
     if not (run / "teacher").exists():
         teacher("medmnist-small", run, resume=True)
     if not (run / "bundle").exists():
@@ -39,7 +41,8 @@ def main() -> int:
     verified = verify(run)
     profile = benchmark(run)
     report(run)
-    figures = collect(run, verified, profile)
+    note = f", {given.note}" if given.note else ""
+    figures = collect(run, verified, profile) | {"note": note}
     (RESULTS / "medmnist-small.json").write_text(json.dumps(figures, indent=1) + "\n")
     (RESULTS / "medmnist-small.md").write_text(markdown(figures))
     README.write_text(with_results(README.read_text(), markdown(figures)))
@@ -131,7 +134,9 @@ def markdown(figures: dict[str, Any]) -> str:
         f"{load['after'][0]:.1f} after; Python {environment['python']}, "
         f"torch {figures['versions']['torch']}, "
         f"onnxruntime {environment['packages'].get('onnxruntime', '?')}. Teacher training "
-        f"{times['teacher']:.0f} min, decomposition {times['bundle']:.0f} min on the CPU. "
+        f"{times['teacher']:.0f} min, decomposition {times['bundle']:.0f} min, on "
+        f"{figures['training']['teacher']['threads']} CPU thread(s) in "
+        f"{figures['training']['teacher']['precision']}{figures['note']}. "
         f"Largest parity difference of any engine {worst:.2g}. "
         f"Bundle of {len(figures['tasks'])} experts {figures['bundle_bytes'] / 2**20:.1f} MiB, "
         f"teacher {figures['teacher_bytes'] / 2**20:.1f} MiB.",

@@ -18,6 +18,7 @@ class Shared:
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
+        self.pulses: list[Pulse] = []
 
     def set(self, key: str, value: str, /) -> None:
         self.values[key] = value
@@ -29,23 +30,31 @@ class Shared:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
     monkeypatch.setattr(module, "PERIOD", 0.01)
-    monkeypatch.setattr(module, "SILENT", 0.5)
-    yield Shared()
+    monkeypatch.setattr(module, "SILENT", 2.0)
+    # What a test that fails leaves behind must not end the whole test run.
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    shared = Shared()
+    yield shared
+    for pulse in shared.pulses:
+        pulse._ended.set()
+        if pulse._thread.ident is not None:
+            pulse._thread.join()
 
 
 def _three(store: Shared, timeout: float) -> list[Pulse]:
     pulses = [Pulse(store, index, 3, timeout) for index in range(3)]
+    store.pulses = pulses
     for pulse in pulses:
         pulse.start()
     return pulses
 
 
 def test_living_and_finished_processes_are_not_lost(store: Shared) -> None:
-    pulses = _three(store, timeout=0.6)
+    pulses = _three(store, timeout=3)  # a busy machine may hold a thread back for a second
     for pulse in pulses:
         pulse.watch()
     pulses[2].end()
-    time.sleep(0.8)
+    time.sleep(3.3)
     assert pulses[0].lost(wait=0.1) is None
     for pulse in pulses[:2]:
         pulse.end()
