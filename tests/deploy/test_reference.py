@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.deploy import reference as reference_module
+from lorkd_deploy.deploy import inputs as inputs_module
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import BundleError
 from tests.deploy.made_run import true_logits
@@ -44,7 +44,7 @@ def test_inputs_that_another_version_generates(
     run: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        reference_module,
+        inputs_module,
         "parity_inputs",
         lambda count, size, seed: np.zeros((count, size, size, 3), np.uint8),
     )
