@@ -95,6 +95,13 @@ def test_a_batch_that_is_a_view(engine: Built, batch: Any) -> None:
         np.testing.assert_array_equal(runner(batch[::-1]), runner(batch[::-1].copy()))
 
 
+def test_a_batch_that_can_only_be_read(engine: Built, batch: Any) -> None:
+    fixed = batch.copy()
+    fixed.flags.writeable = False  # as one is that comes from another process, or from a file
+    with exporter(engine.target).open(engine.folder, engine.files, RunOptions()) as runner:
+        np.testing.assert_array_equal(runner(fixed), runner(batch))
+
+
 def test_facts_say_what_runs(engine: Built) -> None:
     options = RunOptions(threads=2)
     with exporter(engine.target).open(engine.folder, engine.files, options) as runner:
