@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 TORCH_ROOMS = {"experts", "training"}
 TORCH_IMPORT = re.compile(
@@ -27,3 +30,11 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if not collection_path.name.startswith("test_"):
         return None
     return TORCH_IMPORT.search(collection_path.read_text(encoding="utf-8")) is not None or None
+
+
+@pytest.fixture(autouse=True)
+def _log_as_imported() -> None:
+    """The command line sets up the library's log, and `caplog` sees what the log lets through."""
+    logger = logging.getLogger("lorkd_deploy")
+    logger.setLevel(logging.NOTSET)
+    logger.handlers = []

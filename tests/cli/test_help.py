@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import subprocess
 import sys
 
@@ -33,7 +32,6 @@ ISSUE = {
     "lorkd doctor",
 }
 HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "plotly", "numpy", "pydantic", "PIL"}
-SECONDS = 0.25  # of one core; the wall clock is in benchmarks/results/startup.md
 
 
 def test_every_command_is_there() -> None:
@@ -52,24 +50,17 @@ def test_the_help_has_examples_that_parse(command: str, capsys: pytest.CaptureFi
         assert option in shown
 
 
-def test_help_costs_little_and_loads_nothing_heavy() -> None:
+def test_help_loads_nothing_heavy() -> None:
+    """What it costs in seconds is measured by benchmarks/startup.py."""
     code = (
         "import sys\n"
         "from lorkd_deploy.cli import main\n"
         "assert main(['--help']) == 0\n"
         f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)\n"
     )
-    spent = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
     assert "decompose" in done.stdout
-    assert min(spent) < SECONDS
 
 
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
