@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lorkd_deploy.budget import Budget, parse_budget
-from lorkd_deploy.bundle.compressed import (
-    factor_parameters,
-    spectra_of,
-    truncated,
-    write_compressed,
-)
-from lorkd_deploy.bundle.manifest import LayerEntry, TaskEntry
+from lorkd_deploy.budget import parse_budget
+from lorkd_deploy.bundle.compressed import write_compressed
+from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.deploy.inputs import known_inputs
 from lorkd_deploy.errors import BundleError, DataError, UsageError
 from lorkd_deploy.experts import ExpertClassifier
@@ -26,35 +20,22 @@ from lorkd_deploy.metrics import score
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import Run, claimed, open_run
-from lorkd_deploy.storage import Tensors, canonical_json, carry_over, tensor_bytes
+from lorkd_deploy.storage import Tensors, canonical_json, carry_over
 from lorkd_deploy.training.assemble import reference_logits, versions
 from lorkd_deploy.training.evaluate import scores, task_logits
 from lorkd_deploy.training.restore import restored
 from lorkd_deploy.training.setup import Setup, open_setup
-from lorkd_deploy.truncation import Spectrum, Step, holding, ranks_of, steps_by_worth, within
+from lorkd_deploy.training.shrinking import (
+    Candidates,
+    CompressedTask,
+    affordable,
+    candidates_of,
+    within_budget,
+)
+from lorkd_deploy.truncation import Step, holding
 
-Choice = Callable[["Candidates"], Sequence[Step]]
-
-
-class CompressedTask(BaseModel):
-    """One expert before and after: `ranks` by layer, sizes of its file, scores on validation.
-
-    `energy` is the share of the sum of squares of ΔW, over all layers, that is kept.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    task: str
-    department: str
-    ranks_before: dict[str, int]
-    ranks: dict[str, int]
-    energy: float
-    parameters_before: int
-    parameters: int
-    bytes_before: int
-    bytes: int
-    validation_before: dict[str, float]
-    validation: dict[str, float]
+Score = Callable[[TaskEntry, Tensors], dict[str, float]]  # of an expert, on its validation split
+Choice = Callable[[Candidates, Score], Sequence[Step]]
 
 
 class Compression(BaseModel):
@@ -67,40 +48,6 @@ class Compression(BaseModel):
     rule: str
     compressed_from: str
     tasks: tuple[CompressedTask, ...]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """One task's expert and everything that may be left out of it, least worth last."""
-
-    task: TaskEntry
-    tensors: Tensors
-    spectra: Mapping[str, Spectrum]
-    layers: Sequence[LayerEntry]
-    score: Callable[[TaskEntry, Tensors], dict[str, float]]
-
-    @property
-    def steps(self) -> list[Step]:
-        """All of the expert, in the order in which it pays to have it."""
-        return steps_by_worth(self.spectra)
-
-    def after(self, steps: Sequence[Step]) -> tuple[TaskEntry, Tensors]:
-        """The expert that has these steps only."""
-        ranks = ranks_of(steps, [layer.name for layer in self.layers])
-        return truncated(self.task, self.tensors, self.spectra, ranks)
-
-
-def candidates_of(
-    task: TaskEntry,
-    tensors: Tensors,
-    layers: Sequence[LayerEntry],
-    factorisation: Factorisation,
-    score: Callable[[TaskEntry, Tensors], dict[str, float]],
-) -> Candidates:
-    """What there is to choose from in one expert."""
-    return Candidates(
-        task, tensors, spectra_of(task, tensors, layers, factorisation), layers, score
-    )
 
 
 def compress(
@@ -133,6 +80,11 @@ def compress(
             where=out,
             fix="choose a new folder for --out",
         )
+    if budget is not None:  # for every task before the first one is worked on
+        affordable(
+            parse_budget(budget),
+            {task.name: bundle.expert(task.name) for task in bundle.manifest.tasks},
+        )
     recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
     with claimed(out, recipe, "compress") as new:
         setup = open_setup(recipe)
@@ -149,46 +101,30 @@ def _rule(budget: str | None, energy: float | None, max_drop: float | None) -> t
             fix="lorkd compress RUN --out RUN2 --budget 0.3MB",
         )
     if budget is not None:
-        return f"budget {budget}", partial(within_budget, budget=parse_budget(budget))
+        limit = parse_budget(budget)
+        return f"budget {budget}", lambda known, _: within_budget(known, limit)
     if energy is not None:
         if not 0 < energy <= 1:
             raise UsageError(f"energy is {energy}, wanted a share above 0 and at most 1")
-        return f"energy {energy:g}", lambda known: holding(known.steps, energy)
+        return f"energy {energy:g}", lambda known, _: holding(known.steps, energy)
     assert max_drop is not None
     if max_drop < 0:
         raise UsageError(f"max-drop is {max_drop}, wanted points of accuracy, at least 0")
-    return f"max-drop {max_drop:g}", lambda known: _within_drop(known, max_drop)
+    return f"max-drop {max_drop:g}", lambda known, score: _within_drop(known, score, max_drop)
 
 
-def within_budget(known: Candidates, budget: Budget) -> Sequence[Step]:
-    """The steps that the budget pays for, where norms and head have to be paid for first.
-
-    Raises `UsageError` where those alone exceed it.
-    """
-    own = factor_parameters(known.tensors)
-    fixed = len(tensor_bytes(known.tensors)) - 4 * own  # with the larger expert's header
-    left = budget.factors(fixed)
-    if left < 0:
-        raise UsageError(
-            f"the head and norms of {known.task.name} alone take {fixed:,} bytes, "
-            f"the budget is {budget.amount:,}",
-            fix="give a larger --budget; what is trained for a task alone isn't left out",
-        )
-    return known.steps if own <= left else within(known.steps, left)
-
-
-def _within_drop(known: Candidates, points: float) -> Sequence[Step]:
+def _within_drop(known: Candidates, score: Score, points: float) -> Sequence[Step]:
     """The shortest beginning of the steps that halving finds to be good enough.
 
     Accuracy need not rise with every step, so a shorter one might do too; what is given back was
     measured, and the whole expert is always good enough.
     """
     steps = known.steps
-    least = known.score(known.task, known.tensors)["accuracy"] - points / 100
+    least = score(known.task, known.tensors)["accuracy"] - points / 100
     low, high = -1, len(steps)  # `high` is good enough, `low` is not
     while high - low > 1:
         middle = (low + high) // 2
-        good = known.score(*known.after(steps[:middle]))["accuracy"] >= least - 1e-9
+        good = score(*known.after(steps[:middle]))["accuracy"] >= least - 1e-9
         low, high = (low, middle) if good else (middle, high)
     return steps[:high]
 
@@ -213,38 +149,17 @@ def _compressed(bundle: Bundle, setup: Setup, choose: Choice, progress: Progress
         for place, task in enumerate(manifest.tasks):
             tensors = bundle.expert(task.name)
             on_validation = partial(_validated, bundle, setup, place)
-            known = candidates_of(
-                task, tensors, manifest.layers, manifest.factorisation, on_validation
-            )
-            kept = choose(known)
+            known = candidates_of(task, tensors, manifest.layers, manifest.factorisation)
+            kept = choose(known, on_validation)
             entry, smaller = known.after(kept)
             tasks.append(entry)
             experts[task.name] = smaller
-            told.append(_told(known, kept, entry, smaller))
+            before, after = on_validation(task, tensors), on_validation(entry, smaller)
+            told.append(known.told(kept, validation_before=before, validation=after))
             progress.advance(task=task.name)
     finally:
         progress.stop()
     return _Found(tasks, experts, restored(manifest, tasks, bundle.base, experts), told)
-
-
-def _told(
-    known: Candidates, kept: Sequence[Step], entry: TaskEntry, smaller: Tensors
-) -> CompressedTask:
-    names = [layer.name for layer in known.layers]
-    total = sum(step.energy for step in known.steps)
-    return CompressedTask(
-        task=entry.name,
-        department=entry.department,
-        ranks_before={name: known.task.rank_of(name) or 0 for name in names},
-        ranks={name: entry.rank_of(name) or 0 for name in names},
-        energy=sum(step.energy for step in kept) / total if total else 1.0,
-        parameters_before=factor_parameters(known.tensors),
-        parameters=factor_parameters(smaller),
-        bytes_before=len(tensor_bytes(known.tensors)),
-        bytes=len(tensor_bytes(smaller)),
-        validation_before=known.score(known.task, known.tensors),
-        validation=known.score(entry, smaller),
-    )
 
 
 def _validated(
