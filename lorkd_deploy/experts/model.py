@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
 from lorkd_deploy.experts.norms import PerTaskNorm
-from lorkd_deploy.experts.routing import Census, Router, plan_route
+from lorkd_deploy.experts.routing import Census, Route, Router, plan_route
 
 _COUNTER = "num_batches_tracked"
 
@@ -31,7 +33,8 @@ class ExpertModel(nn.Module):
 
     `module` is the module that was given, its layers replaced in place, so W0 is the module's own
     weight. `layers` have experts; `skipped` are (name, reason) of weights that have none;
-    `wasteful` are (name, largest sensible rank) of layers whose rank is above it.
+    `wasteful` are (name, largest sensible rank) of layers whose rank is above it. `overrides` are,
+    for each task, tensors that it has instead of the shared ones of the same name (`override`).
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class ExpertModel(nn.Module):
         self.tasks = tasks
         self.skipped = skipped
         self.wasteful = wasteful
+        self.overrides: list[dict[str, Tensor]] = [{} for _ in range(tasks)]
         self._router = router
 
     @property
@@ -71,16 +75,29 @@ class ExpertModel(nn.Module):
         Raises `UsageError` for wrong ids, and `ModelError` naming a layer whose input's leading
         dimension isn't the batch, or which has experts but was never called.
         """
+        route = plan_route(task, x.shape[0], self.tasks, x.device)
+        x = route.sort(x)
+        if not any(self.overrides):
+            return route.restore(self._through(route, x, {}))
+        # A tensor that isn't the same for all samples: one forward a task.
+        parts = []
+        for one, rows in route.segments():
+            alone = plan_route(one, x[rows].shape[0], self.tasks, x.device)
+            parts.append(self._through(alone, x[rows], self.overrides[one]))
+        return route.restore(torch.cat(parts))
+
+    def _through(self, route: Route, x: Tensor, own: dict[str, Tensor]) -> Any:
+        """The module's output for `x` in the order of `route`, with `own` tensors in its place."""
         router = self._router
         if router.route is not None:
             raise ModelError("an ExpertModel can't be called from inside its own forward")
-        router.route = plan_route(task, x.shape[0], self.tasks, x.device)
+        router.route = route
         router.called.clear()
         router.count(self.tasks, self.training)
         try:
-            output = self.module(router.route.sort(x))
+            output = functional_call(self.module, own, (x,)) if own else self.module(x)
             self._check_called()
-            return router.route.restore(output)
+            return output
         finally:
             router.route = None
 
@@ -106,8 +123,11 @@ class ExpertModel(nn.Module):
     def expert_state(self, task: int) -> dict[str, Tensor]:
         """One expert: `LAYER.A`, `LAYER.B`, and a per-task norm's tensors under plain names.
 
-        A layer on which its rank is 0 has no factors.
+        A layer on which its rank is 0 has no factors. What overrides a shared tensor is there too.
         """
+        return self._own_state(task) | self.overrides[task]
+
+    def _own_state(self, task: int) -> dict[str, Tensor]:
         self._check_task(task)
         state = {}
         for name, layer in self._experts():
@@ -127,7 +147,29 @@ class ExpertModel(nn.Module):
 
     def load_expert(self, task: int, state: Mapping[str, Tensor]) -> None:
         """Take one expert from `expert_state` of an equal model; other tasks stay as they are."""
-        _copy(self.expert_state(task), state, f"the expert of task {task}")
+        shared = self.base_state()
+        own = {name: value for name, value in state.items() if name not in shared}
+        _copy(self._own_state(task), own, f"the expert of task {task}")
+        self.override(task, {name: state[name] for name in state.keys() & shared.keys()})
+
+    def override(self, task: int, state: Mapping[str, Tensor]) -> None:
+        """Let a task have `state` instead of the shared tensors of these names; copies.
+
+        For what no expert holds: biases, grouped convolutions, tokens. It is no parameter, and a
+        mixed batch then passes one task after another. Raises `ModelError` for a name that isn't
+        shared, another shape, or the weight of a layer with experts, which has ΔW for that.
+        """
+        self._check_task(task)
+        bound = {_join(layer.name, "weight") for layer in self.layers}
+        shared = {n: v for n, v in self.base_state().items() if n not in bound}
+        fresh = {name: shared[name].clone() for name in state if name in shared}
+        _copy(fresh, state, f"what task {task} has instead of shared tensors")
+        self.overrides[task] = fresh
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ExpertModel:
+        super()._apply(fn, recurse)
+        self.overrides = [{n: fn(v) for n, v in own.items()} for own in self.overrides]
+        return self
 
     def dense(self, task: int) -> nn.Module:
         """A plain copy of the module that was given, with W_t and the task's norms, in eval mode.
@@ -145,7 +187,9 @@ class ExpertModel(nn.Module):
                 return layer
             return old.tasks[task] if isinstance(old, PerTaskNorm) else old
 
-        return replace_modules(module, plain).eval()
+        made = replace_modules(module, plain).eval()
+        made.load_state_dict(self.overrides[task], strict=False)
+        return made
 
     def _experts(self) -> list[tuple[str, ExpertConv2d | ExpertLinear]]:
         modules = self.module.named_modules()
