@@ -86,8 +86,9 @@ def compare(run1: str | Path, run2: str | Path) -> RunChanges:
     """What changed from RUN1's benchmark to RUN2's; either may be a `profile.json` too.
 
     Engines are matched by name. Answers to the same test images are compared image by image, all
-    else by resampling each run's rounds for itself. Raises `LorkdError` where a run has no
-    readable profile, or no engine is in both.
+    else by resampling each run's rounds for itself; what was measured once only (MLPerf scenarios,
+    the memory of all departments together) has no noise to be beyond and is left out. Raises
+    `LorkdError` where a run has no readable profile, or no engine is in both.
     """
     first, second = _side(run1), _side(run2)
     theirs = {engine.engine: engine for engine in second.profile.engines}
@@ -133,8 +134,10 @@ def _changes(
     speed_ups = [_speed_up(side.profile, name) for side in (first, second)]
     if all(speed_ups):
         yield _ratio(name, "ratio_vs_teacher", *speed_ups, more_is_better=True)
-    if before.memory.peak and after.memory.peak:
-        yield _ratio(name, "peak_mib", before.memory.peak.rounds, after.memory.peak.rounds)
+    spreads = _spreads(after)
+    for metric, old_rounds in _spreads(before).items():
+        if metric in spreads:
+            yield _ratio(name, metric, old_rounds, spreads[metric])
     size = after.bytes / before.bytes
     yield Change(
         engine=name,
@@ -149,6 +152,23 @@ def _changes(
     for score in before.scores:
         if score.task in scores:
             yield from _quality(first, second, name, score, scores[score.task])
+
+
+def _spreads(engine: EngineProfile) -> dict[str, Sequence[float]]:
+    """What was measured once a round, by the name that a change of it gets; less is better."""
+    cold, memory, stages = engine.cold_start, engine.memory, engine.stages
+    found = {
+        "load_ms": cold.load,
+        "first_inference_ms": cold.first_inference,
+        "process_to_first_answer_ms": cold.process_to_first_answer,
+        "uncached_process_to_first_answer_ms": cold.uncached_process_to_first_answer,
+        "end_to_end_ms": stages.end_to_end if stages else None,
+        "loaded_mib": memory.loaded,
+        "peak_mib": memory.peak,
+        "gpu_mib": memory.gpu,
+        "joules": engine.joules,
+    }
+    return {name: spread.rounds for name, spread in found.items() if spread is not None}
 
 
 def _speed_up(profile: Profile, engine: str) -> list[float]:

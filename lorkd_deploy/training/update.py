@@ -112,9 +112,7 @@ def _optimizer(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.O
     if spec.optimizer == "adamw":
         # Fused: experts are many small tensors, and torch's loop over them costs more than their
         # arithmetic (ShuffleNetV2 0.5, four experts: 20 ms a step, fused 4 ms).
-        return torch.optim.AdamW(
-            parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
     # torch's fused SGD can't begin with gradients of some parameters only: a task may be absent.
     return torch.optim.SGD(
         parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay

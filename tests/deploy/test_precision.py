@@ -29,8 +29,9 @@ needs_nncf = pytest.mark.skipif(not find_spec("nncf"), reason="int8 needs NNCF, 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 PROGRAM = (
     "import sys; from lorkd_deploy.deploy.export import export; "
-    "export(sys.argv[1], precision=sys.argv[3], task=['eye'], out=sys.argv[2]); "
-    "assert not {'torch', 'nncf', 'openvino_telemetry'} & set(sys.modules)"
+    "export(sys.argv[1], sys.argv[4], precision=sys.argv[3], task=['eye'], out=sys.argv[2]); "
+    "assert not {'torch', 'nncf'} & set(sys.modules); "
+    "assert sys.argv[4] == 'openvino' or 'openvino_telemetry' not in sys.modules"
 )
 
 
@@ -40,11 +41,11 @@ def model(run: Path) -> bytes:
     return onnx_model(load_bundle(run), "eye")
 
 
-def fresh_hash(run: Path, out: Path, precision: str) -> str:
-    """Hash of the engine that a fresh process makes."""
-    command = [sys.executable, "-c", PROGRAM, run, out, precision]
+def fresh(run: Path, out: Path, precision: str, target: str = "onnx") -> Path:
+    """Folder of the engine that a fresh process makes."""
+    command = [sys.executable, "-c", PROGRAM, run, out, precision, target]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
-    return sha256_file(out / "clinic" / "eye" / f"onnx-{precision}" / "model.onnx")
+    return out / "clinic" / "eye" / f"{target}-{precision}"
 
 
 def differences(run: Path, artifact: Artifact) -> Any:
@@ -79,7 +80,11 @@ def test_fp16_is_proven_and_reproducible(run: Path, tmp_path: Path) -> None:
     assert artifact.parity.max_abs is not None and artifact.parity.max_abs > 1e-4
     assert 1e-5 < differences(run, artifact) < 5e-3
     found = sha256_file(artifact.folder / "model.onnx")
-    assert artifact.onnx_sha256 == found == fresh_hash(run, tmp_path / "out", "fp16")
+    assert (
+        artifact.onnx_sha256
+        == found
+        == sha256_file(fresh(run, tmp_path / "out", "fp16") / "model.onnx")
+    )
 
 
 @needs_nncf
@@ -94,7 +99,17 @@ def test_int8_is_proven_and_reproducible(run: Path, tmp_path: Path) -> None:
     assert 1e-4 < differences(run, artifact) < 0.3
     content = (artifact.folder / "model.onnx").read_bytes()
     assert str(tmp_path).encode() not in content and b"lorkd-int8-" not in content
-    assert sha256_bytes(content) == fresh_hash(run, tmp_path / "out", "int8")
+    assert content == (fresh(run, tmp_path / "out", "int8") / "model.onnx").read_bytes()
+
+
+@needs_nncf
+def test_int8_of_openvino_is_reproducible(run: Path, tmp_path: Path) -> None:
+    if not exporter("openvino").probe().can_build:
+        pytest.skip("openvino is not installed")
+    (artifact,) = export(run, "openvino", precision="int8", task=["eye"])
+    again = fresh(run, tmp_path / "out", "int8", "openvino")
+    for name in ("model.xml", "model.bin"):
+        assert (artifact.folder / name).read_bytes() == (again / name).read_bytes()
 
 
 @needs_nncf

@@ -59,6 +59,7 @@ def test_the_same_run_shows_no_change(run: Path) -> None:
     assert found.beyond_noise == ()
     metrics = {entry.metric for entry in found.changes if entry.engine == EXPERT}
     assert metrics >= {"p50_ms", "ratio_vs_teacher", "peak_mib", "size_bytes"}
+    assert metrics >= {"load_ms", "process_to_first_answer_ms", "end_to_end_ms"}
     assert metrics >= {"ultrasound accuracy", "ultrasound calibration_error"}
     assert any("same rounds" in note for note in found.notes)
 
@@ -76,6 +77,22 @@ def test_a_slower_engine_is_found_and_nothing_else(run: Path, other: Path) -> No
     assert change.change.low < 1.2 < change.change.high
     back = compare(other, run)
     assert {c.verdict for c in back.beyond_noise} == {"better"}
+
+
+def test_a_slower_start_is_found(run: Path, other: Path) -> None:
+    profile = read_profile(other / "profile" / PROFILE)
+    engines = []
+    for engine in profile.engines:
+        cold = engine.cold_start
+        if engine.engine == EXPERT:
+            load = cold.load.model_copy(
+                update={"rounds": tuple(value * 1.5 for value in cold.load.rounds)}
+            )
+            cold = cold.model_copy(update={"load": load})
+        engines.append(engine.model_copy(update={"cold_start": cold}))
+    rewrite(other, profile.model_copy(update={"engines": tuple(engines)}))
+    found = compare(run, other).beyond_noise
+    assert [(c.engine, c.metric, c.verdict) for c in found] == [(EXPERT, "load_ms", "worse")]
 
 
 def test_a_change_within_the_margin_is_noise(run: Path, other: Path) -> None:
