@@ -167,7 +167,7 @@ class ExpertModel(nn.Module):
         self.overrides[task] = fresh
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExpertModel:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.overrides = [{n: fn(v) for n, v in own.items()} for own in self.overrides]
         return self
 
