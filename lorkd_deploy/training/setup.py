@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from lorkd_deploy.data import TaskData, open_data
@@ -98,6 +99,21 @@ def open_setup(recipe: Recipe, processes: Processes | None = None) -> Setup:
 
 def _open(task: TaskSpec, folder: str | None) -> TaskData:
     try:
-        return open_data(task.data, folder, download=True)
+        data = open_data(task.data, folder, download=True)
     except LorkdError as exc:
         raise DataError(f"task {task.name!r}: {exc.what}", where=exc.where, fix=exc.fix) from exc
+    _check_every_class(task, data)
+    return data
+
+
+def _check_every_class(task: TaskSpec, data: TaskData) -> None:
+    """What is never shown can't be learnt, and an engine would list it among its answers."""
+    labels = data.train.labels
+    seen = labels.any(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=1) > 0
+    unseen = [n for place, n in enumerate(data.classes) if place >= len(seen) or not seen[place]]
+    if unseen:
+        raise DataError(
+            f"task {task.name!r}: no training image shows {', '.join(map(repr, unseen))}",
+            where=f"{data.provenance['source']} {data.provenance['name']}",
+            fix="add training images of it, or leave the class out of data and recipe",
+        )

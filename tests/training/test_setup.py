@@ -1,0 +1,47 @@
+"""Data that can be opened and still can't be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_recipe import write_recipe
+
+from lorkd_deploy.errors import DataError
+from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.training.setup import open_setup
+
+
+def opened(folder: Path, labels: dict[str, list[object]], classes: list[str]) -> None:
+    """Open a recipe whose one task has these labels."""
+    arrays = {}
+    for split, values in labels.items():
+        arrays[f"{split}_labels"] = np.array(values)
+        arrays[f"{split}_images"] = np.zeros((len(values), 16, 16), np.uint8)
+    np.savez(folder / "own.npz", **arrays)
+    data = {"source": "npz", "path": str(folder / "own.npz"), "classes": classes}
+    departments = [{"name": "ward", "tasks": [{"name": "own", "data": data}]}]
+    open_setup(load_recipe(write_recipe(folder / "r.yaml", departments=departments)))
+
+
+def test_a_class_that_no_training_image_shows_is_named(tmp_path: Path) -> None:
+    labels: dict[str, list[object]] = {"train": [0, 1, 1], "val": [0, 2], "test": [0, 1, 2, 3]}
+    with pytest.raises(DataError, match="task 'own': no training image shows 'c', 'd'"):
+        opened(tmp_path, labels, ["a", "b", "c", "d"])
+
+
+def test_a_finding_that_no_training_image_shows_is_named(tmp_path: Path) -> None:
+    labels: dict[str, list[object]] = {
+        "train": [[0, 1, 0], [0, 0, 0]],
+        "val": [[1, 0, 1], [0, 0, 0]],
+        "test": [[0, 1, 1], [0, 0, 0]],
+    }
+    with pytest.raises(DataError, match="no training image shows 'a', 'c'"):
+        opened(tmp_path, labels, ["a", "b", "c"])
+
+
+def test_a_task_with_one_training_image(tmp_path: Path) -> None:
+    labels: dict[str, list[object]] = {"train": [1], "val": [0, 1], "test": [0, 1]}
+    with pytest.raises(DataError, match="task 'own': all images have the same label"):
+        opened(tmp_path, labels, ["a", "b"])
