@@ -67,3 +67,19 @@ def test_layers_that_a_forward_reads_are_left_out_by_the_recipe(tmp_path: Path) 
     assert ("attention.out_proj", "left out as asked") in result.skipped_layers
     assert [e.name for e in load_bundle(tmp_path / "run").manifest.layers] == ["patches"]
     assert all(engine.parity.status == "passed" for engine in export(tmp_path / "run"))
+
+
+def test_separable_factors_with_ranks_by_layer(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        experts={"rank": {"*": 2, "0": 3}, "alpha": 6, "factorisation": "separable"},
+        transfer={"kind": "none"},
+        train=STEP,
+    )
+    decompose(recipe, tmp_path / "run")
+    bundle = load_bundle(tmp_path / "run")
+    assert bundle.manifest.factorisation == "separable"
+    own = bundle.expert("cells")
+    assert own["0.A"].shape == (3, 3 * 3 * 3) and own["0.B"].shape == (8, 3)
+    assert own["5.A"].shape == (2, 8) and np.any(own["5.B"])
+    assert all(engine.parity.status == "passed" for engine in export(tmp_path / "run"))
