@@ -22,8 +22,9 @@ from pydantic import (
     model_validator,
 )
 
+from lorkd_deploy.budget import parse_budget
 from lorkd_deploy.delta import Factorisation
-from lorkd_deploy.errors import RecipeError, unknown_name
+from lorkd_deploy.errors import RecipeError, UsageError, unknown_name
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
@@ -94,14 +95,14 @@ def _told_once(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     except ValidationError as exc:
         raise ValueError(
             "a rank is a number of at least 1, or layer patterns with numbers of at least 0, such "
-            'as {"*": 4, "stage4.*": 8}'
+            'as {"*": 4, "stage4.*": 8}; experts.rank may be auto, with experts.budget'
         ) from exc
 
 
 # One number, or by pattern of layer names; the pattern that fits most closely counts.
-Rank = Annotated[
-    Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]], WrapValidator(_told_once)
-]
+_Ranks = Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
+Rank = Annotated[_Ranks, WrapValidator(_told_once)]
+RankOrAuto = Annotated[Literal["auto"] | _Ranks, WrapValidator(_told_once)]
 
 
 class TaskSpec(Section):
@@ -289,7 +290,17 @@ class StudentSpec(Section):
 class ExpertSpec(Section):
     """The low-rank experts (LoRKD, section 3)."""
 
-    rank: Rank = Field(default=4, description='a number, or by layer: {"*": 4, "stage4.*": 8}')
+    rank: RankOrAuto = Field(
+        default=4,
+        description='a number, or by layer: {"*": 4, "stage4.*": 8}; auto: trained at '
+        "highest_rank, then each layer's by the singular values of its ΔW, within budget",
+    )
+    budget: str | None = Field(
+        default=None,
+        description="with rank: auto, at most this for each task: 0.3MB of its file (factors, "
+        "head, norms of its own), or '40000 parameters' of its factors",
+    )
+    highest_rank: Rank = Field(default=8, description="with rank: auto, the rank in training")
     alpha: float = Field(default=16, gt=0, description="ΔW is scaled by alpha / rank")
     norm: Literal["shared", "per_task"] = "shared"
     factorisation: Factorisation = Field(
@@ -300,7 +311,33 @@ class ExpertSpec(Section):
     skip: tuple[str, ...] = Field(
         default=(), description='layers without experts, by name or pattern: ["*.attn.*"]'
     )
-    later = frozenset({"factorisation", "skip"})
+    later = frozenset({"factorisation", "skip", "budget", "highest_rank"})
+
+    @field_validator("budget")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_budget(value)
+            except UsageError as exc:
+                raise ValueError(f"{exc.what}: {exc.fix}") from exc
+        return value
+
+    @model_validator(mode="after")
+    def _budget_and_auto(self) -> ExpertSpec:
+        if self.rank == "auto" and self.budget is None:
+            raise ValueError(
+                "rank: auto needs a budget for each task: budget: 0.3MB, or 40000 parameters"
+            )
+        for key in ("budget", "highest_rank"):
+            if self.rank != "auto" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for rank: auto, the rank here is {self.rank}")
+        return self
+
+    @property
+    def trained_rank(self) -> int | dict[str, int]:
+        """The rank that experts are trained at."""
+        return self.highest_rank if self.rank == "auto" else self.rank
 
 
 class TransferSpec(Section):

@@ -252,6 +252,26 @@ def test_ranks_by_layer_and_factorisation(file: Path) -> None:
     assert recipe.experts.rank == {"*": 4, "stage4.*": 8}
     assert recipe.tasks[0].rank == {"*": 2, "fc": 0}
     assert recipe.sha256 != plain.sha256
+    assert recipe.experts.trained_rank == recipe.experts.rank
     for wrong in ("0", "{'*': -1}", "four"):
         with pytest.raises(RecipeError, match=r"one fault.*\n.*experts\.rank: a rank is a number"):
             load_recipe(file, [f"experts.rank={wrong}"])
+
+
+def test_auto_ranks_and_their_budget_go_together(file: Path) -> None:
+    plain = load_recipe(file)
+    recipe = load_recipe(file, ["experts.rank=auto", "experts.budget=40000 parameters"])
+    assert recipe.experts.trained_rank == 8
+    assert "budget" not in plain.model_dump()["experts"] and recipe.sha256 != plain.sha256
+    assert parse_recipe(recipe.model_dump(mode="json"), where="") == recipe
+    by_layer = ["experts.highest_rank={'*': 8, fc: 0}", "experts.rank=auto", "experts.budget=1MB"]
+    assert load_recipe(file, by_layer).experts.trained_rank == {"*": 8, "fc": 0}
+    for wrong, says in (
+        (["experts.rank=auto"], "rank: auto needs a budget for each task"),
+        (["experts.budget=1MB"], "budget is for rank: auto, the rank here is 4"),
+        (["experts.highest_rank=16"], "highest_rank is for rank: auto"),
+        (["experts.rank=auto", "experts.budget=much"], "'much' is no budget"),
+        (["departments.0.tasks.0.rank=auto"], r"tasks\[0\].rank: a rank is a number"),
+    ):
+        with pytest.raises(RecipeError, match=f"one fault[^£]*{says}"):
+            load_recipe(file, wrong)

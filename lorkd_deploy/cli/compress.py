@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorkd_deploy.cli.options import Json, NewRun, Quiet, Run
 from lorkd_deploy.cli.render import Output
+
+if TYPE_CHECKING:
+    from lorkd_deploy.training.shrinking import CompressedTask
 
 COLUMNS = (
     "department",
@@ -64,8 +68,16 @@ def compress(
     found = truncate(
         run, out, budget=budget, energy=energy, max_drop=max_drop, progress=output.progress()
     )
+    show_ranks(output, f"Experts by {found.rule}", found.tasks)
+    output.text(f"wrote {found.bundle}")
+    output.text(f"next: lorkd export {out}")
+    output.result(found)
+
+
+def show_ranks(output: Output, title: str, tasks: Sequence[CompressedTask]) -> None:
+    """What became of each task's expert: ranks, energy, sizes, validation accuracy."""
     output.table(
-        f"Experts by {found.rule}",
+        title,
         COLUMNS,
         [
             (
@@ -80,9 +92,6 @@ def compress(
                 task.validation_before["accuracy"],
                 task.validation["accuracy"],
             )
-            for task in found.tasks
+            for task in tasks
         ],
     )
-    output.text(f"wrote {found.bundle}")
-    output.text(f"next: lorkd export {out}")
-    output.result(found)

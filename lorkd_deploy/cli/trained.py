@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorkd_deploy.cli.compress import show_ranks
 from lorkd_deploy.cli.render import Output
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def show(output: Output, result: TrainingResult) -> None:
             )
         )
     output.table("On the test split", COLUMNS, rows)
+    if result.truncated:
+        show_ranks(output, "Experts within the budget", result.truncated)
     if result.skipped_layers:
         output.text(f"no expert on {len(result.skipped_layers)} layers, named in the log above")
     if result.wasteful_layers:

@@ -63,7 +63,7 @@ def add_experts(
         )
     ranks = ranks_by_layer(rank, tasks, list(able))
     shapes = {name: tuple(layer.weight.shape) for name, layer in able.items()}
-    wasteful = wasteful_layers(ranks, shapes, factorisation)
+    wasteful_layers(ranks, shapes, factorisation)  # raises where no layer can use its rank
     router = Router()
 
     def change(old: nn.Module) -> nn.Module:
@@ -76,7 +76,7 @@ def add_experts(
         return kind.around(old, name, ranks[name], alpha, router, factorisation=factorisation)
 
     changed = replace_modules(module, change)
-    return ExpertModel(changed, tasks, router, skipped, wasteful)
+    return ExpertModel(changed, tasks, router, skipped)
 
 
 def _check(tasks: int, alpha: float, norm: str, factorisation: str) -> None:

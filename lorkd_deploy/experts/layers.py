@@ -68,15 +68,29 @@ class _ExpertLayer(nn.Module):
         return layer
 
     def _add_factors(self) -> None:
-        weight = self.weight
-        tasks, rank = len(self.ranks), max(1, *self.ranks)
-        shape_a, shape_b = factor_shapes(weight.shape, rank, self.factorisation)
-        a = weight.new_zeros(tasks, *shape_a)
+        a, b = self._zeros()
         for mine, rows in zip(a, self._rows(), strict=True):
             if rows:
                 nn.init.kaiming_uniform_(mine[:rows], a=math.sqrt(5))
-        self.A = ExpertStack(a)
-        self.B = ExpertStack(weight.new_zeros(tasks, *shape_b))
+        self.A, self.B = ExpertStack(a), ExpertStack(b)
+
+    def _zeros(self) -> tuple[Tensor, Tensor]:
+        """A and B of all tasks at their ranks, zero."""
+        weight, rank = self.weight.detach(), max(1, *self.ranks)
+        shape_a, shape_b = factor_shapes(weight.shape, rank, self.factorisation)
+        tasks = len(self.ranks)
+        return weight.new_zeros(tasks, *shape_a), weight.new_zeros(tasks, *shape_b)
+
+    def set_factors(self, pairs: Sequence[tuple[Tensor, Tensor] | None]) -> None:
+        """Give each task these A and B, whatever their rank; None is rank 0. Copies."""
+        unit = columns_per_rank(self.weight.shape, self.factorisation)
+        self.ranks = tuple(0 if pair is None else pair[0].shape[0] // unit for pair in pairs)
+        stacks = a, b = self._zeros()
+        for task, pair in enumerate(pairs):
+            if pair is not None:
+                rows = self._rows()[task]
+                a[task, :rows], b[task, :, :rows] = pair[0].to(a), pair[1].to(b)
+        self.A, self.B = (ExpertStack(stack) for stack in stacks)
 
     def _rows(self) -> list[int]:
         """How many rows of A, and columns of B, each task has."""

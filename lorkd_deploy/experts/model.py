@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.func import functional_call
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
 from lorkd_deploy.experts.norms import PerTaskNorm
+from lorkd_deploy.experts.ranks import wasteful_layers
 from lorkd_deploy.experts.routing import Census, Route, Router, plan_route
 
 _COUNTER = "num_batches_tracked"
@@ -32,9 +33,9 @@ class ExpertModel(nn.Module):
     """What `add_experts` returns: `student(x, task=ids)`.
 
     `module` is the module that was given, its layers replaced in place, so W0 is the module's own
-    weight. `layers` have experts; `skipped` are (name, reason) of weights that have none;
-    `wasteful` are (name, largest sensible rank) of layers whose rank is above it. `overrides` are,
-    for each task, tensors that it has instead of the shared ones of the same name (`override`).
+    weight. `layers` have experts; `skipped` are (name, reason) of weights that have none.
+    `overrides` are, for each task, tensors that it has instead of the shared ones of the same name
+    (`override`).
     """
 
     def __init__(
@@ -43,13 +44,11 @@ class ExpertModel(nn.Module):
         tasks: int,
         router: Router,
         skipped: tuple[tuple[str, str], ...],
-        wasteful: tuple[tuple[str, int], ...] = (),
     ) -> None:
         super().__init__()
         self.module = module
         self.tasks = tasks
         self.skipped = skipped
-        self.wasteful = wasteful
         self.overrides: list[dict[str, Tensor]] = [{} for _ in range(tasks)]
         self._router = router
 
@@ -59,6 +58,16 @@ class ExpertModel(nn.Module):
         return tuple(
             BoundLayer(name, layer.kind, tuple(layer.weight.shape))
             for name, layer in self._experts()
+        )
+
+    @property
+    def wasteful(self) -> tuple[tuple[str, int], ...]:
+        """(name, largest sensible rank) of layers whose rank is above it."""
+        known = self._experts()
+        return wasteful_layers(
+            {name: layer.ranks for name, layer in known},
+            {name: tuple(layer.weight.shape) for name, layer in known},
+            known[0][1].factorisation,
         )
 
     def ranks_of(self, task: int) -> dict[str, int]:
@@ -170,6 +179,17 @@ class ExpertModel(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.overrides = [{n: fn(v) for n, v in own.items()} for own in self.overrides]
         return self
+
+    def set_factors(self, experts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Give every task other factors, of any rank: `LAYER.A` and `LAYER.B`, one mapping a task.
+
+        A layer that a task's mapping lacks gets rank 0. All else of the experts stays.
+        """
+        if len(experts) != self.tasks:
+            raise UsageError(f"{len(experts)} experts were given for {self.tasks} tasks")
+        for name, layer in self._experts():
+            a, b = _join(name, "A"), _join(name, "B")
+            layer.set_factors([(own[a], own[b]) if a in own else None for own in experts])
 
     def dense(self, task: int) -> nn.Module:
         """A plain copy of the module that was given, with W_t and the task's norms, in eval mode.

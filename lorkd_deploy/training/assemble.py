@@ -94,10 +94,7 @@ def write_experts(
         architecture=setup.recipe.student.architecture,
         parameters=parameters,
         tasks=task_entries(setup, metrics, experts),
-        layers=tuple(
-            LayerEntry(name=layer.name, kind=layer.kind, shape=tuple(layer.shape))
-            for layer in experts.layers
-        ),
+        layers=layer_entries(experts),
         template=template,
         base=base,
         experts=own,
@@ -114,6 +111,14 @@ def write_experts(
         device=device,
         skipped=experts.skipped,
         wasteful=experts.wasteful,
+    )
+
+
+def layer_entries(experts: ExpertModel) -> tuple[LayerEntry, ...]:
+    """The manifest's entries of the layers with experts."""
+    return tuple(
+        LayerEntry(name=layer.name, kind=layer.kind, shape=tuple(layer.shape))
+        for layer in experts.layers
     )
 
 
@@ -300,6 +305,8 @@ def training_result(
         "threads": torch.get_num_threads(),
         "validations": fitted.history,
     }
+    if fitted.truncated:
+        history["truncated"] = [task.model_dump(mode="json") for task in fitted.truncated]
     write_atomic(run / "history" / f"{folder}.json", canonical_json(history))
     return TrainingResult(
         run=str(run),
@@ -310,6 +317,7 @@ def training_result(
         seconds=round(fitted.seconds, 1),
         parameters=parameters,
         device=device.type,
+        truncated=fitted.truncated,
         skipped_layers=tuple(skipped),
         wasteful_layers=tuple(wasteful),
         missing_keys=report.missing if report else (),

@@ -16,6 +16,7 @@ from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.training.assemble import write_experts
+from lorkd_deploy.training.auto_rank import check_budget, truncate_to_budget
 from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import network_input, scores, summary
@@ -88,6 +89,9 @@ def decompose(
         setup = open_setup(loaded, processes)
         taught = loaded.transfer.kind == "none" or processes.first(run.teacher.exists)
         if not taught:
+            if loaded.experts.budget is not None:  # before the hours that a teacher may take
+                student = build_student(setup, None)
+                processes.first(lambda: check_budget(setup, student.classifier))
             log.info("no teacher in %s yet: making it first", run.path)
             train_teacher(run.path, setup, **options, progress=shown)
         return train_student(run.path, setup, **options, progress=shown)
@@ -159,8 +163,12 @@ def fit_student(
     tensorboard: Path | None = None,
     progress: Progress,
 ) -> Fitted:
-    """Train what of `student` can be trained, under the teacher whose features are `known`."""
+    """Train what of `student` can be trained, under the teacher whose features are `known`.
+
+    Under `experts.rank: auto` its experts are within the budget afterwards.
+    """
     recipe = setup.recipe
+    setup.processes.first(lambda: check_budget(setup, student.classifier))
     place(student, device, channels_last=recipe.train.channels_last)
     classifier = student.classifier
     steps, validate_steps = setup.steps(recipe.train)
@@ -188,6 +196,7 @@ def fit_student(
     )
     if known is not None:
         fitted.notes["teacher_features"] = known.facts
+    fitted.truncated = truncate_to_budget(setup, classifier)
     return fitted
 
 
@@ -217,7 +226,7 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
 
 def with_experts(backbone: nn.Module, recipe: Recipe) -> ExpertModel:
     """`backbone` with an expert for each of the recipe's tasks."""
-    ranks = [task.rank or recipe.experts.rank for task in recipe.tasks]
+    ranks = [task.rank or recipe.experts.trained_rank for task in recipe.tasks]
     return add_experts(
         backbone,
         len(ranks),

@@ -24,6 +24,7 @@ from lorkd_deploy.training.distributed import ALONE, Processes
 from lorkd_deploy.training.loader import Loader
 from lorkd_deploy.training.memory import fitting_parts
 from lorkd_deploy.training.scalars import Scalars, open_scalars
+from lorkd_deploy.training.shrinking import CompressedTask
 from lorkd_deploy.training.update import Loss, Objective, Update
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Fitted:
     waiting: float
     precision: str = "fp32"
     notes: dict[str, Any] = field(default_factory=dict)  # further facts for the history
+    truncated: tuple[CompressedTask, ...] = ()
 
 
 @dataclass
