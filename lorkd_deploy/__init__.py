@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.reporting.report import report as report
     from lorkd_deploy.training.compress import compress as compress
     from lorkd_deploy.training.decompose import decompose as decompose
+    from lorkd_deploy.training.extract import extract as extract
     from lorkd_deploy.training.forms import inspect_training as inspect_training
     from lorkd_deploy.training.teacher import teacher as teacher
 
@@ -51,6 +52,7 @@ _HOME = {
     "demo": "demonstration",
     "doctor": "machine",
     "export": "deploy.export",
+    "extract": "training.extract",
     "fuse": "deploy.fuse",
     "inspect": "inspection",
     "inspect_training": "training.forms",

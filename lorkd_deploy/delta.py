@@ -41,6 +41,17 @@ def factor_shapes(
     return (rank * unit, cin * kw), (cout * kh, rank * unit)
 
 
+def update_matrix(delta: Array, factorisation: Factorisation) -> Array:
+    """ΔW as the matrix that `delta_weight` views as a weight: what B A has to be near to.
+
+    `delta` `(Cout, Cin)` or `(Cout, Cin, kh, kw)` → `(Cout·kh, Cin·kw)` if interleaved, else
+    `(Cout, Cin·kh·kw)`.
+    """
+    (_, columns), (rows, _) = factor_shapes(delta.shape, 1, factorisation)
+    matrix: Array = delta.reshape(rows, columns)
+    return matrix
+
+
 def columns_per_rank(shape: Sequence[int], factorisation: Factorisation) -> int:
     """Columns of B, and rows of A, that one more in rank adds: kh if interleaved, else 1."""
     return 1 if factorisation == "separable" else (*shape, 1, 1)[2]

@@ -33,7 +33,8 @@ class BundleContents(Part):
 
     `sha256` is the manifest's, `files` are the other files' hashes; `versions`, `created` and
     `recipe_sha256` say where it came from; ranks, metrics and data sources stand with the tasks.
-    `grown_from` and `packed_from` are hashes of bundles whose files it has byte for byte.
+    `grown_from` and `packed_from` are hashes of bundles whose files it has byte for byte,
+    `extracted_from` that of the base's file where experts are taken from fine-tuned models.
     """
 
     kind: Literal["experts", "teacher"]
@@ -45,6 +46,7 @@ class BundleContents(Part):
     recipe_sha256: str
     grown_from: tuple[str, ...]
     packed_from: tuple[str, ...]
+    extracted_from: str | None
     departments: dict[str, tuple[str, ...]]
     tasks: tuple[TaskEntry, ...]
     parameters: dict[str, int]
@@ -119,6 +121,7 @@ def _bundle(folder: Path) -> BundleContents:
         recipe_sha256=manifest.recipe_sha256,
         grown_from=manifest.grown_from,
         packed_from=manifest.packed_from,
+        extracted_from=manifest.extracted_from,
         departments=manifest.departments,
         tasks=manifest.tasks,
         parameters=manifest.parameters,

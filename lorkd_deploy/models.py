@@ -162,7 +162,7 @@ def load_checkpoint(
     module is then unchanged.
     """
     path = Path(path)
-    state = _renamed(_read(path), prefix or {}, path)
+    state = read_checkpoint(path, prefix)
     own = module.state_dict()
     differ = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     if differ:
@@ -182,6 +182,12 @@ def load_checkpoint(
     result = module.load_state_dict(state, strict=False)
     missing = [k for k in result.missing_keys if not k.endswith("num_batches_tracked")]
     return LoadReport(tuple(missing), tuple(result.unexpected_keys))
+
+
+def read_checkpoint(path: str | Path, prefix: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name; formats, `prefix` and errors as in `load_checkpoint`."""
+    path = Path(path)
+    return _renamed(_read(path), prefix or {}, path)
 
 
 def _other_architecture(module: nn.Module, path: Path, how: str) -> ModelError:

@@ -95,6 +95,16 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
     return Run(path, path / "bundle")
 
 
+def refuse_bundle(out: str | Path, why: str) -> None:
+    """Raise `BundleError` where there is a bundle in the run's folder `out` already."""
+    if (Path(out) / "bundle").exists():
+        raise BundleError(
+            f"there is a bundle in this folder already, and {why}",
+            where=out,
+            fix="choose a new folder for --out",
+        )
+
+
 @contextmanager
 def claimed(out: str | Path, recipe: Recipe, doing: str) -> Iterator[Run]:
     """`claim` for the length of a block, for one writer at a time; `doing` is its verb.

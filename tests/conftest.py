@@ -15,7 +15,7 @@ import pytest
 TORCH_ROOMS = {"experts", "training"}
 TORCH_IMPORT = re.compile(
     r"^(?:import|from) (?:torch|timm|(?:tests\.)?tiny_backbone|lorkd_deploy\.(?:models|training))"
-    r"|^from lorkd_deploy import .*(?:add_experts|decompose|teacher)",
+    r"|^from lorkd_deploy import .*(?:add_experts|decompose|extract|teacher)",
     re.MULTILINE,
 )
 HAS_TORCH = find_spec("torch") is not None

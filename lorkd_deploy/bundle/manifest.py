@@ -59,7 +59,8 @@ class TaskEntry(Entry):
     """One label set. `metrics` is `{"teacher" | "expert": {"accuracy": …, "auc": …}}`.
 
     `rank` is the expert's largest; `ranks` are those of layers where it has another one, of which
-    a layer with 0 has no factors.
+    a layer with 0 has no factors. `model` is the sha256 of the fine-tuned model's file that the
+    expert was extracted from.
     """
 
     name: Name
@@ -71,6 +72,7 @@ class TaskEntry(Entry):
     ranks: dict[str, int] = {}
     alpha: float | None = None
     metrics: dict[str, dict[str, float]] = {}
+    model: str | None = None
 
     def rank_of(self, layer: str) -> int | None:
         """The expert's rank on a layer; None for a task without an expert."""
@@ -136,6 +138,8 @@ class Manifest(Entry):
     Its experts, W0 and graph are theirs byte for byte, so engines that they proved are its own.
     `grown_from`: the same of a bundle to which departments were added, and those it had before.
     `compressed_from`: the same of a bundle whose experts were made smaller, `compression` by what.
+    `extracted_from`: of experts that are the difference of fine-tuned models (`TaskEntry.model`)
+    from a base, the sha256 of the base's file.
     `factorisation` says what shapes A and B have (`delta.factor_shapes`).
     """
 
@@ -161,6 +165,7 @@ class Manifest(Entry):
     compressed_from: tuple[str, ...] = ()
     compression: str | None = None
     grown_from: tuple[str, ...] = ()
+    extracted_from: str | None = None
 
     @property
     def departments(self) -> dict[str, tuple[str, ...]]:

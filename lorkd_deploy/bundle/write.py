@@ -51,6 +51,7 @@ def write_bundle(
     recipe_sha256: str,
     versions: Mapping[str, str],
     created: str,
+    extracted_from: str | None = None,
 ) -> Manifest:
     """Write the bundle folder `path` and give its manifest; replaces an older bundle there.
 
@@ -77,6 +78,7 @@ def write_bundle(
             "recipe_sha256": recipe_sha256,
             "versions": dict(versions),
             "created": created,
+            "extracted_from": extracted_from,
             "files": {},
         }
     )

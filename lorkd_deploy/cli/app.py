@@ -15,6 +15,7 @@ from lorkd_deploy.cli.decompose import decompose
 from lorkd_deploy.cli.demo import demo
 from lorkd_deploy.cli.doctor import doctor
 from lorkd_deploy.cli.export import export
+from lorkd_deploy.cli.extract import extract
 from lorkd_deploy.cli.fuse import fuse
 from lorkd_deploy.cli.inspect import inspect
 from lorkd_deploy.cli.pack import pack
@@ -35,6 +36,7 @@ for command in (
     demo,
     teacher,
     decompose,
+    extract,
     compress,
     fuse,
     export,

@@ -133,6 +133,8 @@ def _show(output: Output, contents: BundleContents) -> None:
     for relation, hashes in (("grown", contents.grown_from), ("packed", contents.packed_from)):
         if hashes:
             output.text(f"{relation} from {hashes[-1]}, whose files and engines are valid here")
+    if contents.extracted_from:
+        output.text(f"extracted from models fine-tuned from {contents.extracted_from}")
     output.text(f"recipe sha256 {contents.recipe_sha256}")
     output.text(
         f"input {contents.preprocess.size} px, preprocessing sha256 {contents.preprocess_sha256}\n"

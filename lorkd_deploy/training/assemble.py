@@ -75,9 +75,20 @@ def write_teacher(
 
 
 def write_experts(
-    run: Path, setup: Setup, model: ExpertClassifier, fitted: Fitted, *, device: torch.device
+    run: Path,
+    setup: Setup,
+    model: ExpertClassifier,
+    fitted: Fitted,
+    *,
+    device: torch.device,
+    extracted_from: str | None = None,
+    models: Sequence[str] = (),
 ) -> TrainingResult:
-    """Write `run/bundle`: W0 once, an expert a task, graph, reference logits, test scores."""
+    """Write `run/bundle`: W0 once, an expert a task, graph, reference logits, test scores.
+
+    `extracted_from` and `models` are the sha256 of the files of which extracted experts are the
+    difference: the base, and one a task.
+    """
     experts = model.backbone
     tested = scores(model, setup.test, setup.kinds, setup.recipe.preprocess)
     known = _teacher_scores(run, setup)
@@ -86,6 +97,10 @@ def write_experts(
     base = arrays(experts.base_state())
     parameters = {"backbone": _count(experts.dense(0))} | expert_parameters(own)
     metrics = {"expert": tested} | ({"teacher": known} if known else {})
+    tasks = task_entries(setup, metrics, experts)
+    if models:
+        pairs = zip(tasks, models, strict=True)
+        tasks = tuple(task.model_copy(update={"model": sha256}) for task, sha256 in pairs)
     _write(
         run / "bundle",
         setup,
@@ -93,19 +108,19 @@ def write_experts(
         kind="experts",
         architecture=setup.recipe.student.architecture,
         parameters=parameters,
-        tasks=task_entries(setup, metrics, experts),
+        tasks=tasks,
         layers=layer_entries(experts),
         template=template,
         base=base,
         experts=own,
         engines={name: (task,) for task, name in enumerate(setup.names)},
         factorisation=setup.recipe.experts.factorisation,
+        extracted_from=extracted_from,
     )
-    tasks = task_results(setup, teacher=known, expert=tested)
     return training_result(
         run,
         "bundle",
-        tasks,
+        task_results(setup, teacher=known, expert=tested),
         fitted,
         parameters=parameters,
         device=device,
@@ -153,6 +168,7 @@ def _write(
     experts: Mapping[str, Tensors],
     engines: Mapping[str, Sequence[int]],
     factorisation: Factorisation = "interleaved",
+    extracted_from: str | None = None,
 ) -> None:
     recipe = setup.recipe
     pictures = parity_inputs(recipe.parity.inputs, recipe.preprocess.size, recipe.seed)
@@ -179,6 +195,7 @@ def _write(
         recipe_sha256=recipe.sha256,
         versions=versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        extracted_from=extracted_from,
     )
 
 

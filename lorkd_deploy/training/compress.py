@@ -14,12 +14,12 @@ from lorkd_deploy.bundle.compressed import write_compressed
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.inputs import known_inputs
-from lorkd_deploy.errors import BundleError, DataError, UsageError
+from lorkd_deploy.errors import DataError, UsageError
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.metrics import score
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.run import Run, claimed, open_run
+from lorkd_deploy.run import Run, claimed, open_run, refuse_bundle
 from lorkd_deploy.storage import Tensors, canonical_json, carry_over
 from lorkd_deploy.training.assemble import reference_logits, versions
 from lorkd_deploy.training.evaluate import scores, task_logits
@@ -74,12 +74,7 @@ def compress(
     bundle = load_bundle(source.bundle)
     if bundle.manifest.kind != "experts":
         raise UsageError("the teacher has no experts", where=bundle.path)
-    if (Path(out) / "bundle").exists():
-        raise BundleError(
-            "there is a bundle in this folder already, and a compressed one is always a new one",
-            where=out,
-            fix="choose a new folder for --out",
-        )
+    refuse_bundle(out, "a compressed one is always a new one")
     if budget is not None:  # for every task before the first one is worked on
         affordable(
             parse_budget(budget),

@@ -13,6 +13,7 @@ from lorkd_deploy import models
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
+from lorkd_deploy.experts.ranks import Rank
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.training.assemble import write_experts
@@ -224,13 +225,14 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
     return Student(ExpertClassifier(experts, features, setup.classes), projection)
 
 
-def with_experts(backbone: nn.Module, recipe: Recipe) -> ExpertModel:
-    """`backbone` with an expert for each of the recipe's tasks."""
-    ranks = [task.rank or recipe.experts.trained_rank for task in recipe.tasks]
+def with_experts(
+    backbone: nn.Module, recipe: Recipe, ranks: Sequence[Rank] | None = None
+) -> ExpertModel:
+    """`backbone` with an expert for each of the recipe's tasks, of its ranks or of `ranks`."""
     return add_experts(
         backbone,
-        len(ranks),
-        ranks,
+        len(recipe.tasks),
+        ranks or [task.rank or recipe.experts.trained_rank for task in recipe.tasks],
         recipe.experts.alpha,
         norm=recipe.experts.norm,
         factorisation=recipe.experts.factorisation,

@@ -19,6 +19,7 @@ ISSUE = {
     "lorkd compress",
     "lorkd fuse",
     "lorkd export",
+    "lorkd extract",
     "lorkd verify",
     "lorkd benchmark",
     "lorkd report",

@@ -1,0 +1,118 @@
+"""`lorkd extract`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorkd_deploy.cli.options import Json, NewRun, Overrides, Quiet, RecipeName
+from lorkd_deploy.cli.render import Output
+from lorkd_deploy.errors import UsageError
+
+COLUMNS = (
+    "department",
+    "task",
+    "rank",
+    "parameters",
+    "change",
+    "error",
+    "energy",
+    "kept kB",
+    "validation accuracy fine-tuned",
+    "expert",
+    "test accuracy fine-tuned",
+    "expert",
+)
+
+
+def extract(
+    recipe: RecipeName,
+    out: NewRun,
+    base: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="The checkpoint that all models were fine-tuned from: it becomes W0.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            metavar="TASK=FILE",
+            help="A task's fine-tuned model; one for each task of the recipe.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = [],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make experts of models that are fine-tuned already, without training.
+
+    All are of the recipe's student architecture, with the task's head as their last layer. Each
+    expert is the best of the recipe's rank for W_model - W_base, layer by layer; a task's norms,
+    and what can't be an expert and differs from the base, stay as its model has them.
+
+    \b
+    Examples:
+      lorkd extract wards.yaml --base base.safetensors --model lung=lung.pt --model eye=eye.pt --out runs/wards
+      lorkd extract wards.yaml --base base.pt --model lung=l.pt --model eye=e.pt --out runs/r16 --set experts.rank=16
+    """  # noqa: E501
+    from lorkd_deploy import extract as take_out
+
+    output = Output(as_json=as_json, quiet=quiet)
+    found = take_out(recipe, base, _files(model), out, set=overrides, progress=output.progress())
+    output.table(
+        "Relative error by layer: norm of what is lost of W_model - W_base, over its norm",
+        ("layer", *(task.task for task in found.tasks)),
+        [
+            (layers[0].layer, *(layer.error for layer in layers))
+            for layers in zip(*(task.layers for task in found.tasks), strict=True)
+        ],
+    )
+    output.table(
+        "Experts of fine-tuned models",
+        COLUMNS,
+        [
+            (
+                task.department,
+                task.task,
+                _span([layer.rank for layer in task.layers]),
+                task.parameters,
+                task.change,
+                task.error,
+                task.energy,
+                sum(kept.bytes for kept in task.kept) / 1000,
+                task.validation_fine_tuned.get("accuracy"),
+                task.validation.get("accuracy"),
+                task.test_fine_tuned.get("accuracy"),
+                task.test.get("accuracy"),
+            )
+            for task in found.tasks
+        ],
+    )
+    output.text(f"wrote {found.bundle}")
+    output.text(f"next: lorkd export {out}")
+    output.result(found)
+
+
+def _files(given: Sequence[str]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for text in given:
+        task, separator, file = text.partition("=")
+        if not separator or not task or not file:
+            raise UsageError(f"--model {text!r} is not of the form TASK=FILE")
+        if task in files:
+            raise UsageError(f"--model names {task} twice: {files[task]} and {file}")
+        files[task] = file
+    return files
+
+
+def _span(ranks: Sequence[int]) -> str:
+    low, high = min(ranks), max(ranks)
+    return str(high) if low == high else f"{low} to {high}"

@@ -1,0 +1,254 @@
+"""`lorkd extract`: experts from models that are fine-tuned already, without training."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from lorkd_deploy.errors import UsageError, unknown_name
+from lorkd_deploy.experts import ExpertClassifier, ExpertModel
+from lorkd_deploy.metrics import score
+from lorkd_deploy.models import build, feature_dim
+from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.recipe import Recipe, load_recipe
+from lorkd_deploy.run import Run, claimed, refuse_bundle
+from lorkd_deploy.storage import sha256_file
+from lorkd_deploy.training.assemble import write_experts
+from lorkd_deploy.training.decompose import with_experts
+from lorkd_deploy.training.difference import (
+    Difference,
+    ExtractedLayer,
+    KeptTensor,
+    Nearness,
+    difference,
+)
+from lorkd_deploy.training.distributed import best_device
+from lorkd_deploy.training.evaluate import task_logits
+from lorkd_deploy.training.finetuned import fine_tuned, load_whole
+from lorkd_deploy.training.loader import Images
+from lorkd_deploy.training.loop import Fitted
+from lorkd_deploy.training.network import TaskNetwork
+from lorkd_deploy.training.setup import Setup, open_setup
+
+log = logging.getLogger(__name__)
+
+Score = dict[str, float]
+
+
+class ExtractedTask(Nearness):
+    """One expert: how near its layers come, together and one by one, and what it keeps beside.
+
+    `model` is the sha256 of the fine-tuned model's file, `parameters` the numbers in the factors.
+    Scores are of the fine-tuned model itself and of the expert, on the validation and test split.
+    """
+
+    task: str
+    department: str
+    model: str
+    layers: tuple[ExtractedLayer, ...]
+    kept: tuple[KeptTensor, ...]
+    parameters: int
+    validation_fine_tuned: Score
+    validation: Score
+    test_fine_tuned: Score
+    test: Score
+
+
+class Extraction(BaseModel):
+    """A new run whose experts are the differences of fine-tuned models from `base` (its sha256)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    bundle: str
+    base: str
+    tasks: tuple[ExtractedTask, ...]
+    skipped_layers: tuple[tuple[str, str], ...]
+
+
+def extract(
+    recipe: str | Path,
+    base: str | Path,
+    models: Mapping[str, str | Path],
+    out: str | Path,
+    *,
+    set: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Extraction:
+    """Write the run `out` with an expert for each of the fine-tuned `models`, without training.
+
+    `base` is the checkpoint that all were fine-tuned from: it becomes W0. `models` are their
+    checkpoints by task, one for each task of the recipe. All are of the recipe's `student`, whose
+    `prefix` maps the names in every file. Of each layer that has experts, W_t − W0 is cut off at
+    the recipe's `rank` by SVD, in its `factorisation`. Whatever `experts.norm` says, a task keeps
+    its model's own norms, and all else that has no expert and differs from the base. Its head is
+    what the model's file has beside the backbone: one weight `(classes, features)` and its bias,
+    under any name.
+
+    `recipe` and `set` are those of `decompose`. Raises `UsageError` for a task that is unknown or
+    without a model, or rank `auto`; `ModelError` for a checkpoint of another network or with
+    values that are not finite; `DataError` where a task's images aren't here; `BundleError` where
+    `out` has a bundle or holds another run.
+    """
+    loaded = load_recipe(recipe, set)
+    files = _files(loaded, models)
+    if loaded.experts.rank == "auto":
+        raise UsageError(
+            "experts.rank is auto, which is for decompose",
+            fix="--set experts.rank=8 --set experts.budget=null, then give the run to "
+            "`lorkd compress` with --budget",
+        )
+    refuse_bundle(out, "an extracted one is always a new one")
+    shown = progress or Silent()
+    with claimed(out, loaded, "extract") as run:
+        began = time.perf_counter()
+        setup = open_setup(loaded)
+        w0 = build(loaded.student.architecture)
+        unused = load_whole(w0, Path(base), loaded.student.prefix)
+        if unused:
+            log.info("not used of the base: %s", ", ".join(unused))
+        source = _Base(
+            w0, with_experts(copy.deepcopy(w0), loaded), feature_dim(w0, loaded.preprocess.size)
+        )
+        found = []
+        shown.start("extracting", len(files))
+        try:
+            for place, file in enumerate(files):
+                found.append(_found(setup, place, source, file))
+                shown.advance(task=setup.names[place])
+        finally:
+            shown.stop()
+        return _write(run, setup, w0, found, base=sha256_file(Path(base)), began=began)
+
+
+def _files(recipe: Recipe, models: Mapping[str, str | Path]) -> list[Path]:
+    """The models' files in the order of the recipe's tasks."""
+    names = [task.name for task in recipe.tasks]
+    for name in models:
+        if name not in names:
+            raise unknown_name("task of the recipe", name, names)
+    if missing := [name for name in names if name not in models]:
+        raise UsageError(
+            f"there is no model for {', '.join(missing)}",
+            fix=f"give one for each task of the recipe: --model {missing[0]}=FILE",
+        )
+    return [Path(models[name]) for name in names]
+
+
+@dataclass(frozen=True)
+class _Base:
+    """W0 as a plain backbone, the same with experts as the recipe has them, its features."""
+
+    w0: nn.Module
+    form: ExpertModel
+    features: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One expert, and the fine-tuned model's head, scores on each split, and its file's sha256."""
+
+    expert: Difference
+    head: nn.Linear
+    model: str
+    validation: Score
+    test: Score
+
+
+def _found(setup: Setup, place: int, base: _Base, file: Path) -> _Found:
+    """The expert of the task at `place` from its model's file."""
+    recipe, name = setup.recipe, setup.names[place]
+    backbone = copy.deepcopy(base.w0)
+    model = fine_tuned(backbone, file, recipe.student.prefix, base.features, setup.classes[place])
+    before, after = base.w0.state_dict(), backbone.state_dict()
+    expert = difference(base.form, place, before, after, recipe.experts)
+    if expert.whole.change > 1:
+        log.warning(
+            "the model of %s differs from the base by %.2g times the base's own size: was it "
+            "fine-tuned from it?",
+            name,
+            expert.whole.change,
+        )
+    if expert.kept:
+        log.info(
+            "%s keeps %d tensors of its own, which no expert can hold: %s",
+            name,
+            len(expert.kept),
+            ", ".join(f"{kept.tensor} ({kept.change:.2g})" for kept in expert.kept),
+        )
+    model.to(best_device())
+    validation, test = (
+        _score(setup, place, model, 0, images[place]) for images in (setup.val, setup.test)
+    )
+    return _Found(expert, model.heads.head(0).cpu(), sha256_file(file), validation, test)
+
+
+def _score(setup: Setup, place: int, model: TaskNetwork, task: int, images: Images) -> Score:
+    """Scores of `model`'s `task`, which in the recipe is at `place`."""
+    logits = task_logits(model, images, task, setup.recipe.preprocess)
+    return score(images.labels, logits, setup.kinds[place])
+
+
+def _write(
+    run: Run, setup: Setup, w0: nn.Module, found: Sequence[_Found], *, base: str, began: float
+) -> Extraction:
+    experts = with_experts(w0, setup.recipe, [one.expert.ranks for one in found])
+    model = ExpertClassifier(experts, found[0].head.in_features, setup.classes).eval()
+    for place, one in enumerate(found):
+        experts.load_expert(place, one.expert.state)
+        model.heads.head(place).load_state_dict(one.head.state_dict())
+    device = best_device()
+    model.to(device)
+    told = [_told(setup, place, one, model) for place, one in enumerate(found)]
+    fitted = Fitted(
+        steps=0,
+        best_step=0,
+        history=[],
+        seconds=time.perf_counter() - began,
+        waiting=0.0,
+        notes={"extracted": {"base": base, "tasks": told}},
+    )
+    written = write_experts(
+        run.path,
+        setup,
+        model,
+        fitted,
+        device=device,
+        extracted_from=base,
+        models=[one.model for one in found],
+    )
+    return Extraction(
+        run=str(run.path),
+        bundle=written.bundle,
+        base=base,
+        tasks=tuple(
+            ExtractedTask.model_validate({**task, "test": result.expert})
+            for task, result in zip(told, written.tasks, strict=True)
+        ),
+        skipped_layers=experts.skipped,
+    )
+
+
+def _told(setup: Setup, place: int, one: _Found, model: TaskNetwork) -> dict[str, Any]:
+    """The fields of `ExtractedTask` but for the expert's scores on the test split."""
+    expert, name = one.expert, setup.names[place]
+    return {
+        "task": name,
+        "department": setup.departments[name],
+        "model": one.model,
+        **expert.whole.model_dump(),
+        "layers": [layer.model_dump() for layer in expert.layers],
+        "kept": [kept.model_dump() for kept in expert.kept],
+        "parameters": expert.parameters,
+        "validation_fine_tuned": one.validation,
+        "validation": _score(setup, place, model, place, setup.val[place]),
+        "test_fine_tuned": one.test,
+    }
