@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorkd_deploy.bundle.manifest import MANIFEST
 from lorkd_deploy.errors import BundleError
@@ -101,6 +101,28 @@ def refuse_bundle(out: str | Path, why: str) -> None:
         raise BundleError(
             f"there is a bundle in this folder already, and {why}",
             where=out,
+            fix="choose a new folder for --out",
+        )
+
+
+_MADE = {"grown_from": "grown", "compressed_from": "compressed", "extracted_from": "extracted"}
+
+
+def refuse_other_bundle(run: Run, doing: Literal["trained", "grown"]) -> None:
+    """Raise `BundleError` where the run's bundle was made by something else than this command.
+
+    Compressed and extracted runs have the recipe, and its hash, of what would be trained in their
+    place. A bundle that can't be read may be replaced.
+    """
+    try:
+        manifest = read_json(run.bundle / MANIFEST)
+    except BundleError:
+        return
+    made = next((word for key, word in _MADE.items() if manifest.get(key)), "trained")
+    if made != doing:
+        raise BundleError(
+            f"the bundle in this folder was {made}, and training would replace it",
+            where=run.path,
             fix="choose a new folder for --out",
         )
 

@@ -8,7 +8,7 @@ import pytest
 
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.recipe import load_recipe
-from lorkd_deploy.run import claim, claimed, open_run
+from lorkd_deploy.run import claim, claimed, open_run, refuse_other_bundle
 from tests.tiny_bundle import make_bundle
 
 
@@ -132,3 +132,32 @@ def test_what_may_not(tmp_path: Path) -> None:
         open_run(tmp_path)
     with pytest.raises(BundleError, match="does not exist"):
         open_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("keys", "made"),
+    [
+        ({}, "trained"),
+        ({"compressed_from": ["0"]}, "compressed"),
+        ({"extracted_from": "0"}, "extracted"),
+        ({"extracted_from": "0", "compressed_from": ["1"]}, "compressed"),
+        ({"grown_from": ["0"]}, "grown"),
+        ({"compressed_from": ["0"], "grown_from": ["1"]}, "grown"),
+    ],
+)
+def test_training_replaces_only_what_the_same_training_made(
+    tmp_path: Path, keys: dict[str, object], made: str
+) -> None:
+    run = claim(tmp_path / "run", load_recipe("demo"))
+    for doing in ("trained", "grown"):
+        refuse_other_bundle(run, doing)  # there is none yet
+    manifest = make_bundle(run.bundle) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | keys))
+    for doing in ("trained", "grown"):
+        if doing == made:
+            refuse_other_bundle(run, doing)
+        else:
+            with pytest.raises(BundleError, match=f"was {made}, and training would replace it"):
+                refuse_other_bundle(run, doing)
+    manifest.write_text("{")
+    refuse_other_bundle(run, "trained")

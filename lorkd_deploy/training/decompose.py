@@ -16,6 +16,7 @@ from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.experts.ranks import Rank
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe
+from lorkd_deploy.run import refuse_other_bundle
 from lorkd_deploy.training.assemble import write_experts
 from lorkd_deploy.training.auto_rank import check_budget, truncate_to_budget
 from lorkd_deploy.training.checkpoint import Checkpoints
@@ -71,6 +72,9 @@ def decompose(
     are in `from_run`, byte for byte. The teacher is `out/teacher`, else `from_run`'s, which
     without having been trained on the new tasks still gives features but no logits. Raises
     `UsageError` where the recipe differs from `from_run`'s in more than those departments.
+
+    Raises `BundleError` where `out` has a bundle that was made in another way: compressed,
+    extracted, or grown by departments (or, where those are to be added, trained).
     """
     loaded = load_recipe(recipe, set)
     shown = progress or Silent()
@@ -87,6 +91,7 @@ def decompose(
             )
         return add_departments(loaded, add_department, from_run, out, **options, progress=shown)
     with joined() as processes, processes.claimed(out, loaded, "decompose") as run:
+        processes.first(lambda: refuse_other_bundle(run, "trained"))
         setup = open_setup(loaded, processes)
         taught = loaded.transfer.kind == "none" or processes.first(run.teacher.exists)
         if not taught:

@@ -24,7 +24,7 @@ from lorkd_deploy.experts.absent import ExpertStack
 from lorkd_deploy.experts.norms import PerTaskNorm
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import Recipe
-from lorkd_deploy.run import Run, open_run
+from lorkd_deploy.run import Run, open_run, refuse_other_bundle
 from lorkd_deploy.storage import carry_over, sha256_bytes
 from lorkd_deploy.training.assemble import (
     arrays,
@@ -69,6 +69,7 @@ def add_departments(
     student = recipe.student.model_copy(update={"checkpoint": None})  # W0 is the bundle's
     part = recipe.model_copy(update={"departments": added, "student": student})
     with joined() as processes, processes.claimed(out, recipe, "decompose") as run:
+        processes.first(lambda: refuse_other_bundle(run, "grown"))
         setup = open_setup(part, processes)
         device = processes.device
         torch.manual_seed(recipe.seed)

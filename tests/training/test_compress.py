@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorkd_deploy import cli, compress, export, load_bundle, verify
+from lorkd_deploy import cli, compress, decompose, export, load_bundle, verify
 from lorkd_deploy.bundle.manifest import MANIFEST
 from lorkd_deploy.errors import BundleError, DataError, UsageError
 from lorkd_deploy.metrics import score
@@ -145,6 +145,17 @@ def test_a_compressed_run_can_be_compressed(run: Path, tmp_path: Path) -> None:
     compress(tmp_path / "one", tmp_path / "two", energy=0.9)
     hashes = [load_bundle(place).sha256 for place in (run, tmp_path / "one")]
     assert list(load_bundle(tmp_path / "two").manifest.compressed_from) == hashes
+
+
+def test_decompose_never_replaces_a_compressed_bundle(run: Path, tmp_path: Path) -> None:
+    compress(run, tmp_path / "small", energy=0.9)
+    made = (tmp_path / "small" / "bundle" / MANIFEST).read_bytes()
+    recipe = tmp_path / "recipe.yaml"  # the same, with the same hash
+    recipe.write_text(json.dumps(load_bundle(run).manifest.recipe))
+    for resume in (False, True):
+        with pytest.raises(BundleError, match="was compressed, and training would replace it"):
+            decompose(recipe, tmp_path / "small", resume=resume)
+    assert (tmp_path / "small" / "bundle" / MANIFEST).read_bytes() == made
 
 
 def test_wrong_rules_and_places(run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tiny_backbone import backbone
 from tiny_recipe import tiny_recipe
 from torch import nn
 
-from lorkd_deploy import cli, compress, export, extract, inspect, load_bundle, verify
+from lorkd_deploy import cli, compress, decompose, export, extract, inspect, load_bundle, verify
 from lorkd_deploy.cli.render import plain
 from lorkd_deploy.delta import update_matrix
 from lorkd_deploy.deploy.inputs import known_inputs
@@ -278,6 +278,8 @@ def test_a_folder_that_holds_another_run(extracted: tuple[Hospital, Any], tmp_pa
     claim(tmp_path / "other", load_recipe(hospital.recipe, ["experts.rank=1"]))
     with pytest.raises(BundleError, match="a run of another recipe"):
         extract(hospital.recipe, hospital.base_file, hospital.files, tmp_path / "other")
+    with pytest.raises(BundleError, match="was extracted, and training would replace it"):
+        decompose(hospital.recipe, found.run)
     assert load_bundle(found.bundle).manifest.extracted_from == found.base
 
 

@@ -13,7 +13,7 @@ import pytest
 from tiny_recipe import tiny_recipe, write_recipe
 
 from lorkd_deploy import decompose, export, inspect, load_bundle, teacher, verify
-from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.errors import BundleError, ModelError, UsageError
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.storage import read_json, sha256_file
 
@@ -131,6 +131,8 @@ def test_a_grown_bundle_can_grow_again(finished: tuple[str, Path], grow: Grow) -
     assert bundle.manifest.grown_from == (old.sha256, load_bundle(first).sha256)
     assert {old.sha256, load_bundle(first).sha256} < bundle.origins
     before = files_of(first / "bundle")
+    with pytest.raises(BundleError, match="was grown, and training would replace it"):
+        decompose(first.with_name("grown.yaml"), second)
     assert {n: h for n, h in files_of(second / "bundle").items() if n in before} == before
 
 
