@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.budget import parse_budget
-from lorkd_deploy.delta import delta_weight, factor_shapes, largest_rank
+from lorkd_deploy.delta import delta_weight, factor_shapes, largest_rank, update_matrix
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.truncation import (
     Step,
@@ -38,6 +38,9 @@ def test_at_full_rank_delta_is_what_it_was(shape, factorisation, rank) -> None:
     found = spectrum_of_factors(a, b, ALPHA / rank, shape, factorisation)
     full = len(found.energies)
     assert full == min(rank, largest_rank(shape, factorisation))
+    np.testing.assert_allclose(  # the matrix that was viewed as a weight
+        update_matrix(delta, factorisation), ALPHA / rank * b.astype(np.float64) @ a, rtol=1e-12
+    )
     assert sum(found.energies) == pytest.approx((delta**2).sum(), rel=1e-12)
     assert list(found.energies) == sorted(found.energies, reverse=True)
     again = delta_weight(*found.factors(full, ALPHA), ALPHA / full, shape)

@@ -54,15 +54,15 @@ def extract(
 ) -> None:
     """Make experts of models that are fine-tuned already, without training.
 
-    All are of the recipe's student architecture, with the task's head as their last layer. Each
+    All are of the recipe's student architecture, with a linear head as their last layer. Each
     expert is the best of the recipe's rank for W_model - W_base, layer by layer; a task's norms,
     and what can't be an expert and differs from the base, stay as its model has them.
 
     \b
     Examples:
-      lorkd extract wards.yaml --base base.safetensors --model lung=lung.pt --model eye=eye.pt --out runs/wards
-      lorkd extract wards.yaml --base base.pt --model lung=l.pt --model eye=e.pt --out runs/r16 --set experts.rank=16
-    """  # noqa: E501
+      lorkd extract wards.yaml --base base.pt --model lung=lung.pt --model eye=eye.pt --out runs/w
+      lorkd extract eye.yaml --base base.pt --model eye=eye.pt --out runs/eye --set experts.rank=16
+    """
     from lorkd_deploy import extract as take_out
 
     output = Output(as_json=as_json, quiet=quiet)

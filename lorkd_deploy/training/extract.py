@@ -90,8 +90,8 @@ def extract(
     `prefix` maps the names in every file. Of each layer that has experts, W_t − W0 is cut off at
     the recipe's `rank` by SVD, in its `factorisation`. Whatever `experts.norm` says, a task keeps
     its model's own norms, and all else that has no expert and differs from the base. Its head is
-    what the model's file has beside the backbone: one weight `(classes, features)` and its bias,
-    under any name.
+    what the model's file has beside the backbone: the weight `(classes, features)` and bias of one
+    linear layer on its features, under any name.
 
     `recipe` and `set` are those of `decompose`. Raises `UsageError` for a task that is unknown or
     without a model, or rank `auto`; `ModelError` for a checkpoint of another network or with

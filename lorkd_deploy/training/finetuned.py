@@ -57,9 +57,10 @@ def fine_tuned(
 ) -> TeacherNetwork:
     """A fine-tuned model as a network of one task; `backbone` gives its form and is changed.
 
-    The head is what the file has beside the backbone: one `NAME.weight` `(classes, features)`,
-    also as a 1 × 1 convolution, with or without `NAME.bias`, whatever its name. Raises
-    `ModelError` as `load_whole`, and where there is more, less or another form of it.
+    The head is what the file has beside the backbone: one `NAME.weight` `(classes, features)`, with
+    or without `NAME.bias`, whatever its name. Raises `ModelError` as `load_whole`, and where there
+    is more, less or another form of it: a convolution may have an activation behind it that its
+    file doesn't tell of.
     """
     weight, bias = _head(load_whole(backbone, path, prefix), path, features, classes)
     model = TeacherNetwork(backbone, features, [classes])
@@ -87,15 +88,14 @@ def _head(
             fix="save the state_dict of backbone and last layer alone; if a name of the backbone "
             "differs, map its beginning by student.prefix",
         )
-    fits = weight.numel() == classes * features and list(weight.shape[:2]) == [classes, features]
-    if not fits or (bias is not None and bias.shape != (classes,)):
+    if weight.shape != (classes, features) or (bias is not None and bias.shape != (classes,)):
         raise ModelError(
-            f"the head {weights[0]} is {tuple(weight.shape)}; the task's images have {classes} "
-            f"classes and the backbone {features} features: wanted ({classes}, {features})",
+            f"the head is {_some(_shaped(more))}; the task's images have {classes} classes and the "
+            f"backbone {features} features: wanted ({classes}, {features})",
             where=path,
             fix="give each task its own model, and list its classes in the model's order",
         )
-    return weight.reshape(classes, features), bias
+    return weight, bias
 
 
 def _shaped(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -10,14 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_backbone
 import torch
 import yaml
 from safetensors.torch import save_file
-from tiny_backbone import backbone
 from tiny_recipe import tiny_recipe
-from torch import nn
 
-from lorkd_deploy import cli, compress, decompose, export, extract, inspect, load_bundle, verify
+from lorkd_deploy import (
+    add_experts,
+    cli,
+    compress,
+    decompose,
+    export,
+    extract,
+    inspect,
+    load_bundle,
+    verify,
+)
 from lorkd_deploy.cli.render import plain
 from lorkd_deploy.delta import update_matrix
 from lorkd_deploy.deploy.inputs import known_inputs
@@ -28,14 +37,13 @@ from lorkd_deploy.storage import read_json, sha256_file
 
 CLASSES = {"cells": 5, "xray": 3, "fundus": 2}
 RANKS = {"cells": 2, "xray": 2, "fundus": 3}
-BOUND = ("0.weight", "5.weight")
 State = dict[str, torch.Tensor]
 
 
-def random_state(seed: int) -> State:
+def random_state(seed: int, network: str = "backbone") -> State:
     """A backbone's state with norm statistics far from (0, 1)."""
     torch.manual_seed(seed)
-    state = backbone().state_dict()
+    state = getattr(tiny_backbone, network)().state_dict()
     for name, value in state.items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 2)
@@ -44,53 +52,49 @@ def random_state(seed: int) -> State:
     return state
 
 
-def tuned(base: State, rank: int | None, seed: int, factorisation: str = "interleaved") -> State:
-    """`base` with ΔW of `rank` in its matrix form (None: of any), and all else changed as well."""
-    state = random_state(seed)
-    for name in BOUND:
-        shape = base[name].shape
-        delta = 0.3 * torch.randn(shape)
-        if rank is not None:
-            matrix = update_matrix(delta, factorisation)
-            inner = rank * (shape[2] if factorisation == "interleaved" else 1)
-            low = torch.randn(len(matrix), inner) @ torch.randn(inner, matrix.shape[1])
-            delta = 0.1 * low.reshape(shape)
-        state[name] = base[name] + delta
-    return state
-
-
-def logits(state: State, images: np.ndarray, recipe: Path) -> np.ndarray:
-    """What a fine-tuned model itself answers."""
-    network = nn.Sequential(backbone(), nn.Linear(16, len(state["head.weight"]))).eval()
-    own = {n: v for n, v in state.items() if not n.startswith("head.")}
-    network[0].load_state_dict(own)
-    network[1].load_state_dict({n: state[f"head.{n}"] for n in ("weight", "bias")})
-    with torch.no_grad():
-        x = torch.from_numpy(load_recipe(recipe).preprocess.normalise(images))
-        return network(x).numpy()
+def low_rank(shape: torch.Size, rank: int, factorisation: str) -> torch.Tensor:
+    """A change of a weight whose matrix form has `rank`."""
+    matrix = update_matrix(torch.empty(shape), factorisation)
+    inner = rank * (shape[2] if factorisation == "interleaved" and len(shape) > 2 else 1)
+    product = torch.randn(len(matrix), inner) @ torch.randn(inner, matrix.shape[1])
+    return 0.1 * product.reshape(shape)
 
 
 class Hospital:
     """Files of a base and of three fine-tuned models, and a recipe.
 
-    The models' ΔW has `rank`, or that of the recipe's experts (-1), or any (None).
+    In the models everything differs from the base, the layers `bound` by a change of `rank`, or
+    of that of the recipe's experts (-1), or of any (None).
     """
 
-    def __init__(self, folder: Path, rank: int | None = None, **experts: Any) -> None:
+    def __init__(
+        self, folder: Path, rank: int | None = None, network: str = "backbone", **experts: Any
+    ) -> None:
         self.folder = folder
+        self.network = network
         self.recipe = folder / "recipe.yaml"
         spec = {"rank": 2, "alpha": 6, "norm": "shared"} | experts
-        raw = tiny_recipe(experts=spec, transfer={"kind": "none"})
+        raw = tiny_recipe(experts=spec, transfer={"kind": "none"}, preprocess={"size": 32},
+                          student={"architecture": f"tiny_backbone:{network}"})  # fmt: skip
         self.recipe.write_text(yaml.safe_dump(raw))
-        self.base = random_state(0)
+        self.base = random_state(0, network)
         self.base_file = folder / "base.safetensors"
         save_file(self.base, self.base_file)
+        layers = add_experts(getattr(tiny_backbone, network)(), 1, 1).layers
+        self.bound = [f"{layer.name}.weight" for layer in layers]
         self.states = {}
         self.files = {}
         for seed, (task, classes) in enumerate(CLASSES.items(), start=1):
-            of_task = RANKS[task] if rank == -1 else rank
-            state = tuned(self.base, of_task, seed, experts.get("factorisation", "interleaved"))
-            head = {"weight": torch.randn(classes, 16), "bias": torch.randn(classes)}
+            state = random_state(seed, network)
+            for name in self.bound:
+                delta = 0.3 * torch.randn(self.base[name].shape)
+                if rank is not None:
+                    wanted = RANKS[task] if rank == -1 else rank
+                    factorisation = experts.get("factorisation", "interleaved")
+                    delta = low_rank(delta.shape, wanted, factorisation)
+                state[name] = self.base[name] + delta
+            features = 16 if network == "backbone" else 24
+            head = {"weight": torch.randn(classes, features), "bias": torch.randn(classes)}
             self.states[task] = state | {f"head.{n}": v for n, v in head.items()}
             self.write(task, state | {f"fc.{n}": v for n, v in head.items()})
 
@@ -101,10 +105,25 @@ class Hospital:
     def extract(self, out: str = "run", **options: Any) -> Any:
         return extract(self.recipe, self.base_file, self.files, self.folder / out, **options)
 
+    def logits(self, task: str, images: np.ndarray) -> np.ndarray:
+        """What a fine-tuned model itself answers."""
+        state = self.states[task]
+        head = {n.removeprefix("head."): v for n, v in state.items() if n.startswith("head.")}
+        network = getattr(tiny_backbone, self.network)().eval()
+        network.load_state_dict({n: v for n, v in state.items() if not n.startswith("head.")})
+        x = torch.from_numpy(load_recipe(self.recipe).preprocess.normalise(images))
+        with torch.no_grad():
+            return (network(x) @ head["weight"].T + head["bias"]).numpy()
+
 
 @pytest.mark.parametrize(
     "experts",
-    [{"norm": "shared"}, {"norm": "per_task"}, {"norm": "shared", "factorisation": "separable"}],
+    [
+        {"norm": "shared"},
+        {"norm": "per_task"},
+        {"norm": "shared", "factorisation": "separable"},
+        {"network": "transformer"},  # with a class token, positions and biases
+    ],
 )
 def test_models_of_the_experts_rank_are_met_exactly(tmp_path: Path, experts: Any) -> None:
     hospital = Hospital(tmp_path, rank=-1, **experts)
@@ -112,7 +131,7 @@ def test_models_of_the_experts_rank_are_met_exactly(tmp_path: Path, experts: Any
     bundle = load_bundle(found.bundle)
     images = known_inputs(bundle)
     for task in found.tasks:
-        wanted = logits(hospital.states[task.task], images, hospital.recipe)
+        wanted = hospital.logits(task.task, images)
         got = bundle.logits(task.task)["inputs"]
         assert np.ptp(wanted) > 0.1
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
@@ -126,10 +145,10 @@ def test_models_of_the_experts_rank_are_met_exactly(tmp_path: Path, experts: Any
         assert (task.validation, task.test) == (task.validation_fine_tuned, task.test_fine_tuned)
         assert bundle.task(task.task).metrics == {"expert": task.test}
         kept = {kept.tensor for kept in task.kept}
-        assert kept == {n for n in hospital.base if n not in BOUND and "batches" not in n}
+        assert kept == {n for n in hospital.base if n not in hospital.bound and "batches" not in n}
         assert task.model == bundle.task(task.task).model == sha256_file(hospital.files[task.task])
     assert bundle.manifest.extracted_from == found.base == sha256_file(hospital.base_file)
-    for name in BOUND:
+    for name in hospital.bound:
         assert np.array_equal(bundle.base[name], hospital.base[name])
 
 
@@ -183,7 +202,9 @@ def test_the_run_goes_on_as_any_other(extracted: tuple[Hospital, Any], tmp_path:
 
 def test_ranks_by_layer_and_layers_that_were_frozen(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path)
-    hospital.write("cells", hospital.states["cells"] | {n: hospital.base[n] for n in BOUND})
+    hospital.write(
+        "cells", hospital.states["cells"] | {n: hospital.base[n] for n in hospital.bound}
+    )
     found = hospital.extract(set=["experts.rank={'*': 1, '0': 3}"])
     cells, xray, fundus = ({la.layer: la for la in task.layers} for task in found.tasks)
     assert [cells[n].rank for n in "05"] == [0, 0]
@@ -197,8 +218,8 @@ def test_ranks_by_layer_and_layers_that_were_frozen(tmp_path: Path) -> None:
 
 def test_a_model_of_another_base_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hospital = Hospital(tmp_path)
-    other = {n: v for n, v in hospital.states["xray"].items() if n not in BOUND}
-    hospital.write("xray", other | {n: random_state(9)[n] for n in BOUND})
+    other = {n: v for n, v in hospital.states["xray"].items() if n not in hospital.bound}
+    hospital.write("xray", other | {n: random_state(9)[n] for n in hospital.bound})
     with caplog.at_level(logging.INFO):
         hospital.extract()
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
@@ -221,6 +242,7 @@ Change = Callable[[State], State]
         (lambda s: s | {"fc2.weight": torch.zeros(2, 2)}, r"fc2.weight \(2, 2\); wanted one head"),
         (lambda s: s | {"fc.weight": torch.zeros(7, 16)}, "images have 3 classes"),
         (lambda s: s | {"fc.bias": torch.zeros(7)}, "images have 3 classes"),
+        (lambda s: s | {"fc.weight": torch.zeros(3, 16, 1, 1)}, r"fc.weight \(3, 16, 1, 1\)"),
     ],
 )
 def test_checkpoints_that_do_not_fit(tmp_path: Path, change: Change, says: str) -> None:
