@@ -68,7 +68,7 @@ def extract(
     output = Output(as_json=as_json, quiet=quiet)
     found = take_out(recipe, base, _files(model), out, set=overrides, progress=output.progress())
     output.table(
-        "Relative error by layer: norm of what is lost of W_model - W_base, over its norm",
+        "Relative error of W_model - W_base by layer",
         ("layer", *(task.task for task in found.tasks)),
         [
             (layers[0].layer, *(layer.error for layer in layers))

@@ -25,6 +25,7 @@ from lorkd_deploy.truncation import spectrum
 State = Mapping[str, Tensor]
 F64 = npt.NDArray[np.float64]
 FACTORS = (".A", ".B")
+_SHOWN = 8  # kept tensors in a log; the result has all
 
 
 class Nearness(BaseModel):
@@ -76,6 +77,13 @@ class Difference:
     def parameters(self) -> int:
         """Numbers in the factors."""
         return sum(value.numel() for name, value in self.state.items() if name.endswith(FACTORS))
+
+    def kept_in_words(self) -> str:
+        """What is kept, the largest difference first: names, differences, bytes."""
+        shown = sorted(self.kept, key=lambda tensor: -tensor.change)[:_SHOWN]
+        listed = ", ".join(f"{tensor.tensor} {tensor.change:.2g}" for tensor in shown)
+        more = f" and {len(self.kept) - _SHOWN} more" if len(self.kept) > _SHOWN else ""
+        return f"{listed}{more} ({sum(tensor.bytes for tensor in self.kept) / 1000:.1f} kB)"
 
 
 def difference(

@@ -179,10 +179,9 @@ def _found(setup: Setup, place: int, base: _Base, file: Path) -> _Found:
         )
     if expert.kept:
         log.info(
-            "%s keeps %d tensors of its own, which no expert can hold: %s",
+            "%s keeps what differs from the base and can't be an expert, by relative difference: %s",
             name,
-            len(expert.kept),
-            ", ".join(f"{kept.tensor} ({kept.change:.2g})" for kept in expert.kept),
+            expert.kept_in_words(),
         )
     model.to(best_device())
     validation, test = (

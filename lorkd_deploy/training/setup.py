@@ -109,7 +109,8 @@ def _open(task: TaskSpec, folder: str | None) -> TaskData:
 def _check_every_class(task: TaskSpec, data: TaskData) -> None:
     """What is never shown can't be learnt, and an engine would list it among its answers."""
     labels = data.train.labels
-    seen = labels.any(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=1) > 0
+    shown = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=1)
+    seen = np.asarray(shown) > 0
     unseen = [n for place, n in enumerate(data.classes) if place >= len(seen) or not seen[place]]
     if unseen:
         raise DataError(
