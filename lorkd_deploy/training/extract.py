@@ -179,7 +179,7 @@ def _found(setup: Setup, place: int, base: _Base, file: Path) -> _Found:
         )
     if expert.kept:
         log.info(
-            "%s keeps what differs from the base and can't be an expert, by relative difference: %s",
+            "%s keeps what differs from the base and can't be an expert (by relative size): %s",
             name,
             expert.kept_in_words(),
         )
