@@ -54,9 +54,11 @@ def main() -> int:
 def collect(run: Path, verified: list[Verification], profile: Profile) -> dict[str, Any]:
     """Everything the table says, as JSON."""
     bundle, foundation = load_bundle(run), load_bundle(run / "teacher")
-    mentor = next(e for e in profile.engines if e.kind == "teacher")
+    # RUN may hold engines of other targets too, which are measured in the same rounds.
+    shown = [e for e in profile.engines if (e.target, e.precision) == ("onnx", "fp32")]
+    mentor = next(e for e in shown if e.kind == "teacher")
     rows = []
-    for engine in (e for e in profile.engines if e.kind == "expert"):
+    for engine in (e for e in shown if e.kind == "expert"):
         (task,) = engine.tasks
         known, own = _score(mentor, task), _score(engine, task)
         against = next(c for c in profile.comparisons if c.engine == engine.engine)
@@ -95,7 +97,11 @@ def collect(run: Path, verified: list[Verification], profile: Profile) -> dict[s
         "teacher_p50_ms": mentor.latency.p50.model_dump(),
         "teacher_bytes": mentor.bytes,
         "tasks": rows,
-        "parity": [check.model_dump(mode="json", exclude={"folder"}) for check in verified],
+        "parity": [
+            check.model_dump(mode="json")
+            for check in verified
+            if check.engine in {engine.engine for engine in shown}
+        ],
         "protocol": profile.protocol.model_dump(mode="json", exclude={"order"}),
         "environment": profile.environment.model_dump(mode="json"),
         "versions": bundle.manifest.versions,
@@ -137,7 +143,7 @@ def markdown(figures: dict[str, Any]) -> str:
         f"{times['teacher']:.0f} min, decomposition {times['bundle']:.0f} min, on "
         f"{figures['training']['teacher']['threads']} CPU thread(s) in "
         f"{figures['training']['teacher']['precision']}{figures['note']}. "
-        f"Largest parity difference of any engine {worst:.2g}. "
+        f"Largest parity difference of these engines {worst:.2g}. "
         f"Bundle of {len(figures['tasks'])} experts {figures['bundle_bytes'] / 2**20:.1f} MiB, "
         f"teacher {figures['teacher_bytes'] / 2**20:.1f} MiB.",
         "",
