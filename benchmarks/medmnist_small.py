@@ -1,11 +1,12 @@
 """The main job on real images, from the teacher to the report, and its figures as a table.
 
-    LORKD_DATA=FOLDER python benchmarks/medmnist_small.py --out RUN [--note TEXT]
+    LORKD_DATA=FOLDER python benchmarks/medmnist_small.py --out RUN [--note TEXT] [--before FILE]
 
-Stages that RUN holds already are not repeated. Writes benchmarks/results/medmnist-small.json and
-medmnist-small.md, and its table into the README: accuracy and AUC of teacher and experts on the
-whole test splits through their engines (95 % bootstrap intervals), parameters, latency and memory
-ratios, parity.
+Stages that RUN holds already are not repeated. `--before` is the medmnist-small.json of an earlier
+version, with which scores and times of training are compared in medmnist-small.md. Writes
+benchmarks/results/medmnist-small.json and medmnist-small.md, and its table into the README:
+accuracy and AUC of teacher and experts on the whole test splits through their engines (95 %
+bootstrap intervals), parameters, latency and memory ratios, parity.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, type=Path, help="the run's folder")
     parser.add_argument("--note", default="", help="what else the trainings' times have to say")
+    parser.add_argument("--before", type=Path, help="an earlier medmnist-small.json")
     given = parser.parse_args()
     run = given.out
     if not (run / "teacher").exists():
@@ -44,7 +46,9 @@ def main() -> int:
     note = f", {given.note}" if given.note else ""
     figures = collect(run, verified, profile) | {"note": note}
     (RESULTS / "medmnist-small.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (RESULTS / "medmnist-small.md").write_text(markdown(figures))
+    before = json.loads(given.before.read_text()) if given.before else None
+    again = since(before, figures) if before else ""
+    (RESULTS / "medmnist-small.md").write_text(markdown(figures) + again)
     README.write_text(with_results(README.read_text(), markdown(figures)))
     failed = [r["task"] for r in figures["tasks"] if not r["passed"]]
     print(markdown(figures), f"below a floor: {', '.join(failed)}" if failed else "all floors met")
@@ -149,6 +153,31 @@ def markdown(figures: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join([*lines, f"Experts below the teacher: {_below(figures['tasks'])}.", ""])
+
+
+def since(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What another version of code and recipe scored and took, beside these figures."""
+    lines = [
+        "",
+        f"Beside what was measured on {before['created'][:16]}, experts, test split:",
+        "",
+        "| task | AUC then | AUC now | accuracy then | accuracy now | intervals |",
+        "|---|---|---|---|---|---|",
+    ]
+    then = {row["task"]: row["expert"] for row in before["tasks"]}
+    for row in after["tasks"]:
+        old, new = then[row["task"]], row["expert"]
+        pairs = [(old[metric], new[metric]) for metric in ("auc", "accuracy")]
+        apart = [one["low"] > other["high"] for one, other in pairs]
+        cells = " | ".join(_shown(interval) for pair in pairs for interval in pair)
+        lines.append(f"| {row['task']} | {cells} | {'lower' if any(apart) else 'no loss shown'} |")
+    said = [
+        f"{when}: teacher {part['teacher']['seconds'] / 60:.0f} min for "
+        f"{part['teacher']['steps']} steps, decomposition {part['bundle']['seconds'] / 60:.0f} min "
+        f"for {part['bundle']['steps']} steps, {part['bundle']['threads']} CPU thread(s)"
+        for when, part in (("then", before["training"]), ("now", after["training"]))
+    ]
+    return "\n".join([*lines, "", "; ".join(said) + ".", ""])
 
 
 def _below(rows: list[dict[str, Any]]) -> str:
