@@ -238,6 +238,11 @@ class TrainSpec(Section):
     channels_last: bool = Field(
         default=True, description="keep images as NHWC in memory: faster wherever it was tried"
     )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile of the teacher's backbone, or of the student's layers between "
+        "those with experts; needs a C++ compiler and minutes before the first step",
+    )
     accumulate: int = Field(
         default=1,
         ge=1,
@@ -255,7 +260,9 @@ class TrainSpec(Section):
     )
     validate_every: float = Field(default=1, gt=0, description="epochs between validations")
     checkpoint_minutes: float = Field(default=5, ge=0, description="0: after every step")
-    later = frozenset({"augment", "channels_last", "accumulate", "clip", "class_weights"})
+    later = frozenset(
+        {"augment", "channels_last", "compile", "accumulate", "clip", "class_weights"}
+    )
 
 
 class TeacherSpec(Section):

@@ -20,6 +20,7 @@ from lorkd_deploy.run import refuse_other_bundle
 from lorkd_deploy.training.assemble import write_experts
 from lorkd_deploy.training.auto_rank import check_budget, truncate_to_budget
 from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.compiled import check_compiler, compiled
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.features import TeacherFeatures
@@ -92,12 +93,11 @@ def decompose(
         return add_departments(loaded, add_department, from_run, out, **options, progress=shown)
     with joined() as processes, processes.claimed(out, loaded, "decompose") as run:
         processes.first(lambda: refuse_other_bundle(run, "trained"))
+        check_compiler(processes.device, loaded.train, loaded.teacher.train)
         setup = open_setup(loaded, processes)
         taught = loaded.transfer.kind == "none" or processes.first(run.teacher.exists)
         if not taught:
-            if loaded.experts.budget is not None:  # before the hours that a teacher may take
-                student = build_student(setup, None)
-                processes.first(lambda: check_budget(setup, student.classifier))
+            processes.first(lambda: _check_student(setup))
             log.info("no teacher in %s yet: making it first", run.path)
             train_teacher(run.path, setup, **options, progress=shown)
         return train_student(run.path, setup, **options, progress=shown)
@@ -150,6 +150,16 @@ def train_student(
         return result
 
     return processes.first(write)
+
+
+def _check_student(setup: Setup) -> None:
+    """Find out what can't be done before the hours that a teacher may take."""
+    recipe = setup.recipe
+    if recipe.experts.budget is not None or recipe.train.compile:
+        student = build_student(setup, None)
+        check_budget(setup, student.classifier)
+        with compiled(student, recipe.train):
+            pass
 
 
 def _teacher(path: Path, setup: Setup) -> tuple[TeacherNetwork, str]:

@@ -37,6 +37,7 @@ from lorkd_deploy.training.assemble import (
     versions,
 )
 from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.compiled import check_compiler
 from lorkd_deploy.training.decompose import Student, build_student, fit_student
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import scores
@@ -70,6 +71,7 @@ def add_departments(
     part = recipe.model_copy(update={"departments": added, "student": student})
     with joined() as processes, processes.claimed(out, recipe, "decompose") as run:
         processes.first(lambda: refuse_other_bundle(run, "grown"))
+        check_compiler(processes.device, part.train)
         setup = open_setup(part, processes)
         device = processes.device
         torch.manual_seed(recipe.seed)

@@ -20,6 +20,7 @@ from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.autocast import chosen_precision
 from lorkd_deploy.training.batch_statistics import shared_statistics
 from lorkd_deploy.training.checkpoint import Checkpoints, State, Tensors, pack, unpack
+from lorkd_deploy.training.compiled import compiled
 from lorkd_deploy.training.distributed import ALONE, Processes
 from lorkd_deploy.training.loader import Loader
 from lorkd_deploy.training.memory import fitting_parts
@@ -106,7 +107,7 @@ def fit(
     progress.start(what, steps)
     progress.advance(now.step)
     whole_batch = shared_statistics(model.train(), processes)
-    with whole_batch, closing(scalars), _stopped(progress):
+    with closing(scalars), _stopped(progress), whole_batch, compiled(model, spec):
         for batch in loader.batches(now.step):
             model.train()
             torch.manual_seed(_mixed(seed, batch.step, processes.index))

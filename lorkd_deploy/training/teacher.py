@@ -17,6 +17,7 @@ from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.training.assemble import write_teacher
 from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.compiled import check_compiler
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.loader import Batch
@@ -55,6 +56,7 @@ def teacher(
     if tensorboard:
         check_tensorboard()
     with joined() as processes, processes.claimed(out, loaded, "train the teacher") as run:
+        check_compiler(processes.device, loaded.teacher.train)
         return train_teacher(
             run.path,
             open_setup(loaded, processes),
