@@ -26,10 +26,10 @@ from lorkd_deploy.cli.verify import verify
 
 app = typer.Typer(
     name="lorkd",
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # typer's boxes around a help take as long as all else of it together
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 for command in (

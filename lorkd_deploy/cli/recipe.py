@@ -13,6 +13,7 @@ from lorkd_deploy.cli.render import Output
 app = typer.Typer(
     help="Read and check recipes: what one run does.\n\nExamples: `lorkd recipe list`, "
     "`lorkd recipe show demo`, `lorkd recipe validate mine.yaml`.",
+    rich_markup_mode=None,
 )
 
 
