@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -53,6 +54,13 @@ TINY = [
     "benchmark.largest_batch=0",
     "benchmark.uncached=false",
 ]
+
+
+@pytest.mark.parametrize("page", [README, JETSON], ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
 
 
 def run_blocks() -> list[Block]:

@@ -20,7 +20,7 @@ def demo(
 ) -> None:
     """Go the whole way once, on drawn images: train, decompose, export, verify, measure, report.
 
-    It needs no data and takes at most three minutes on two cores.
+    It needs no data and takes about three minutes on two cores.
 
     \b
     Examples:
