@@ -1,6 +1,7 @@
 """What a training step with experts costs beside the plain student's, in time and peak memory.
 
     python benchmarks/knowledge_separation.py [--quick] [--rounds 7] [--threads 2]
+        [--skip VARIANT] [--go-on]
 
 A step is forward, backward and the SGD update (momentum, weight decay), without teacher and
 loading, on random images; experts have a nonzero B. Variants of a case take turns in one process,
@@ -23,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -157,10 +158,10 @@ def per_sample_bytes(case: Case) -> int:
     return 4 * case.samples * case.tasks * weights
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
+def measure(case: Case, rounds: int, skip: Sequence[str]) -> dict[str, Any]:
     """Seconds a step: wall clock and CPU time of all threads, medians of interleaved rounds."""
     needed = per_sample_bytes(case)
-    variants = [v for v in VARIANTS if v != "per-sample" or needed <= FITS]
+    variants = [v for v in VARIANTS if v not in skip and (v != "per-sample" or needed <= FITS)]
     steps = {v: step_of(v, case) for v in variants}
     wall: dict[str, list[float]] = {v: [] for v in variants}
     cpu: dict[str, list[float]] = {v: [] for v in variants}
@@ -186,7 +187,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             row[f"{key.rsplit('_', 1)[0]}_ratio"] = row[key] / rows[better][key]
     return {
         "case": asdict(case), "name": case.name(), "better_plain": better,
-        "per_sample_bytes": needed, "variants": rows,
+        "per_sample_bytes": needed, "skipped": list(skip), "variants": rows,
     }  # fmt: skip
 
 
@@ -222,7 +223,9 @@ def table(result: dict[str, Any]) -> str:
                 f"{row['wall_ratio']:.2f} | {row['cpu_ratio']:.2f} | {row['peak_mib']:.0f} | "
                 f"{row['peak_ratio']:.2f} |"
             )
-        if "per-sample" not in case["variants"]:
+        if skipped := [v for v in case.get("skipped", ()) if v in VARIANTS]:
+            lines.append(f"| {case['name']} | {', '.join(skipped)} | not measured | | | | |")
+        if case["per_sample_bytes"] > FITS:
             need = case["per_sample_bytes"] / 2**30
             lines.append(f"| {case['name']} | per-sample | would need {need:.0f} GiB | | | | |")
     return "\n".join(lines)
@@ -287,6 +290,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--skip", action="append", default=[], choices=VARIANTS[3:])
+    parser.add_argument("--go-on", action="store_true", help="keep the cases measured before")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -302,12 +307,17 @@ def main() -> int:
         "load_before": os.getloadavg(),
         "cases": [],
     }  # fmt: skip
+    if chosen.go_on:
+        kept = json.loads((RESULTS / "knowledge_separation.json").read_text())
+        result |= {key: kept[key] for key in ("cases", "load_before", "measured")}
+    done = {entry["name"] for entry in result["cases"]}
     for case in cases(chosen.quick):
-        if chosen.only in case.name():
-            result["cases"].append(measure(case, 2 if chosen.quick else chosen.rounds))
+        if chosen.only in case.name() and case.name() not in done:
+            rounds = 2 if chosen.quick else chosen.rounds
+            result["cases"].append(measure(case, rounds, chosen.skip))
             result["load_after"] = os.getloadavg()
             print(table({"cases": result["cases"][-1:]}), flush=True)
-            if not chosen.quick and not chosen.only:
+            if not chosen.quick:
                 write(result)
     return 0
 
