@@ -92,7 +92,7 @@ def cases(quick: bool) -> list[Case]:
         for student, samples, tasks in sizes
         for balance in ("even", "uneven")
         if tasks > 1 or balance == "even"
-    ]  # fmt: skip
+    ]
 
 
 def per_sample(layer: ExpertConv2d, x: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def table(result: dict[str, Any]) -> str:
                 f"{row['wall_ratio']:.2f} | {row['cpu_ratio']:.2f} | {row['peak_mib']:.0f} | "
                 f"{row['peak_ratio']:.2f} |"
             )
-        if skipped := [v for v in case.get("skipped", ()) if v in VARIANTS]:
+        if skipped := case.get("skipped"):
             lines.append(f"| {case['name']} | {', '.join(skipped)} | not measured | | | | |")
         if case["per_sample_bytes"] > FITS:
             need = case["per_sample_bytes"] / 2**30
@@ -289,7 +289,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one tiny case, writes nothing")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument(
+        "--only", default="", help="cases whose name contains this; kept with --go-on"
+    )
     parser.add_argument("--skip", action="append", default=[], choices=VARIANTS[3:])
     parser.add_argument("--go-on", action="store_true", help="keep the cases measured before")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
@@ -317,7 +319,7 @@ def main() -> int:
             result["cases"].append(measure(case, rounds, chosen.skip))
             result["load_after"] = os.getloadavg()
             print(table({"cases": result["cases"][-1:]}), flush=True)
-            if not chosen.quick:
+            if not chosen.quick and (chosen.go_on or not chosen.only):
                 write(result)
     return 0
 

@@ -65,6 +65,7 @@ def collect(run: Path, verified: list[Verification], profile: Profile) -> dict[s
     bundle, foundation = load_bundle(run), load_bundle(run / "teacher")
     # RUN may hold engines of other targets too, which are measured in the same rounds.
     shown = [e for e in profile.engines if (e.target, e.precision) == ("onnx", "fp32")]
+    names = {engine.engine for engine in shown}
     mentor = next(e for e in shown if e.kind == "teacher")
     rows = []
     for engine in (e for e in shown if e.kind == "expert"):
@@ -106,11 +107,7 @@ def collect(run: Path, verified: list[Verification], profile: Profile) -> dict[s
         "teacher_p50_ms": mentor.latency.p50.model_dump(),
         "teacher_bytes": mentor.bytes,
         "tasks": rows,
-        "parity": [
-            check.model_dump(mode="json")
-            for check in verified
-            if check.engine in {engine.engine for engine in shown}
-        ],
+        "parity": [check.model_dump(mode="json") for check in verified if check.engine in names],
         "protocol": profile.protocol.model_dump(mode="json", exclude={"order"}),
         "environment": profile.environment.model_dump(mode="json"),
         "versions": bundle.manifest.versions,

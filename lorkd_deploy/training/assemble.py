@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lorkd_deploy import __version__
+from lorkd_deploy.bundle.compressed import factor_parameters
 from lorkd_deploy.bundle.manifest import TEACHER, LayerEntry, ParityEntry, TaskEntry
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import write_bundle
@@ -147,10 +148,7 @@ def own_tensors(setup: Setup, model: ExpertClassifier) -> dict[str, Tensors]:
 
 def expert_parameters(own: Mapping[str, Tensors]) -> dict[str, int]:
     """`expert:TASK` → numbers in its factors."""
-    return {
-        f"expert:{name}": sum(v.size for k, v in tensors.items() if k.endswith((".A", ".B")))
-        for name, tensors in own.items()
-    }
+    return {f"expert:{name}": factor_parameters(tensors) for name, tensors in own.items()}
 
 
 def _write(

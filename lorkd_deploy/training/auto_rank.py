@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -54,16 +55,16 @@ def truncate_to_budget(setup: Setup, model: ExpertClassifier) -> tuple[Compresse
     before = _validation(setup, model)
     chosen = {}
     for place in _without_a_rank(setup):
-        entry = entries[place]
-        known = candidates_of(entry, own[entry.name], layers, recipe.experts.factorisation)
+        name = setup.names[place]
+        known = candidates_of(entries[place], own[name], layers, recipe.experts.factorisation)
         kept = within_budget(known, budget)
-        own[entry.name] = known.after(kept)[1]
-        chosen[place] = known, kept
+        entry, own[name] = known.after(kept)
+        chosen[place] = partial(known.told, kept, entry, own[name])
     model.backbone.set_factors([_factors(own[name]) for name in setup.names])
     after = _validation(setup, model)
     told = tuple(
-        known.told(kept, validation_before=before[place], validation=after[place])
-        for place, (known, kept) in chosen.items()
+        tell(validation_before=before[place], validation=after[place])
+        for place, tell in chosen.items()
     )
     for task in told:
         _log(task)

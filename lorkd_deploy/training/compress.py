@@ -150,7 +150,9 @@ def _compressed(bundle: Bundle, setup: Setup, choose: Choice, progress: Progress
             tasks.append(entry)
             experts[task.name] = smaller
             before, after = on_validation(task, tensors), on_validation(entry, smaller)
-            told.append(known.told(kept, validation_before=before, validation=after))
+            told.append(
+                known.told(kept, entry, smaller, validation_before=before, validation=after)
+            )
             progress.advance(task=task.name)
     finally:
         progress.stop()

@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from lorkd_deploy.bundle.compressed import FACTORS
 from lorkd_deploy.delta import columns_per_rank, delta_weight, update_matrix
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.experts import ExpertModel
@@ -24,7 +25,6 @@ from lorkd_deploy.truncation import spectrum
 
 State = Mapping[str, Tensor]
 F64 = npt.NDArray[np.float64]
-FACTORS = (".A", ".B")
 _SHOWN = 8  # kept tensors in a log; the result has all
 
 

@@ -60,6 +60,13 @@ def _task_loss(
     )
 
 
+def class_counts(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    """How many images show each class of labels `(n,)`, or finding of `(n, K)`: `(K,)`."""
+    if labels.ndim == 2:
+        return np.asarray(labels.sum(axis=0), np.int64)
+    return np.bincount(labels, minlength=classes)
+
+
 def balanced_weights(labels: npt.NDArray[np.int64], classes: int, kind: str) -> Tensor:
     """Weights by which each class of a task counts the same: n / (K · n_class), float32.
 
@@ -67,11 +74,9 @@ def balanced_weights(labels: npt.NDArray[np.int64], classes: int, kind: str) -> 
     labels `(n, L)` of a multi-label task, whose findings are a pair of classes each. They average
     to 1 over the images. A class without an image gets 0.
     """
+    counts = class_counts(labels, classes)
     if kind == MULTILABEL:
-        present = labels.sum(axis=0)
-        counts = np.stack([len(labels) - present, present])
-    else:
-        counts = np.bincount(labels, minlength=classes)
+        counts = np.stack([len(labels) - counts, counts])
     weights = np.where(counts > 0, len(labels) / (len(counts) * np.maximum(counts, 1)), 0.0)
     return torch.from_numpy(weights.astype(np.float32))
 

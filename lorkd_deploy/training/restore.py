@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from lorkd_deploy import models
+from lorkd_deploy.bundle.compressed import FACTORS
 from lorkd_deploy.bundle.manifest import Manifest, TaskEntry
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts import ExpertClassifier, add_experts
@@ -26,7 +27,7 @@ def restored(
     ranks = [{layer.name: task.rank_of(layer.name) or 0 for layer in manifest.layers}
              for task in tasks]  # fmt: skip
     own = set().union(*experts.values()) - set(base)
-    per_task = any(not name.endswith((".A", ".B")) and name not in _HEAD for name in own)
+    per_task = any(not name.endswith(FACTORS) and name not in _HEAD for name in own)
     try:
         features = models.feature_dim(backbone, manifest.preprocess.size)
         model = add_experts(

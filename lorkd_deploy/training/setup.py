@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
 
 from lorkd_deploy.data import TaskData, open_data
@@ -15,7 +14,7 @@ from lorkd_deploy.metrics import Kind
 from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
 from lorkd_deploy.training.distributed import Processes
 from lorkd_deploy.training.loader import Augment, Images, Loader
-from lorkd_deploy.training.losses import balanced_weights
+from lorkd_deploy.training.losses import balanced_weights, class_counts
 from lorkd_deploy.training.sampler import MixedSampler
 
 
@@ -108,10 +107,8 @@ def _open(task: TaskSpec, folder: str | None) -> TaskData:
 
 def _check_every_class(task: TaskSpec, data: TaskData) -> None:
     """What is never shown can't be learnt, and an engine would list it among its answers."""
-    labels = data.train.labels
-    shown = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=1)
-    seen = np.asarray(shown) > 0
-    unseen = [n for place, n in enumerate(data.classes) if place >= len(seen) or not seen[place]]
+    counts = class_counts(data.train.labels, len(data.classes))
+    unseen = [name for name, count in zip(data.classes, counts, strict=True) if not count]
     if unseen:
         raise DataError(
             f"task {task.name!r}: no training image shows {', '.join(map(repr, unseen))}",

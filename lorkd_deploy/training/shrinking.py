@@ -59,12 +59,13 @@ class Candidates:
     def told(
         self,
         kept: Sequence[Step],
+        entry: TaskEntry,
+        smaller: Tensors,
         *,
         validation_before: dict[str, float],
         validation: dict[str, float],
     ) -> CompressedTask:
-        """What became of the expert by keeping these steps; the scores are the caller's."""
-        entry, smaller = self.after(kept)
+        """What became of the expert by keeping these steps: what `after` gave, and its scores."""
         total = sum(step.energy for step in self.steps)
         return CompressedTask(
             task=entry.name,

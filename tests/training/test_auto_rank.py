@@ -13,12 +13,12 @@ from tiny_recipe import tiny_recipe, write_recipe
 
 from lorkd_deploy import cli, compress, decompose, export, load_bundle, verify
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.storage import read_json
 from lorkd_deploy.training.auto_rank import truncate_to_budget
 from lorkd_deploy.training.decompose import build_student
 from lorkd_deploy.training.setup import open_setup
+from tests.stopping import Interrupted
 
 BUDGET = 3000  # bytes: head and per-task norms take 1.6 to 1.8 kB of it
 AUTO = {"rank": "auto", "budget": f"{BUDGET}B", "highest_rank": 4, "alpha": 6, "norm": "per_task"}
@@ -110,21 +110,10 @@ def test_who_needs_less_gets_less_and_the_network_stays_what_it_was() -> None:
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
-class Interrupted(Silent):
-    """Ctrl-C after some steps."""
-
-    left = 8
-
-    def advance(self, steps: int = 1, **facts: str) -> None:
-        self.left -= steps if facts else 0
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-
 def test_stopped_and_resumed_gets_the_same_experts(run: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path / "auto.yaml")
     with pytest.raises(KeyboardInterrupt):
-        decompose(recipe, tmp_path / "run", progress=Interrupted())
+        decompose(recipe, tmp_path / "run", progress=Interrupted(8))
     decompose(recipe, tmp_path / "run", resume=True)
     assert expert_bytes(tmp_path / "run") == expert_bytes(run)
 

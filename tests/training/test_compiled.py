@@ -24,27 +24,12 @@ from lorkd_deploy.training.compiled import compiled
 from lorkd_deploy.training.decompose import Student, build_student, fit_student
 from lorkd_deploy.training.network import TeacherNetwork
 from lorkd_deploy.training.setup import open_setup
+from tests.stopping import KilledError, StopAt
 from tests.tiny_backbone import backbone
 
 TESTS = Path(__file__).parents[1]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 CPU = torch.device("cpu")
-
-
-class KilledError(Exception):
-    """In place of kill -9: nothing is saved after it."""
-
-
-class StopAt(Silent):
-    """Stops the training when its step `last` is done, before its checkpoint is written."""
-
-    def __init__(self, last: int) -> None:
-        self.left = last
-
-    def advance(self, steps: int = 1, **shown: str) -> None:
-        self.left -= steps
-        if self.left <= 0:
-            raise KilledError
 
 
 def _trained(folder: Path, compile: bool, **options: Any) -> Student:

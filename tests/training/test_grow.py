@@ -14,8 +14,8 @@ from tiny_recipe import tiny_recipe, write_recipe
 
 from lorkd_deploy import decompose, export, inspect, load_bundle, teacher, verify
 from lorkd_deploy.errors import BundleError, ModelError, UsageError
-from lorkd_deploy.progress import Silent
 from lorkd_deploy.storage import read_json, sha256_file
+from tests.stopping import Interrupted
 
 Grow = Callable[..., Path]
 TISSUE = {
@@ -136,24 +136,13 @@ def test_a_grown_bundle_can_grow_again(finished: tuple[str, Path], grow: Grow) -
     assert {n: h for n, h in files_of(second / "bundle").items() if n in before} == before
 
 
-class Interrupted(Silent):
-    """Ctrl-C after some steps."""
-
-    left = 4
-
-    def advance(self, steps: int = 1, **facts: str) -> None:
-        self.left -= steps if facts else 0
-        if self.left < 0:
-            raise KeyboardInterrupt
-
-
 def test_stopped_and_resumed_equals_uninterrupted(
     finished: tuple[str, Path], grow: Grow, tmp_path: Path
 ) -> None:
     whole = grow(WARD_A, TISSUE, names=["ward-c"])
     stopped = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        grow(WARD_A, TISSUE, names=["ward-c"], out=stopped, progress=Interrupted())
+        grow(WARD_A, TISSUE, names=["ward-c"], out=stopped, progress=Interrupted(4))
     assert not (stopped / "bundle").exists()
     grow(WARD_A, TISSUE, names=["ward-c"], out=stopped, resume=True)
     assert files_of(stopped / "bundle") == files_of(whole / "bundle")

@@ -18,25 +18,10 @@ from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.decompose import Student, build_student, fit_student
 from lorkd_deploy.training.loop import Fitted
 from lorkd_deploy.training.setup import Setup, open_setup
+from tests.stopping import KilledError, StopAt
 
 CPU = torch.device("cpu")
 STEPS = 18
-
-
-class KilledError(Exception):
-    """In place of kill -9: nothing is saved after it."""
-
-
-class StopAt(Silent):
-    """Stops the training when its step `last` is done, before its checkpoint is written."""
-
-    def __init__(self, last: int) -> None:
-        self.left = last
-
-    def advance(self, steps: int = 1, **shown: str) -> None:
-        self.left -= steps
-        if self.left <= 0:
-            raise KilledError
 
 
 def _setup(**train: Any) -> Setup:
