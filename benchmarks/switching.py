@@ -12,6 +12,8 @@ thread, batch 1, 224 px; 1, 10 and 50 departments with one task each.
     branch       one session for all, unfused: W0, and beside each pointwise convolution a low-rank
                  branch whose factors are inputs; the 3 × 3 stem's and the head's weights are
                  inputs too; a switch hands in other arrays
+    refit        `Switchboard` with one TensorRT engine for all, on the GPU, where there is one; to
+                 be laid beside `trt open`, its engines kept open, and not beside the CPU's
 
 In one process the ways take turns, in changing order: a switch to a random department, one call
 that isn't counted, CALLS calls. Memory (unique set size, the growth since the imports) is that of
@@ -24,6 +26,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,6 +49,7 @@ from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.deploy.switchboard import Switchboard
 from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.runtime import exporter
 
 LIMITS_MS = {"kept open": 0.1, "on demand": 60.0}  # the most that a switch may cost
 CALLS = 10
@@ -65,8 +69,8 @@ def session(model: bytes) -> onnxruntime.InferenceSession:
 class Board:
     """Fused engines on disk, behind a `Switchboard`."""
 
-    def __init__(self, bundle: Bundle, budget: float) -> None:
-        self.board = Switchboard(bundle.path, budget=budget)
+    def __init__(self, bundle: Bundle, budget: float, **options: Any) -> None:
+        self.board = Switchboard(bundle.path, budget=budget, **options)
         self.home = {task.name: task.department for task in bundle.manifest.tasks}
 
     @contextmanager
@@ -110,6 +114,18 @@ WAYS: dict[str, Callable[[Bundle], Any]] = {
     "template": Template,
     "branch": Branch,
 }
+TRT = exporter("trt").probe()
+if TRT.can_run:
+    WAYS["trt open"] = lambda bundle: Board(bundle, budget=1e9, target="trt")
+    WAYS["refit"] = lambda bundle: Board(beside(bundle), budget=1e9, target="trt", refit=True)
+
+
+def beside(bundle: Bundle) -> Bundle:
+    """A copy with no engine: one that can be refitted would take the place of one that can't."""
+    copy = bundle.path.with_name(bundle.path.name + "-refit")
+    if not copy.exists():
+        shutil.copytree(bundle.path, copy, ignore=shutil.ignore_patterns("export"))
+    return load_bundle(copy)
 
 
 class WithoutDelta(Bundle):
@@ -274,12 +290,15 @@ def main() -> int:
     numbers, size, rounds = ((1, 3), 64, 5) if given.quick else ((1, 10, 50), 224, 25)
     before = os.getloadavg()
     with tempfile.TemporaryDirectory() as name:
-        bundle = make_bundle(Path(name), max(numbers), size)
-        engine = Path(name) / "export" / "department0" / "task0" / "onnx-fp32" / "model.onnx"
+        bundle = make_bundle(Path(name) / "run", max(numbers), size)
+        engine = bundle.path / "export" / "department0" / "task0" / "onnx-fp32" / "model.onnx"
         files = bundle.manifest.files
         expert = statistics.median(v.bytes for k, v in files.items() if k.startswith("experts/"))
         disk = dict.fromkeys(WAYS, expert / MIB)
         disk |= dict.fromkeys(("kept open", "on demand"), engine.stat().st_size / MIB)
+        if TRT.can_run:
+            built = export(bundle.path, "trt", task=["task0"])
+            disk["trt open"] = sum(artifact.bytes for artifact in built) / MIB
         rows = {}
         for count in numbers:
             rows[count] = measure(bundle, count, rounds)
@@ -294,7 +313,7 @@ def main() -> int:
         "calls": CALLS,
         "threads": 1,
         "batch": 1,
-        "refit": "not run here: TensorRT's refit needs a GPU",
+        "refit": "run" if TRT.can_run else f"not run here: {TRT.reason}",
         "environment": environment().model_dump(mode="json"),
         "load_average": {"before": before, "after": os.getloadavg()},
         "disk_mib_a_department": disk,

@@ -4,20 +4,19 @@
 on TensorRT 10, 11 and RTX alike. Running needs a GPU and is not run in this project's own tests;
 it is written against the documented API (10.3 to 11.4, RTX 1.7).
 
-Engines are never refitted: wrong outputs were reported (pytorch/TensorRT#3437,
-NVIDIA/TensorRT#3628), 11.3.0 can drop a bias, a refit keeps the number of classes, and without a
-GPU not even a refittable engine can be built (RTX 1.7.1: REFIT, and REFIT_INDIVIDUAL with any
-weight marked, fail in the compiler), so that nothing of it could be shown to work here.
+Refit is `trt`'s alone and opt-in: RTX 1.7.1 can't build a refittable engine without a GPU (REFIT,
+and REFIT_INDIVIDUAL with any weight marked, fail in its compiler).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lorkd_deploy.errors import ArtifactError
@@ -122,6 +121,7 @@ class TensorRtRunner:
     """
 
     def __init__(self, trt: Any, path: Path, threads: int) -> None:
+        self._trt, self._path = trt, path
         self._device = Device()
         try:
             self._engine = _loaded(trt, path)
@@ -177,6 +177,32 @@ class TensorRtRunner:
         if not self._context.execute_async_v3(self._device.stream):
             raise ArtifactError(f"the engine failed on {part.dtype} {part.shape}")
         return self._device.download(self._to, (len(part), self._classes))
+
+    def refit(self, weights: Mapping[str, npt.NDArray[Any]], touched: Sequence[str]) -> None:
+        """Put `weights`, by their names in the ONNX model, into the engine: those in `touched`, and
+        what TensorRT misses then because it has combined it with them.
+
+        Nothing is queued on the engine meanwhile, and its context stays valid (`IRefitter`). Raises
+        `ArtifactError` where TensorRT refuses; the engine must not be used then.
+        """
+        self._device.use()
+        logger = _logger(self._trt)
+        refitter = self._trt.Refitter(self._engine, logger)
+        kept = []  # TensorRT reads them as late as in the refit itself
+        for names in (touched, refitter.get_missing_weights):
+            for name in names() if callable(names) else names:
+                kept.append(np.ascontiguousarray(weights[name]) if name in weights else None)
+                if kept[-1] is None or not refitter.set_named_weights(name, kept[-1]):
+                    raise self._not_refitted(f"it doesn't take {name}: {logger.worst}")
+        if not refitter.refit_cuda_engine():
+            raise self._not_refitted(logger.worst)
+
+    def _not_refitted(self, why: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self._trt.__name__} can't refit the engine: {why}",
+            where=self._path,
+            fix="use it without refit",
+        )
 
     def allocated(self) -> int:
         """Bytes on the GPU that TensorRT and the two buffers hold, the weights left out, of which

@@ -49,6 +49,9 @@ class Options(_tensorrt.Options):
         ge=0,
         description="Jetson's DLA core to use, with the GPU for the rest; it takes one batch only",
     )
+    refit: bool = Field(
+        default=False, description="its weights can be exchanged (Switchboard), at a cost of speed"
+    )
 
     @model_validator(mode="after")
     def _dla_has_one_batch(self) -> Options:
@@ -86,6 +89,11 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
     """Build on the first GPU, with `spec.options` as `Options` says."""
     options = parse_options("trt", Options, spec.options)
     require_precision("trt", spec.precision, probe())
+    if options.refit and spec.precision == "int8":
+        raise UsageError(
+            "an int8 engine can't be refitted: it has the scales of its own task's images",
+            fix="--precision fp16",
+        )
     import tensorrt
 
     def configure(builder: Any, config: Any) -> None:
@@ -106,6 +114,8 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
             config.hardware_compatibility_level = level
         if options.version_compatible:
             config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)
+        if options.refit:
+            config.set_flag(tensorrt.BuilderFlag.REFIT)
         if options.dla is not None:
             _use_dla(tensorrt, builder, config, options.dla, spec.precision)
         configs.append(config)

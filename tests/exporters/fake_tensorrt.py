@@ -91,11 +91,15 @@ class Engine:
     memory_left = True
 
     def __init__(self, model: bytes) -> None:
-        import onnxruntime
-
-        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.load(model)
         self.sides = {self.session.get_outputs()[0].name: self.session.get_outputs()[0]}
         self.sides |= {self.session.get_inputs()[0].name: self.session.get_inputs()[0]}
+
+    def load(self, model: bytes) -> None:
+        import onnxruntime
+
+        self.model = model
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.sides)[index]  # the output first: an order that nothing promises
@@ -146,6 +150,43 @@ class Context:
         return True
 
 
+class Refitter:
+    """`IRefitter`: weights by the names of the ONNX model; a bias goes with its weight."""
+
+    rejects: str | None = None  # a name that `set_named_weights` doesn't take
+    keeps: str | None = None  # a name whose old weights stay: the fault that A → B → A is for
+    works = True
+
+    def __init__(self, engine: Engine, logger: Any) -> None:
+        import onnx
+
+        self.engine = engine
+        self.parsed = onnx.ModelProto.FromString(engine.model)
+        self.known = {entry.name: entry for entry in self.parsed.graph.initializer}
+        self.given: dict[str, Any] = {}
+
+    def set_named_weights(self, name: str, weights: Any) -> bool:
+        known = self.known.get(name)
+        if known is None or name == self.rejects or list(known.dims) != list(weights.shape):
+            return False
+        self.given[name] = weights
+        return True
+
+    def get_missing_weights(self) -> list[str]:
+        together = {tuple(node.input[1:]) for node in self.parsed.graph.node}
+        need = {n for names in together if set(names) & set(self.given) for n in names}
+        return sorted(name for name in need & set(self.known) if name not in self.given)
+
+    def refit_cuda_engine(self) -> bool:
+        if self.get_missing_weights() or not self.works:
+            return False
+        for name, weights in self.given.items():
+            if name != self.keeps:
+                self.known[name].raw_data = np.asarray(weights).tobytes()
+        self.engine.load(self.parsed.SerializeToString())
+        return True
+
+
 class Runtime:
     """`IRuntime`; loads no engine with host code unless that is allowed."""
 
@@ -175,7 +216,7 @@ def module() -> Any:
     tensorrt: Any = ModuleType("tensorrt")
     tensorrt.__version__ = "10.3.0"
     tensorrt.float32 = "float32"
-    for name in ("TensorIOMode", "Runtime", "Logger"):
+    for name in ("TensorIOMode", "Runtime", "Refitter", "Logger"):
         setattr(tensorrt, name, globals()[name])
     tensorrt.ILogger = Logger
     return tensorrt
