@@ -72,7 +72,9 @@ def benchmark(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with a benchmark that was stopped: its rounds stay."),
+        typer.Option(
+            "--resume", help="Go on with a benchmark that was stopped: what it had measured stays."
+        ),
     ] = False,
     assertions: Annotated[
         list[str],
@@ -131,7 +133,6 @@ def benchmark(
             "--seconds": seconds,
             "--iterations": iterations,
             "--repeats": repeats,
-            "--resume": resume or None,
             "--assert": assertions or None,
         }
         _refuse(unfit, "LoadGen's rules say how long a scenario runs")
@@ -147,6 +148,7 @@ def benchmark(
             threads=threads,
             largest_batch=largest_batch,
             **({} if server_ms is None else {"server_ms": server_ms}),
+            resume=resume,
             quick=quick,
             progress=output.progress(),
         )

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -53,6 +54,12 @@ def environment(root: Path = Path("/")) -> Environment:
         python=platform.python_version(),
         packages=packages(),
     )
+
+
+def identity(machine: Environment) -> dict[str, Any]:
+    """What has to be equal before figures may stand together, as JSON: processors and software."""
+    parts = machine.model_dump(mode="json")
+    return {key: parts[key] for key in ("cpu", "architecture", "gpus", "python", "packages")}
 
 
 def cpu_model(root: Path = Path("/")) -> str:

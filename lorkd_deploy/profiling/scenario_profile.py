@@ -6,9 +6,9 @@ LoadGen's own logs lie below `RUN/profile/loadgen/SCENARIO/ENGINE/performance` a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.profiling.profile import Environment, Interval, Part
@@ -40,6 +40,7 @@ class ScenarioRun(Part):
     built-in rules were kept, both modes ran on test images and the result is VALID; else `because`
     says why not. `percentiles` are those of a query's latency, ms. `lowered` is how often the
     server's rate had to be taken back after the search. `logs` is the folder below RUN/profile.
+    `asked` is all that the figures depend on, by which `--resume` knows them again.
     """
 
     engine: str
@@ -71,6 +72,7 @@ class ScenarioRun(Part):
     loadgen: str
     measured: str
     logs: str
+    asked: dict[str, Any] = Field(default_factory=dict)  # empty in older files
 
 
 class ScenarioProfile(Part):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,6 +127,70 @@ def test_an_engine_that_fails_under_loadgen_is_named(hospital: Hospital) -> None
     assert not (hospital.run / "profile" / LOADGEN).exists()
 
 
+def test_an_engine_that_fails_second_keeps_the_first(hospital: Hospital) -> None:
+    hospital.engine("cold", np.eye(3), raises_at=30)
+    with pytest.raises(WorkerError, match="night/cold"):
+        benchmark_scenarios(hospital.run, ["single-stream"], teacher=False, quick=True)
+    kept = read_scenarios(hospital.run / "profile" / LOADGEN)
+    assert [entry.engine for entry in kept.runs] == [WARM]
+
+    hospital.engine("cold", np.eye(3))  # mended
+    whole = benchmark_scenarios(
+        hospital.run, ["single-stream"], teacher=False, quick=True, resume=True
+    )
+    assert [entry.engine for entry in whole.runs] == [WARM, COLD]
+    assert whole.runs[0] == kept.runs[0]
+
+
+def test_a_failed_run_leaves_the_logs_of_the_one_before(hospital: Hospital) -> None:
+    asked: dict[str, Any] = {"task": ["warm"], "teacher": False, "quick": True}
+    before = benchmark_scenarios(hospital.run, ["single-stream"], **asked)
+    hospital.engine("warm", np.eye(3)[:, :2], raises_at=30)
+    with pytest.raises(WorkerError):
+        benchmark_scenarios(hospital.run, ["single-stream"], **asked)
+    assert read_scenarios(hospital.run / "profile" / LOADGEN) == before
+    logs = hospital.run / "profile" / before.runs[0].logs
+    assert read_log(logs / "performance")["result_query_count"] == before.runs[0].queries
+
+
+def test_what_was_killed_midway_goes_on(hospital: Hospital) -> None:
+    hospital.engine("cold", np.eye(3), sleep=0.05)  # so that the kill comes before it is done
+    call = (
+        "from lorkd_deploy.profiling import scenarios as s; s.QUICK_MS, s.QUICK_SEARCH_MS = 50, 20;"
+        f"s.benchmark_scenarios({str(hospital.run)!r}, ['single-stream'], quick=True)"
+    )
+    file = hospital.run / "profile" / LOADGEN
+    with subprocess.Popen([sys.executable, "-c", call]) as process:
+        for _ in range(2400):
+            if file.exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.kill()
+    kept = read_scenarios(file)
+    assert [entry.engine for entry in kept.runs] == [WARM]
+
+    whole = benchmark_scenarios(hospital.run, ["single-stream"], quick=True, resume=True)
+    assert [entry.engine for entry in whole.runs] == [WARM, COLD, TEACHER]
+    assert whole.runs[0] == kept.runs[0]
+    assert benchmark_scenarios(hospital.run, ["single-stream"], quick=True, resume=True).runs == (
+        whole.runs
+    )
+
+
+def test_resume_measures_again_what_was_asked_otherwise(hospital: Hospital) -> None:
+    asked: dict[str, Any] = {"task": ["warm"], "teacher": False, "quick": True, "resume": True}
+    first = benchmark_scenarios(hospital.run, ["offline"], **asked)
+    batch = benchmark_scenarios(hospital.run, ["offline"], largest_batch=1, **asked)
+    assert batch.runs[0].asked["largest_batch"] == 1
+    assert batch.runs[0].logs == first.runs[0].logs and batch.runs[0] != first.runs[0]
+    hospital.engine("warm", 2 * np.eye(3)[:, :2])
+    engine = benchmark_scenarios(hospital.run, ["offline"], largest_batch=1, **asked)
+    assert engine.runs[0].asked["files"] != batch.runs[0].asked["files"]
+    (hospital.data / "warm.npz").unlink()
+    (entry,) = benchmark_scenarios(hospital.run, ["offline"], largest_batch=1, **asked).runs
+    assert entry.samples == "generated images"
+
+
 def test_the_rules_are_loadgens_own_unless_it_is_quick() -> None:
     runner: Any = SimpleNamespace()
     inputs = np.zeros((2000, 3, 4, 4), np.float32)
@@ -146,9 +213,9 @@ def test_wrong_use_is_told(
         benchmark_scenarios(hospital.run, ["singel-stream"])
     assert caught.value.fix and "single-stream" in caught.value.fix
     run = str(hospital.run)
-    options = ["--scenario", "offline", "--rounds", "3", "--resume"]
+    options = ["--scenario", "offline", "--rounds", "3", "--repeats", "1"]
     assert cli.main(["benchmark", run, *options]) == 2
-    assert "--rounds and --resume can't be used here" in capsys.readouterr().err
+    assert "--rounds and --repeats can't be used here" in capsys.readouterr().err
     assert cli.main(["benchmark", run, "--server-ms", "3"]) == 2
     monkeypatch.setattr(scenarios, "available", lambda: None)
     with pytest.raises(RuntimeUnavailableError, match="not installed") as missing:
