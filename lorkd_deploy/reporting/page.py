@@ -137,6 +137,7 @@ def _department(sources: Sources, name: str, number: int, *, images: bool) -> De
         quality.against(sources, name, f"department-{number}-against"),
     ]
     listed = [
+        tables.every_engine(sources, name, f"department-{number}-every"),
         tables.engines(sources, name, f"department-{number}-engines"),
         tables.batches(sources, name, f"department-{number}-batches"),
         stages(sources, name, f"department-{number}-stages"),
@@ -145,7 +146,7 @@ def _department(sources: Sources, name: str, number: int, *, images: bool) -> De
         scenarios.scenarios(sources, name, f"department-{number}-scenarios"),
     ]
     if not tables.of_department(sources, name):
-        listed = listed[5:]  # no engine was measured: only what training wrote down is known
+        listed = listed[6:]  # no engine was measured: only what training wrote down is known
     plot = distribution(sources, name, f"department-{number}-latency")
     known = [given for task in tasks if (given := curves.of_task(sources, task))]
     drawn: list[Figure] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lorkd_deploy.bundle.manifest import TaskEntry
@@ -20,12 +21,17 @@ from lorkd_deploy.reporting.cells import (
     spread,
     words,
 )
+from lorkd_deploy.reporting.choice import RULE, chosen, fault
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
 
 LATENCY = (
     "Times are in ms, over every call of every round, none trimmed; the 95 % interval is in small "
     "print. Memory is resident memory over an empty process."
+)
+BESIDE = (
+    "In small print the foundation model, or the 95 % interval; latency is the median at the "
+    "smallest batch."
 )
 ACCURACY = (
     "Accuracy is that of every test image through the engine, with its 95 % bootstrap interval; "
@@ -34,9 +40,28 @@ ACCURACY = (
 
 
 def summary(sources: Sources) -> Table:
-    """One row an expert's engine: size, latency, speed-up, accuracy and AUC beside the teacher."""
-    pairs = sources.pairs()
-    several = len({pair.target for pair in pairs}) > 1
+    """A row for each task: the engine that `chosen` picks beside the foundation model."""
+    several = len({pair.target for pair in sources.pairs()}) > 1
+    caption = f"{BESIDE} {RULE}" if several else BESIDE
+    title = "Every department beside the foundation model"
+    return _beside_teacher(
+        chosen(sources), sources, "summary-table", title, caption, several=several
+    )
+
+
+def every_engine(sources: Sources, department: str, key: str) -> Table | None:
+    """The same of all engines of a department; None where the summary shows them already."""
+    pairs = sources.pairs(department)
+    if len(pairs) == len({pair.task.name for pair in pairs}):
+        return None
+    title = "Every engine beside the foundation model"
+    return _beside_teacher(pairs, sources, key, title, BESIDE, several=True)
+
+
+def _beside_teacher(
+    pairs: Sequence[Pair], sources: Sources, key: str, title: str, caption: str, *, several: bool
+) -> Table:
+    """Size, latency, speed-up, accuracy and AUC, a row an engine; `several` names the engines."""
     columns = [
         Column("department", "Department", numeric=False),
         *([Column("engine", "Engine", numeric=False)] if several else []),
@@ -52,16 +77,17 @@ def summary(sources: Sources) -> Table:
     for pair in pairs:
         cells = [words(pair.task.department, note=_beside(pair))]
         if several:
-            cells.append(words(pair.target or UNMEASURED, tone="" if pair.target else "quiet"))
+            cells.append(_target(pair, sources))
         rows.append((*cells, *_speed(pair), *_quality(pair)))
-    return Table(
-        "summary-table",
-        "Every department beside the foundation model",
-        "In small print the foundation model's value, or the 95 % interval. Latency is the median "
-        "at the smallest batch.",
-        tuple(columns),
-        tuple(rows),
-    )
+    return Table(key, title, caption, tuple(columns), tuple(rows))
+
+
+def _target(pair: Pair, sources: Sources) -> Cell:
+    """The engine's target and precision, and why it isn't accepted where it is not."""
+    if not pair.target:
+        return words(UNMEASURED, tone="quiet")
+    own = [p for p in sources.pairs(pair.task.department) if p.task.name == pair.task.name]
+    return words(pair.target, note=fault(pair, own) if pair.expert else "")
 
 
 def _beside(pair: Pair) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from lorkd_deploy.profiling.profile import Environment, Interval, Profile, Protocol
 from lorkd_deploy.reporting.cells import UNMEASURED, MiB, signed, significant
+from lorkd_deploy.reporting.choice import chosen
 from lorkd_deploy.reporting.sources import Pair, Sources
 
 NO_DEVICE = (
     "Not a medical device.",
-    "These engines are for research and engineering. They have not been cleared for diagnosis or "
-    "treatment, and no figure here says how they do on your patients.",
+    "For research and engineering; not cleared for diagnosis or treatment. No figure here was "
+    "measured on your patients.",
 )
 _SMALL = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -25,8 +26,8 @@ def count(number: int, one: str, many: str | None = None) -> str:
 def title(sources: Sources) -> str:
     """The finding in one line; a speed-up only where every interval shows one."""
     departments = count(len(sources.manifest.departments), "department").capitalize()
-    ratios = speed_ups(sources.pairs())
-    pairs = sources.pairs()
+    pairs = chosen(sources)
+    ratios = speed_ups(pairs)
     if (
         ratios
         and len(ratios) == len(pairs)
@@ -63,7 +64,7 @@ def lead(sources: Sources) -> str:
     if ranks:
         text += f" of rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
     text += ", each fused into an engine of its own."
-    pairs = [p for p in sources.pairs() if p.expert and p.teacher]
+    pairs = [p for p in chosen(sources) if p.expert and p.teacher]
     if pairs:
         own = extent([p.expert.latency.p50.value for p in pairs if p.expert])
         theirs = extent([p.teacher.latency.p50.value for p in pairs if p.teacher])
@@ -78,9 +79,9 @@ def _short(architecture: str) -> str:
 
 def tiles(sources: Sources) -> list[tuple[str, str | None, str]]:
     """The four figures of the first screen: title, value (None: not measured) and what it is."""
-    pairs = sources.pairs()
-    experts = [p.expert for p in pairs if p.expert]
-    teachers = sources.teachers()
+    pairs = chosen(sources)
+    experts = [p.expert for p in sources.pairs() if p.expert]
+    teachers = [p.teacher for p in pairs if p.teacher] or sources.teachers()
     sizes = [p.bytes / MiB for p in pairs if p.bytes is not None]
     of_teacher = extent([t.bytes / MiB for t in teachers]) if teachers else None
     ratios = [r.value for r in speed_ups(pairs)]

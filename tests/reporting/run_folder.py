@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ TASKS = (
     ),
 )
 TEACHER = "teacher/onnx-fp32"
+# target and precision, times its latency is that of onnx-fp32, accuracy that it loses
+ENGINES = (("onnx-fp32", 1.0, 0.0),)
+MANY_ENGINES = (
+    *ENGINES,
+    ("onnx-fp16", 1.1, 0.0),
+    ("onnx-int8", 0.6, 0.04),
+    ("openvino-fp32", 0.8, 0.0),
+    ("openvino-int8", 0.7, 0.001),
+)
 
 
 def build_run(
@@ -79,21 +89,25 @@ def build_run(
     teacher: bool = True,
     artifacts: bool = True,
     tasks: tuple[Any, ...] = TASKS,
+    engines: tuple[tuple[str, float, float], ...] = ENGINES,
 ) -> Path:
-    """Write the fixture below `run`, with or without each part."""
+    """Write the fixture below `run`, with or without each part, with `engines` of every task."""
     bundle = _bundle(run / "bundle", "experts", tasks)
     of_teacher = _bundle(run / "teacher", "teacher", tasks)
     if artifacts:
-        for department, task, *_ in tasks:
-            _artifact(run / "export", department, task, bundle, tasks)
+        for (department, task, *_), (name, *_) in itertools.product(tasks, engines):
+            _artifact(run / "export", department, task, bundle, tasks, name=name)
         if teacher:
             _artifact(run / "export", "teacher", "teacher", of_teacher, tasks)
     if profile:
-        _profile(run / "profile", bundle, tasks, teacher=teacher)
+        _profile(run / "profile", bundle, tasks, engines, teacher=teacher)
     return run
 
 
-def _artifact(export: Path, department: str, engine: str, bundle: str, tasks: Any) -> None:
+def _artifact(
+    export: Path, department: str, engine: str, bundle: str, tasks: Any, *, name: str = "onnx-fp32"
+) -> None:
+    target, precision = name.split("-")
     entries = tuple(_task_entry(t, "experts") for t in tasks if engine in ("teacher", t[1]))
     size = 94_300_000 if engine == "teacher" else 5_120_000
     figures = [("inputs", 64, 2.1e-6), ("images", 156, 3.4e-6)]
@@ -101,8 +115,8 @@ def _artifact(export: Path, department: str, engine: str, bundle: str, tasks: An
         engine=engine,
         department=department,
         tasks=engine_tasks(entries),
-        target="onnx",
-        precision="fp32",
+        target=target,
+        precision=precision,
         files=(EngineFile(name="model.onnx", sha256="2" * 64, bytes=size),),
         onnx_sha256="2" * 64,
         bundle_sha256=bundle,
@@ -135,10 +149,7 @@ def _artifact(export: Path, department: str, engine: str, bundle: str, tasks: An
         build_seconds=0.4,
         environment={"python": "3.11.7"},
     )
-    folder = export / (
-        "teacher/onnx-fp32" if engine == "teacher" else f"{department}/{engine}/onnx-fp32"
-    )
-    write_artifact(artifact, folder)
+    write_artifact(artifact, export / artifact.name)
 
 
 def _task_entry(task: Any, kind: str) -> TaskEntry:
@@ -196,7 +207,7 @@ def _bundle(folder: Path, kind: Any, tasks: Any) -> str:
     return sha256_bytes(data)
 
 
-def _profile(folder: Path, bundle_sha256: str, tasks: Any, *, teacher: bool) -> None:
+def _profile(folder: Path, bundle_sha256: str, tasks: Any, exported: Any, *, teacher: bool) -> None:
     random = np.random.default_rng(7)
     calls: dict[str, np.ndarray[Any, Any]] = {}
     engines = []
@@ -216,25 +227,27 @@ def _profile(folder: Path, bundle_sha256: str, tasks: Any, *, teacher: bool) -> 
                 calls=calls,
             )
         )
-    for index, (department, task, _, _, of_expert, images) in enumerate(tasks):
-        path = f"{department}/{task}/onnx-fp32"
-        score = (_score(task, of_expert, images),)
+    comparisons = []
+    for (index, given), (name, times, lost) in itertools.product(enumerate(tasks), exported):
+        department, task, classes, of_teacher, of_expert, images = given
+        figures = (of_expert[0] - lost, of_expert[1])
         engines.append(
             _engine(
-                path,
+                f"{department}/{task}/{name}",
                 department,
                 (task,),
-                milliseconds=4.1 + 0.06 * index,
+                milliseconds=(4.1 + 0.06 * index) * times,
                 size=5_120_000,
                 peak=31.5,
-                scores=score,
+                scores=(_score(task, figures, images),),
                 random=random,
                 calls=calls,
             )
         )
+        if teacher:
+            beside = (department, task, classes, of_teacher, figures, images)
+            comparisons.append(_compare(engines[0], engines[-1], beside))
     experts = [engine for engine in engines if engine.kind == "expert"]
-    paired = zip(experts, tasks, strict=True)
-    comparisons = [_compare(engines[0], e, t) for e, t in paired] if teacher else []
     write_tensors(folder / "calls.safetensors", calls)
     write_tensors(folder / "answers.safetensors", _answers(engines, tasks))
     order = tuple(engine.engine for engine in engines)
@@ -264,7 +277,11 @@ def _profile(folder: Path, bundle_sha256: str, tasks: Any, *, teacher: bool) -> 
         comparisons=tuple(comparisons),
         calls_sha256=sha256_file(folder / "calls.safetensors"),
         answers_sha256=sha256_file(folder / "answers.safetensors"),
-        together=(_together([e.engine for e in experts], 5_120_000),) if len(experts) > 1 else (),
+        together=(
+            _together([e.engine for e in experts if e.engine.endswith("onnx-fp32")], 5_120_000),
+        )
+        if len(tasks) > 1
+        else (),
         notes=("Fixture: the figures on this page are made up, for tests of its layout.",),
     )
     (folder / "profile.json").write_bytes(canonical_json(profile.model_dump(mode="json")))

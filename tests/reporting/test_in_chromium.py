@@ -10,7 +10,7 @@ import pytest
 
 from lorkd_deploy.reporting.report import report
 from tests.reporting.chromium import Chromium, browser, find
-from tests.reporting.run_folder import TASKS, build_run
+from tests.reporting.run_folder import ENGINES, MANY_ENGINES, TASKS, build_run
 from tests.reporting.test_report import EVIL
 
 PROGRAM = find()
@@ -104,10 +104,18 @@ def test_it_fits_360_px(chromium: Chromium, page: Path) -> None:
     assert all(0 < width <= 360 - 32 for width in chromium.run(wide))
 
 
-def test_the_first_screen_is_the_summary(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
-    bottom = "document.querySelector('#summary-table').getBoundingClientRect().bottom"
-    assert chromium.run(bottom) <= 900
+@pytest.mark.parametrize("engines", [ENGINES, MANY_ENGINES], ids=["one engine", "five engines"])
+def test_the_first_screen_is_the_summary_and_what_to_know(
+    chromium: Chromium, tmp_path: Path, engines: tuple[tuple[str, float, float], ...]
+) -> None:
+    files = report(build_run(tmp_path / "run", engines=engines))
+    opened(chromium, files.html)
+    bottom = "document.querySelector('#summary {}').getBoundingClientRect().bottom"
+    assert chromium.run("document.querySelectorAll('#summary-table tbody tr').length") == 4
+    assert chromium.run("document.querySelectorAll('#summary .note li').length") >= 2
+    assert 0 < chromium.run(bottom.format(".note")) <= 900
+    assert chromium.run(bottom.format("#summary-table")) <= 900
+    assert chromium.complaints() == []
 
 
 def test_light_and_dark(chromium: Chromium, page: Path) -> None:

@@ -26,7 +26,7 @@ from lorkd_deploy.profiling.profile import (
 from lorkd_deploy.reporting.cells import significant
 from lorkd_deploy.reporting.report import ReportFiles, report
 from lorkd_deploy.storage import canonical_json, read_tensors
-from tests.reporting.run_folder import TASKS, build_run
+from tests.reporting.run_folder import MANY_ENGINES, TASKS, build_run
 
 EVIL = '</script><script>window.evil=1</script><img src=x onerror="window.evil=2">'
 
@@ -94,6 +94,41 @@ def test_downloads_hold_the_profile_s_values(files: ReportFiles, profile: Profil
     assert {row["round"] for row in rows} == {"1", "2", "3", "4", "5"}
     assert float(rows[0]["p50_ms"]) == pytest.approx(profile.engines[0].latency.round_p50[0])
     assert {name.rpartition(".")[2] for name in found} == {"csv", "json"}
+
+
+def test_the_summary_has_one_engine_a_task_and_the_chapters_the_rest(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", engines=MANY_ENGINES)
+    unproven = run / "export/eye/fundus/openvino-int8/artifact.json"
+    content = json.loads(unproven.read_text())
+    content["parity"] = {"status": "failed", "reasons": ["it is another model"]}
+    unproven.write_bytes(canonical_json(content))
+    files = report(run)
+    found = downloads(files.html.read_text())
+    summary = json.loads(found["summary-table.json"])
+    # onnx int8 is faster than all, and loses four points.
+    assert [(row["department"], row["engine"]) for row in summary] == [
+        ("breast", "openvino int8"),
+        ("chest", "openvino int8"),
+        ("eye", "openvino fp32"),
+        ("blood", "openvino int8"),
+    ]
+    rows = json.loads(found["department-3-every.json"])
+    assert len(rows) == len(MANY_ENGINES)
+    assert rows[3] == summary[2]
+    text = files.markdown.read_text()
+    chapter = text.split("### eye")[1].split("### blood")[0]
+    assert "onnx int8 (loses 4.0 points)" in chapter
+    assert "openvino int8 (parity not proven)" in chapter
+    assert "20 engines measured" in text
+
+
+def test_without_an_accepted_engine_the_fastest_is_shown_with_its_fault(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1], engines=MANY_ENGINES)
+    for file in (run / "export/breast").rglob("artifact.json"):
+        content = json.loads(file.read_text()) | {"parity": {"status": "not run here"}}
+        file.write_bytes(canonical_json(content))
+    head = report(run).markdown.read_text().split("## Departments")[0]
+    assert "| onnx int8 (parity not proven) |" in head
 
 
 def test_decisions_and_flips_are_shown_where_they_were_measured(
