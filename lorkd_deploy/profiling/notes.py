@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.profiling.environment import disturbances
 from lorkd_deploy.profiling.profile import EngineProfile, Environment, Protocol
+from lorkd_deploy.profiling.scenario_profile import ScenarioRun
 from lorkd_deploy.profiling.selection import is_teacher, teacher_for
 from lorkd_deploy.profiling.summary import LEAST_ROUNDS
 
@@ -42,8 +45,6 @@ def notes_of(
             f"{protocol.rounds} rounds are too few for an interval of 95 %: no difference is "
             f"claimed below {LEAST_ROUNDS}"
         )
-    if protocol.cpus is None:
-        yield "processes can't be pinned to CPUs on this system"
     for expert in engines:
         beside = teacher_for(expert, engines)
         like = beside and (beside.target, beside.precision) == (expert.target, expert.precision)
@@ -55,8 +56,26 @@ def notes_of(
             f"{protocol.rounds * len(engines)} engine rounds were measured before that"
         )
     yield from _rounds(profiles, protocol)
+    yield from state_of(machine, protocol)
+
+
+def state_of(machine: Environment, protocol: Protocol) -> Iterator[str]:
+    """What of the machine's state may have disturbed any figure."""
+    if protocol.cpus is None:
+        yield "processes can't be pinned to CPUs on this system"
     if machine.load is not None:
         yield from disturbances(machine, machine.load, protocol.threads)
+
+
+def notes_of_scenarios(runs: Sequence[ScenarioRun], machine: dict[str, Any]) -> Iterator[str]:
+    """The notes of every run, each once, and that some are of another machine than the last."""
+    for note, count in Counter(note for run in runs for note in run.notes).items():
+        yield note if count == len(runs) else f"{note} ({count} of {len(runs)} scenario runs)"
+    if others := sum(run.asked.get("machine") != machine for run in runs):
+        yield (
+            f"{others} of {len(runs)} scenario runs were measured on another machine or with other "
+            "packages than the last ones: don't compare them with those"
+        )
 
 
 def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[str]:

@@ -40,7 +40,8 @@ class ScenarioRun(Part):
     built-in rules were kept, both modes ran on test images and the result is VALID; else `because`
     says why not. `percentiles` are those of a query's latency, ms. `lowered` is how often the
     server's rate had to be taken back after the search. `logs` is the folder below RUN/profile.
-    `asked` is all that the figures depend on, by which `--resume` knows them again.
+    `asked` is all that the figures depend on, by which `--resume` knows them again. `notes` say
+    what of the machine's state may have disturbed it.
     """
 
     engine: str
@@ -72,12 +73,14 @@ class ScenarioRun(Part):
     loadgen: str
     measured: str
     logs: str
+    notes: tuple[str, ...] = ()
     asked: dict[str, Any] = Field(default_factory=dict)  # empty in older files
 
 
 class ScenarioProfile(Part):
     """Everything that LoadGen measured of one bundle's engines; later runs replace earlier ones of
-    the same engine and scenario. `notes` are those of the last call."""
+    the same engine and scenario. `environment` is that of the last call, `notes` are its and those
+    of every run that is here."""
 
     schema_version: int = SCHEMA
     bundle_sha256: str

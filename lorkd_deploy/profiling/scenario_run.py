@@ -47,13 +47,15 @@ _PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
 class Plan:
     """What every test of one call shares.
 
-    `settings` go to `loadgen.run`, `machine` is `environment.identity`'s, `profile` RUN/profile.
+    `settings` go to `loadgen.run`, `machine` is `environment.identity`'s, `notes` are of the
+    machine's state, `profile` is RUN/profile.
     """
 
     library: Library
     protocol: Protocol
     settings: dict[str, Any]
     machine: dict[str, Any]
+    notes: tuple[str, ...]
     profile: Path
 
     def asked(self, engine: Artifact) -> dict[str, Any]:
@@ -136,6 +138,7 @@ def _run(
         loadgen=metadata.version("mlcommons-loadgen"),
         measured=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         logs=logs.as_posix(),
+        notes=plan.notes,
         asked=plan.asked(engine),
     )
 

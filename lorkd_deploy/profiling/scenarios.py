@@ -15,7 +15,7 @@ from lorkd_deploy.profiling.benchmark import engine_tasks, protocol_of
 from lorkd_deploy.profiling.environment import environment, identity, load_average
 from lorkd_deploy.profiling.loadgen import available
 from lorkd_deploy.profiling.measuring import check_writable
-from lorkd_deploy.profiling.notes import unscored
+from lorkd_deploy.profiling.notes import notes_of_scenarios, state_of, unscored
 from lorkd_deploy.profiling.profile import Load
 from lorkd_deploy.profiling.scenario_inputs import write_library
 from lorkd_deploy.profiling.scenario_profile import (
@@ -92,11 +92,13 @@ def benchmark_scenarios(
     shown = progress or Silent()
     check_writable(folder.profile)
     with exclusive(folder.profile, "benchmark"), tempfile.TemporaryDirectory() as scratch:
-        machine, before = environment(), load_average()
+        before = load_average()
+        machine = environment().model_copy(update={"load": Load(before=before, after=before)})
         tasks = engine_tasks(engines, bundle)
         library = write_library(Path(scratch) / "inputs.npy", tasks, recipe, bundle, protocol)
         notes += unscored([task for task in tasks if task.name not in library.tasks])
-        plan = Plan(library, protocol, settings, identity(machine), folder.profile)
+        state = tuple(state_of(machine, protocol))
+        plan = Plan(library, protocol, settings, identity(machine), state, folder.profile)
         runs = _earlier(folder.profile / LOADGEN, bundle)
         for entry in _measure(engines, wanted, plan, dict(runs) if resume else {}, shown):
             runs.pop((entry.engine, entry.scenario), None)  # what is new comes last
@@ -108,7 +110,7 @@ def benchmark_scenarios(
                     update={"load": Load(before=before, after=load_average())}
                 ),
                 runs=tuple(runs.values()),
-                notes=tuple(notes),
+                notes=(*notes, *notes_of_scenarios(tuple(runs.values()), plan.machine)),
             )
             write_atomic(folder.profile / LOADGEN, canonical_json(profile.model_dump(mode="json")))
     return profile

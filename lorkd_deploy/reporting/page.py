@@ -117,16 +117,20 @@ def page(sources: Sources, *, images: bool = False) -> Page:
         proof=proof(sources),
         protocol=(*words.protocol(profile), *scenarios.protocol(sources)),
         glossary=glossary(sources),
-        environment=tuple(words.environment(profile)),
+        environment=tuple(words.environment(sources)),
         provenance=tuple(_provenance(sources)),
     )
 
 
 def _over(sources: Sources) -> str:
-    if not sources.profile:
+    if sources.profile:
+        day, cpu = sources.profile.created[:10], sources.profile.environment.cpu
+    elif sources.scenarios:
+        day = max(entry.measured for entry in sources.scenarios.runs)[:10]
+        cpu = sources.scenarios.environment.cpu
+    else:
         return sources.manifest.name
-    day = sources.profile.created[:10]
-    return f"{sources.manifest.name} · measured {day} on {sources.profile.environment.cpu}"
+    return f"{sources.manifest.name} · measured {day} on {cpu}"
 
 
 def _department(sources: Sources, name: str, number: int, *, images: bool) -> Department:

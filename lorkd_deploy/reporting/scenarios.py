@@ -59,16 +59,19 @@ def _row(entry: ScenarioRun) -> tuple[Cell, ...]:
 
 
 def warnings(sources: Sources) -> list[str]:
-    """A sentence for scenarios that don't conform to MLPerf's rules; none where all do."""
-    runs = sources.scenarios.runs if sources.scenarios else ()
+    """What may have disturbed the scenarios, and that some don't conform to MLPerf's rules."""
+    if not sources.scenarios:
+        return []
+    runs = sources.scenarios.runs
+    found = [f"Of the MLPerf scenarios: {note}." for note in sources.scenarios.notes]
     short = [entry for entry in runs if not entry.conforms]
     if not short:
-        return []
+        return found
     quick = sum(entry.quick for entry in short)
     text = f"{len(short)} of {len(runs)} MLPerf scenarios do not conform to MLPerf's rules"
     if quick:
         text += f", {quick} of them because they were quick runs of about a second"
-    return [text + ": the tables say which and why."]
+    return [*found, text + ": the tables say which and why."]
 
 
 def protocol(sources: Sources) -> list[str]:

@@ -39,6 +39,8 @@ def title(sources: Sources) -> str:
         return f"{departments} beside the foundation model"
     if sources.profile:
         return f"{departments}, measured without the foundation model"
+    if sources.scenarios:
+        return f"{departments}, measured by MLPerf's scenarios alone"
     return f"{departments}, not benchmarked yet"
 
 
@@ -247,11 +249,20 @@ def _listed(values: Sequence[int]) -> str:
     return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1]
 
 
-def environment(profile: Profile | None) -> list[tuple[str, str]]:
-    """The machine, as far as it bears on the figures."""
-    if profile is None:
-        return [("Machine", UNMEASURED)]
-    env = profile.environment
+def environment(sources: Sources) -> list[tuple[str, str]]:
+    """The machine, as far as it bears on the figures; of the scenarios' what is different."""
+    facts = _measured_on(sources.profile) if sources.profile else []
+    beside = " (MLPerf scenarios)" if facts else ""
+    if sources.scenarios:
+        facts += [
+            (f"{term}{beside}", text)
+            for term, text in _machine(sources.scenarios.environment)
+            if (term, text) not in facts
+        ]
+    return facts or [("Machine", UNMEASURED)]
+
+
+def _machine(env: Environment) -> list[tuple[str, str]]:
     facts = [
         ("Processor", f"{env.cpu} ({env.architecture})"),
         ("CPUs", _cpus(env)),
@@ -261,6 +272,17 @@ def environment(profile: Profile | None) -> list[tuple[str, str]]:
         ("System", f"{env.system}, kernel {env.kernel}, Python {env.python}"),
         ("Packages", ", ".join(f"{name} {v}" for name, v in sorted(env.packages.items()))),
     ]
+    if env.battery:
+        facts.append(("Power", "battery: clocks may have been lowered"))
+    if env.load:
+        before, after = env.load.before[0], env.load.after[0]
+        facts.append(("Load average", f"{before:.2f} before, {after:.2f} after (1 minute)"))
+    return facts
+
+
+def _measured_on(profile: Profile) -> list[tuple[str, str]]:
+    """The machine of the benchmark, and what its engines ran in."""
+    facts = _machine(profile.environment)
     ran = {f"{e.target} {e.precision}": e.facts for e in profile.engines}
     for target, done in sorted(ran.items()):
         facts.append((f"Engines in {target}", ", ".join(f"{k} {v}" for k, v in done.items())))
@@ -268,11 +290,6 @@ def environment(profile: Profile | None) -> list[tuple[str, str]]:
         facts.append(("Energy", _energy(profile.protocol)))
     if profile.protocol.gpu_memory:
         facts.append(("GPU memory", profile.protocol.gpu_memory))
-    if env.battery:
-        facts.append(("Power", "battery: clocks may have been lowered"))
-    if env.load:
-        before, after = env.load.before[0], env.load.after[0]
-        facts.append(("Load average", f"{before:.2f} before, {after:.2f} after (1 minute)"))
     return facts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from lorkd_deploy import benchmark, benchmark_scenarios, cli, report
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, UsageError
 from lorkd_deploy.profiling import loadgen, scenarios
+from lorkd_deploy.profiling.environment import environment
 from lorkd_deploy.profiling.process import WorkerError
 from lorkd_deploy.profiling.scenario_log import DETAIL, read_answers, read_log
 from lorkd_deploy.profiling.scenario_profile import LOADGEN, ScenarioRun, read_scenarios
@@ -189,6 +191,33 @@ def test_resume_measures_again_what_was_asked_otherwise(hospital: Hospital) -> N
     (hospital.data / "warm.npz").unlink()
     (entry,) = benchmark_scenarios(hospital.run, ["offline"], largest_batch=1, **asked).runs
     assert entry.samples == "generated images"
+
+
+def test_battery_and_environment_of_the_scenarios_stay_in_the_report(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"teacher": False, "quick": True}
+    here = environment().model_copy(update={"battery": True, "governor": "powersave"})
+    monkeypatch.setattr(scenarios, "environment", lambda: here)
+    monkeypatch.setattr(scenarios, "load_average", lambda: (97.0, 0.0, 0.0))
+    benchmark_scenarios(hospital.run, ["offline"], task=["warm"], **asked)
+    page = report(hospital.run)
+    for text in (page.markdown.read_text(), html.unescape(page.html.read_text())):
+        assert "the machine ran on battery" in text and "governor is 'powersave'" in text
+        assert "load average 97.00" in text
+        assert here.cpu.split("(")[0] in text and "battery: clocks may" in text
+        assert "measured by MLPerf's scenarios alone" in text
+
+    mains = here.model_copy(update={"battery": False, "cpu": "Another CPU"})
+    monkeypatch.setattr(scenarios, "environment", lambda: mains)
+    later = benchmark_scenarios(hospital.run, ["offline"], task=["cold"], **asked)
+    assert [any("battery" in note for note in run.notes) for run in later.runs] == [True, False]
+    benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    text = report(hospital.run).markdown.read_text()
+    assert "lowered (1 of 2 scenario runs)" in text
+    assert "1 of 2 scenario runs were measured on another machine" in text
+    assert "- Processor (MLPerf scenarios): Another CPU" in text
+    assert "- Memory (MLPerf scenarios)" not in text  # as that of the benchmark
 
 
 def test_the_rules_are_loadgens_own_unless_it_is_quick() -> None:
