@@ -99,17 +99,9 @@ def benchmark(
     folder = open_run(run)
     bundle = load_bundle(folder.bundle)
     recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
-    alone = bool(bundle.manifest.packed_from)  # a department delivered alone has no teacher
     engines, notes = select_engines(
-        folder.path,
-        bundle,
-        department=department,
-        task=task,
-        target=target,
-        teacher=teacher and not alone,
+        folder.path, bundle, department=department, task=task, target=target, teacher=teacher
     )
-    if teacher and alone:
-        notes.append("the department was delivered alone: there is no foundation model beside it")
     if gates and rounds is None:
         rounds = ROUNDS
     given: dict[str, float | None] = {

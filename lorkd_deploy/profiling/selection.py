@@ -26,8 +26,8 @@ def select_engines(
     target: Sequence[str] = (),
     teacher: bool = True,
 ) -> tuple[list[Artifact], list[str]]:
-    """Engines below RUN/export in the recipe's order, the teacher's last, and what was left out
-    because this machine can't run it, a sentence each.
+    """Engines below RUN/export in the recipe's order, the teacher's last, and what was left out,
+    a sentence each: what this machine can't run, and the teacher of a department delivered alone.
 
     Raises `ArtifactError` where there is none, one is damaged or of another bundle, or the teacher
     is missing; `UsageError` for a name that doesn't exist; `RuntimeUnavailableError` for a target
@@ -44,10 +44,14 @@ def select_engines(
     ]
     if not experts:
         raise _nothing(run, department, task, target)
-    teachers = [artifact for artifact in found if is_teacher(artifact)] if teacher else []
-    if teacher and not teachers:
+    alone = bool(bundle.manifest.packed_from)  # `lorkd pack` never takes the teacher along
+    wants_teacher = teacher and not alone
+    teachers = [artifact for artifact in found if is_teacher(artifact)] if wants_teacher else []
+    if wants_teacher and not teachers:
         raise _no_teacher(run, sorted({expert.target for expert in experts}))
     engines, left_out = _able([*experts, *teachers], asked=bool(target))
+    if teacher and alone:
+        left_out.append("the department was delivered alone: no foundation model is beside it")
     for engine in engines:
         _check_belongs(engine, bundle)
         check_files(engine)

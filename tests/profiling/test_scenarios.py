@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorkd_deploy import benchmark, benchmark_scenarios, cli, report
+from lorkd_deploy import benchmark, benchmark_scenarios, cli, pack, report
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, UsageError
 from lorkd_deploy.profiling import loadgen, scenarios
 from lorkd_deploy.profiling.environment import environment
@@ -218,6 +218,21 @@ def test_battery_and_environment_of_the_scenarios_stay_in_the_report(
     assert "1 of 2 scenario runs were measured on another machine" in text
     assert "- Processor (MLPerf scenarios): Another CPU" in text
     assert "- Memory (MLPerf scenarios)" not in text  # as that of the benchmark
+
+
+def test_a_department_delivered_alone_is_measured_without_the_teacher(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    made = pack(hospital.run, "day", tmp_path / "day")
+    found = benchmark_scenarios(made.folder, ["single-stream"], quick=True)
+    assert [entry.engine for entry in found.runs] == [WARM]
+    assert found.runs[0].scores[0].accuracy.value == 1.0
+    profile = benchmark(made.folder, rounds=1, seconds=0.001, iterations=1)
+    assert [engine.engine for engine in profile.engines] == [WARM]
+    for notes in (found.notes, profile.notes):
+        assert sum("delivered alone" in note for note in notes) == 1
+    unasked = benchmark_scenarios(made.folder, ["single-stream"], teacher=False, quick=True)
+    assert not any("delivered alone" in note for note in unasked.notes)
 
 
 def test_the_rules_are_loadgens_own_unless_it_is_quick() -> None:
