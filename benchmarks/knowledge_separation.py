@@ -1,18 +1,20 @@
 """What a training step with experts costs beside the plain student's, in time and peak memory.
 
     python benchmarks/knowledge_separation.py [--quick] [--rounds 7] [--threads 2]
-        [--skip VARIANT] [--go-on]
+        [--device cuda] [--skip VARIANT] [--go-on]
 
 A step is forward, backward and the SGD update (momentum, weight decay), without teacher and
-loading, on random images; experts have a nonzero B. Variants of a case take turns in one process,
-and each runs once more in a process of its own for its peak memory:
+loading, on random images; experts have a nonzero B. On the CPU 64 px in fp32, on a GPU 224 px,
+N = 1024 in bf16 autocast. Variants of a case take turns in one process, and each runs once more in
+a process of its own for its peak memory:
 
 1. `plain`: the student without experts, in contiguous and in channels-last format
 2. `ours`: `add_experts`, channels-last; `ours-per-task-norms` beside it
 3. `per-sample`: the papers' formula, a weight for each sample and one convolution with N groups
 4. `separate`: one forward for each task, of a dense weight a task
 
-Writes knowledge_separation.json, .md and .svg into benchmarks/results/knowledge_separation/.
+Writes knowledge_separation.json, .md and .svg (of a GPU knowledge_separation-cuda.json and so on)
+into benchmarks/results/knowledge_separation/.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ STUDENTS = {
 PLAIN = ("plain-contiguous", "plain-channels-last")
 VARIANTS = (*PLAIN, "ours", "ours-per-task-norms", "per-sample", "separate")
 FITS = 16 * 2**30  # bytes that the per-sample weights may take
-RANK, SIZE = 4, 64
+RANK = 4
+PIXELS = {"cpu": 64, "cuda": 224}
+SHOWN = {"plain": "#888", "ours": "#1b6ca8", "separate": "#b5482f"}
 
 
 @dataclass(frozen=True)
@@ -55,26 +59,29 @@ class Case:
     student: str
     samples: int
     tasks: int
-    balance: str  # "even", or "uneven": counts rise evenly from 1 to 10 parts
+    balance: str  # "even", or "uneven": the largest count is ten times the smallest
+    device: str = "cpu"
 
     @property
     def counts(self) -> list[int]:
-        """Samples a task, `(T,)`, at least one each."""
-        parts = torch.linspace(1, 10 if self.balance == "uneven" else 1, self.tasks)
-        edges = (parts.cumsum(0) / parts.sum() * (self.samples - self.tasks)).round().long()
-        return (torch.diff(edges, prepend=edges.new_zeros(1)) + 1).tolist()
+        """Samples a task, `(T,)`."""
+        last = 1.0 if self.balance == "uneven" and self.tasks > 1 else 0.0
+        parts = torch.logspace(0, last, self.tasks, dtype=torch.float64)
+        edges = (parts.cumsum(0) / parts.sum() * self.samples).round().long()
+        return torch.diff(edges, prepend=edges.new_zeros(1)).tolist()
 
     @property
     def ids(self) -> Tensor:
         return torch.arange(self.tasks).repeat_interleave(torch.tensor(self.counts))
 
     def name(self) -> str:
-        return f"{self.student}, N = {self.samples}, T = {self.tasks}, {self.balance}"
+        spread = f", {self.counts[0]} to {self.counts[-1]}" if self.balance == "uneven" else ""
+        return f"{self.student}, N = {self.samples}, T = {self.tasks}, {self.balance}{spread}"
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(device: str, quick: bool) -> list[Case]:
     if quick:
-        return [Case("ShuffleNetV2 1.0x", 20, 2, "even")]
+        return [Case("ShuffleNetV2 1.0x", 22, 2, balance, device) for balance in ("even", "uneven")]
     shuffle, residual = STUDENTS
     # Those with a bound first.
     sizes = [
@@ -88,7 +95,7 @@ def cases(quick: bool) -> list[Case]:
         (residual, 400, 100),
     ]
     return [
-        Case(student, samples, tasks, balance)
+        Case(student, samples if device == "cpu" else 1024, tasks, balance, device)
         for student, samples, tasks in sizes
         for balance in ("even", "uneven")
         if tasks > 1 or balance == "even"
@@ -130,14 +137,21 @@ def step_of(variant: str, case: Case) -> Callable[[], None]:
         for module in model.modules():
             if isinstance(module, ExpertConv2d):
                 module.forward = MethodType(per_sample, module)  # type: ignore[method-assign]
-    model = model.to(memory_format=layout).train()
-    images = torch.randn(case.samples, 3, SIZE, SIZE).to(memory_format=layout)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    model = model.to(case.device, memory_format=layout).train()
+    size = PIXELS[case.device]
+    images = torch.randn(case.samples, 3, size, size).to(case.device, memory_format=layout)
+    optimiser = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, foreach=True
+    )
 
     def step() -> None:
         optimiser.zero_grad()
-        _forward(model, variant, images, case).square().mean().backward()
+        with torch.autocast(case.device, torch.bfloat16, enabled=case.device == "cuda"):
+            features = _forward(model, variant, images, case)
+        features.float().square().mean().backward()
         optimiser.step()
+        if case.device == "cuda":
+            torch.cuda.synchronize()
 
     return step
 
@@ -200,7 +214,14 @@ def _peak_in_fresh_process(variant: str, case: Case) -> float:
 
 
 def peak(variant: str, case: Case) -> float:
-    step_of(PLAIN[0], Case(case.student, 2, 1, "even"))()  # what libraries allocate once
+    step_of(PLAIN[0], Case(case.student, 2, 1, "even", case.device))()  # what libraries take once
+    if case.device == "cuda":
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step = step_of(variant, case)
+        for _ in range(3):
+            step()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
     before = resident().now
     step = step_of(variant, case)
     for _ in range(3):
@@ -213,70 +234,95 @@ def peak(variant: str, case: Case) -> float:
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| case | variant | step, ms | × plain | CPU time × plain | peak, MiB | × plain |",
-        "|---|---|---|---|---|---|---|",
+        "| case | variant | step, ms | × plain | × ours | CPU time × plain | peak, MiB | × plain |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for case in result["cases"]:
+        ours = case["variants"]["ours"]["wall_s"]
         for variant, row in case["variants"].items():
             lines.append(
                 f"| {case['name']} | {variant} | {row['wall_s'] * 1e3:.0f} | "
-                f"{row['wall_ratio']:.2f} | {row['cpu_ratio']:.2f} | {row['peak_mib']:.0f} | "
-                f"{row['peak_ratio']:.2f} |"
+                f"{row['wall_ratio']:.2f} | {row['wall_s'] / ours:.2f} | {row['cpu_ratio']:.2f} | "
+                f"{row['peak_mib']:.0f} | {row['peak_ratio']:.2f} |"
             )
         if skipped := case.get("skipped"):
-            lines.append(f"| {case['name']} | {', '.join(skipped)} | not measured | | | | |")
+            lines.append(f"| {case['name']} | {', '.join(skipped)} | not measured | | | | | |")
         if case["per_sample_bytes"] > FITS:
             need = case["per_sample_bytes"] / 2**30
-            lines.append(f"| {case['name']} | per-sample | would need {need:.0f} GiB | | | | |")
+            lines.append(f"| {case['name']} | per-sample | would need {need:.0f} GiB | | | | | |")
     return "\n".join(lines)
 
 
 def plot(result: dict[str, Any]) -> str:
-    """Step time of `ours` over the plain student's against T, as an SVG of one panel."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for case in result["cases"]:
-        what = case["case"]
-        label = f"{what['student']}, {what['balance']}"
-        ratio = case["variants"]["ours"]["wall_ratio"]
-        points.setdefault(label, []).append((what["tasks"], ratio))
-    top = max(1.5, *(r for line in points.values() for _, r in line))
-    colours = ("#1b6ca8", "#7fb2d6", "#b5482f", "#e0a08f")
-    x_of = {t: 60 + 130 * i for i, t in enumerate((1, 10, 32, 100))}
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 300" font-size="12" '
-             'font-family="sans-serif"><rect width="660" height="300" fill="white"/>']  # fmt: skip
-    for tick in (0.5, 1.0, 1.25, 1.5):
-        y = 260 - 220 * tick / top
-        parts.append(f'<path d="M60 {y:.1f}H450" stroke="#ccc"/>')
-        parts.append(f'<text x="52" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    parts += [f'<text x="{x}" y="280" text-anchor="middle">{t}</text>' for t, x in x_of.items()]
-    parts.append('<text x="255" y="296" text-anchor="middle">tasks T</text>')
-    parts.append('<text x="60" y="20">training step, ours / plain student</text>')
-    for i, ((label, line), colour) in enumerate(zip(points.items(), colours, strict=False)):
-        at = [(x_of.get(t, 60), 260 - 220 * r / top) for t, r in sorted(line)]
-        way = " ".join(f"{x},{y:.1f}" for x, y in at)
-        parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at]
-        parts.append(f'<text x="470" y="{60 + 20 * i}" fill="{colour}">{label}</text>')
+    """A step's milliseconds an image against T, one panel a student, as SVG."""
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 310" font-size="12" '
+        'font-family="sans-serif"><rect width="760" height="310" fill="white"/>'
+    ]
+    for panel, student in enumerate(STUDENTS):
+        cases_ = [case for case in result["cases"] if case["case"]["student"] == student]
+        left = 50 + 360 * panel
+        x_of = {t: left + 25 + 85 * i for i, t in enumerate((1, 10, 32, 100))}
+        top = max((ms for case in cases_ for ms in _an_image(case).values()), default=1.0)
+        parts.append(f'<text x="{left}" y="18" font-weight="bold">{student}</text>')
+        parts.append(
+            f'<text x="{left}" y="34">training step, ms an image (N differs with T)</text>'
+        )
+        for share in (0.0, 0.5, 1.0):
+            y = 260 - 200 * share
+            parts.append(f'<path d="M{left} {y:.1f}h310" stroke="#ddd"/>')
+            label = f"{top * share:.1f}"
+            parts.append(f'<text x="{left - 4}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+        parts += [f'<text x="{x}" y="278" text-anchor="middle">{t}</text>' for t, x in x_of.items()]
+        for name, colour in SHOWN.items():
+            for balance, dashes in (("even", ""), ("uneven", ' stroke-dasharray="5 4"')):
+                at = sorted(
+                    (x_of[case["case"]["tasks"]], 260 - 200 * _an_image(case)[name] / top)
+                    for case in cases_
+                    if case["case"]["balance"] == balance and name in _an_image(case)
+                )
+                way = " ".join(f"{x},{y:.1f}" for x, y in at)
+                line = f'<polyline points="{way}" fill="none" stroke="{colour}"{dashes}/>'
+                parts += [
+                    line,
+                    *(f'<circle cx="{x}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at),
+                ]
+    for i, (name, colour) in enumerate(SHOWN.items()):
+        parts.append(f'<text x="{50 + 90 * i}" y="300" fill="{colour}">{name}</text>')
+    parts.append('<text x="330" y="300">tasks T; solid: even, dashed: uneven batches</text>')
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _an_image(case: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of a step for an image: the better plain student, ours, separate."""
+    found = {"plain": case["variants"][case["better_plain"]]}
+    found |= {name: case["variants"][name] for name in SHOWN if name in case["variants"]}
+    return {name: 1e3 * row["wall_s"] / case["case"]["samples"] for name, row in found.items()}
+
+
+def results_stem(device: str) -> Path:
+    return RESULTS / ("knowledge_separation" + ("" if device == "cpu" else f"-{device}"))
 
 
 def write(result: dict[str, Any]) -> None:
     """After every case, so that what was measured stays when the rest is not waited for."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    stem = RESULTS / "knowledge_separation"
+    device = result["protocol"]["device"]
+    stem = results_stem(device)
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     machine, how = result["environment"], result["protocol"]
     versions = machine["packages"]
     text = (
-        "# Knowledge separation: a training step on the CPU\n\n"
+        f"# Knowledge separation: a training step on the {'GPU' if device == 'cuda' else 'CPU'}\n\n"
         f"Medians of {how['rounds']} rounds, variants in turns, {how['threads']} threads, "
         f"{how['image']} px, r = {how['rank']}, {how['precision']}, {how['optimiser']}; *plain* is "
         "the student without experts in its faster memory format. Peak memory is what building and "
-        f"three steps add in a fresh process. {machine['cpu']}, {machine['allowed_cpus']} CPUs, "
+        "three steps add in a fresh process; the counts of uneven batches rise geometrically by "
+        f"10:1, as far as whole samples allow. {machine['cpu']}, {machine['allowed_cpus']} CPUs, "
         f"Python {machine['python']}, torch {versions.get('torch', torch.__version__)}, "
         f"{result['measured']}, load average {result['load_before'][0]:.1f} before and "
         f"{result['load_after'][0]:.1f} after.\n\n{table(result)}\n\n"
-        "![step time against the number of tasks](knowledge_separation.svg)\n"
+        f"![step time against the number of tasks]({stem.name}.svg)\n"
     )
     stem.with_suffix(".md").write_text(text)
     stem.with_suffix(".svg").write_text(plot(result))
@@ -289,6 +335,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one tiny case, writes nothing")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=PIXELS, default="cpu")
     parser.add_argument(
         "--only", default="", help="cases whose name contains this; kept with --go-on"
     )
@@ -302,7 +349,8 @@ def main() -> int:
         return 0
     result: dict[str, Any] = {
         "protocol": {"rounds": chosen.rounds, "warmup": 1, "threads": chosen.threads,
-                     "image": SIZE, "rank": RANK, "precision": "fp32",
+                     "device": chosen.device, "image": PIXELS[chosen.device], "rank": RANK,
+                     "precision": "fp32" if chosen.device == "cpu" else "bf16 autocast",
                      "optimiser": "SGD, momentum 0.9, weight decay 1e-4"},
         "environment": environment().model_dump(mode="json"),
         "measured": time.strftime("%Y-%m-%d"),
@@ -310,10 +358,10 @@ def main() -> int:
         "cases": [],
     }  # fmt: skip
     if chosen.go_on:
-        kept = json.loads((RESULTS / "knowledge_separation.json").read_text())
+        kept = json.loads(results_stem(chosen.device).with_suffix(".json").read_text())
         result |= {key: kept[key] for key in ("cases", "load_before", "measured")}
     done = {entry["name"] for entry in result["cases"]}
-    for case in cases(chosen.quick):
+    for case in cases(chosen.device, chosen.quick):
         if chosen.only in case.name() and case.name() not in done:
             rounds = 2 if chosen.quick else chosen.rounds
             result["cases"].append(measure(case, rounds, chosen.skip))

@@ -114,6 +114,11 @@ def _optimizer(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.O
         # arithmetic (ShuffleNetV2 0.5, four experts: 20 ms a step, fused 4 ms).
         return torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
     # torch's fused SGD can't begin with gradients of some parameters only: a task may be absent.
+    # `foreach` gives the same bits as the loop in half the time.
     return torch.optim.SGD(
-        parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
+        parameters,
+        lr=spec.lr,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        foreach=True,
     )
