@@ -81,7 +81,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_after_a_kill(path)
+    clear_after_a_kill(path.parent, glob.escape(path.name))
     token = uuid.uuid4().hex[:8]
     fresh = path.with_name(f".{path.name}.{token}.tmp")
     fresh.mkdir()
@@ -111,13 +111,17 @@ def _exchanged(fresh: Path, path: Path) -> bool:
     return done == 0
 
 
-def _clear_after_a_kill(path: Path) -> None:
-    """Bring back what a killed writer had moved away, and remove what it had not finished."""
-    for moved in path.parent.glob(f".{glob.escape(path.name)}.????????.old"):
+def clear_after_a_kill(parent: Path, pattern: str) -> None:
+    """Put right what a killed `folder_atomic` left below `parent`, of folders named `pattern`.
+
+    What it had moved away comes back, and what it had not finished is removed.
+    """
+    for moved in parent.glob(f".{pattern}.????????.old"):
+        path = parent / moved.name[1 : -len(".????????.old")]
         if not path.exists():
             moved.rename(path)
         shutil.rmtree(moved, ignore_errors=True)
-    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+    for unfinished in parent.glob(f".{pattern}.????????.tmp"):
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
 

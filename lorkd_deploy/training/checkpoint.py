@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill: written whole under a new name, the last two kept."""
+"""Checkpoints that survive a kill: written whole under a new name, two of them at most."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorkd_deploy.errors import BundleError, TrainingError
-from lorkd_deploy.storage import canonical_json, folder_atomic, read_json, sha256_file, write_atomic
+from lorkd_deploy.storage import (
+    canonical_json,
+    clear_after_a_kill,
+    folder_atomic,
+    read_json,
+    sha256_file,
+    write_atomic,
+)
 
 log = logging.getLogger(__name__)
-KEPT = 2
+FOLDERS = "step-????????"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -39,11 +46,15 @@ class Checkpoints:
         self.recipe = recipe
 
     def save(self, state: State) -> None:
-        """Write `state` as `step-NNNNNNNN/` and drop all but it and the one before it.
+        """Write `state` as `step-NNNNNNNN/`, beside at most one other, which is whole.
 
-        Those of later steps are of a training that was given up: this one began afresh.
+        The disk never holds more than two, the unfinished one among them: the older goes before
+        this one is written. Those of later steps are of a training that was given up, as this
+        one began afresh: the last of them goes once this one is there.
         """
-        with folder_atomic(self.folder / f"step-{state.step:08d}") as fresh:
+        place = self.folder / f"step-{state.step:08d}"
+        before = self._make_room(place)
+        with folder_atomic(place) as fresh:
             tensors = {k: v.detach().contiguous().cpu() for k, v in state.tensors.items()}
             _save_tensors(tensors, fresh / "state.safetensors")
             facts = {
@@ -53,13 +64,12 @@ class Checkpoints:
                 "facts": state.facts,
             }
             write_atomic(fresh / "state.json", canonical_json(facts))
-        names = [folder.name for folder in self._saved()]
-        end = names.index(f"step-{state.step:08d}") + 1
-        for name in {*names} - {*names[max(0, end - KEPT) : end]}:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        if before is not None and before.name > place.name:
+            shutil.rmtree(before, ignore_errors=True)
 
     def load(self) -> State | None:
         """The newest whole checkpoint, or None; raises where it is of another recipe."""
+        clear_after_a_kill(self.folder, FOLDERS)
         for folder in reversed(self._saved()):
             try:
                 return self._read(folder)
@@ -76,10 +86,23 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _saved(self) -> list[Path]:
-        return sorted(self.folder.glob("step-????????"))
+        return sorted(self.folder.glob(FOLDERS))
+
+    def _make_room(self, place: Path) -> Path | None:
+        """Remove all but the checkpoint to fall back on until there is one at `place`.
+
+        That is the newest whole one of an earlier step, else of a later.
+        """
+        clear_after_a_kill(self.folder, FOLDERS)
+        ranked = sorted(self._saved(), key=lambda f: (f.name < place.name, f.name), reverse=True)
+        kept = next(filter(_is_whole, ranked), ranked[0] if ranked else None)
+        for folder in ranked:
+            if folder != kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        return kept
 
     def _read(self, folder: Path) -> State:
-        facts = read_json(folder / "state.json")
+        facts = _whole(folder)
         if facts["recipe_sha256"] != self.recipe:
             raise TrainingError(
                 "the checkpoint was made by another recipe than the one given now",
@@ -87,16 +110,36 @@ class Checkpoints:
                 fix="use the recipe (and --set values) of the first call, "
                 "or start afresh in another --out",
             )
-        path = folder / "state.safetensors"
-        if sha256_file(path) != facts["tensors_sha256"]:
-            raise BundleError("the checkpoint's tensors are damaged", where=path)
-        return State(int(facts["step"]), load_file(path), facts["facts"])
+        tensors = load_file(folder / "state.safetensors")
+        return State(int(facts["step"]), tensors, facts["facts"])
+
+
+def _whole(folder: Path) -> dict[str, Any]:
+    """What `state.json` says; raises `BundleError` or `OSError` where a part is damaged."""
+    facts: dict[str, Any] = read_json(folder / "state.json")
+    path = folder / "state.safetensors"
+    if sha256_file(path) != facts["tensors_sha256"]:
+        raise BundleError("the checkpoint's tensors are damaged", where=path)
+    return facts
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _whole(folder)
+    except (BundleError, OSError):
+        return False
+    return True
 
 
 def _save_tensors(tensors: Tensors, path: Path) -> None:
-    """Write them; a full disk is the `OSError` that it is, which safetensors hides in its own."""
+    """Write them to the disk, past its cache: soon they may be the only ones there.
+
+    A full disk is the `OSError` that it is, which safetensors hides in its own.
+    """
     try:
         save_file(tensors, path)
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
     except SafetensorError as exc:
         if number := re.search(r"os error (\d+)", str(exc)):
             code = int(number[1])

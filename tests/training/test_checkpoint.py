@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +16,9 @@ from safetensors import SafetensorError
 from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.training import checkpoint
 from lorkd_deploy.training.checkpoint import Checkpoints, State, pack, unpack
+from tests.stopping import KilledError
+
+CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir")  # of the file system, by `os`
 
 
 def _state(step: int) -> State:
@@ -53,6 +60,66 @@ def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "recipe")
     (tmp_path / ".step-00000040.abcdef01.tmp").mkdir()
     assert checkpoints.load() is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("before", [[], [10], [10, 20], [20, 30], [30], [40, 50]])
+def test_killed_at_any_change_of_the_disk_a_whole_one_and_two_at_most_are_left(
+    tmp_path: Path, before: list[int]
+) -> None:
+    """Step 30 is saved; it may be there already, and later ones, of a training given up."""
+    for moment in count():
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        checkpoints = Checkpoints(folder, "recipe")
+        for step in before:
+            checkpoints.save(_state(step))
+        with pytest.MonkeyPatch.context() as patch:
+            looked = _killed_before(moment, folder, patch)
+            try:
+                checkpoints.save(_state(30))
+                break
+            except KilledError:
+                pass
+        found = checkpoints.load()
+        assert (found is not None) or not before
+        assert found is None or found.step in {*before, 30}
+        checkpoints.save(_state(60))
+        assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+        assert sorted(p.name for p in folder.iterdir())[-1] == "step-00000060"
+        assert len(list(folder.iterdir())) == 1 + (found is not None)
+    assert moment > 3, "nothing was changed"
+    assert max(*looked, len(list(folder.iterdir()))) <= 2
+
+
+def _killed_before(moment: int, folder: Path, patch: pytest.MonkeyPatch) -> list[int]:
+    """Stop at the `moment`th change, and allow none after it, as kill -9 does.
+
+    → how many checkpoints, finished or not, lay in `folder` at each change.
+    """
+    looked: list[int] = []
+
+    def before(change: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*arguments: Any, **options: Any) -> Any:
+            looked.append(len(list(folder.iterdir())))
+            if len(looked) > moment:
+                raise KilledError
+            return change(*arguments, **options)
+
+        return checked
+
+    for name in CHANGES:
+        patch.setattr(os, name, before(getattr(os, name)))
+    return looked
+
+
+def test_one_that_is_damaged_does_not_drive_out_a_whole_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "recipe")
+    for step in (10, 20):
+        checkpoints.save(_state(step))
+    (tmp_path / "step-00000020" / "state.safetensors").write_bytes(b"")
+    checkpoints.save(_state(30))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000030"]
 
 
 def test_a_training_that_begins_afresh_is_not_outlived_by_the_one_before(tmp_path: Path) -> None:
