@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from lorkd_deploy.storage import inside
 F32 = npt.NDArray[np.float32]
 Schema = TypeVar("Schema", bound=BaseModel)
 ENTRY_POINTS = "lorkd_deploy.exporters"
+Int8 = Literal["any", "tensor", "signed"]
 ALIASES = {"tensorrt": "trt"}
 
 
@@ -40,7 +41,9 @@ class Probe:
     """What a target can do on this machine, and if not, why and what to do about it.
 
     `converted` are those of its precisions for which the ONNX model that it is given has to be in
-    that precision already (`deploy/precision.py`); for the others it is float32.
+    that precision already (`deploy/precision.py`); for the others it is float32. `int8` is the
+    form of quantised activations that it takes: `any`, one scale a `tensor`, or that and nothing
+    but `signed` values.
     """
 
     can_build: bool
@@ -50,6 +53,7 @@ class Probe:
     reason: str | None = None
     fix: str | None = None
     converted: tuple[str, ...] = ()
+    int8: Int8 = "any"
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def probe() -> Probe:
     if not gpus():
         fix = "run `lorkd export` on the machine with the GPU"
         return Probe(False, False, version, reason="there is no GPU here", fix=fix)
-    return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:])
+    return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:], int8="signed")
 
 
 def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:

@@ -55,7 +55,7 @@ def probe() -> Probe:
         return Probe(False, False, version, reason=old, fix=INSTALL)
     found = gpus()
     if found and found[0].capability in SUPPORTED:
-        return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:])
+        return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:], int8="signed")
     here = f"the GPU here is none ({found[0].name})" if found else "there is none here"
     return Probe(
         True,
@@ -65,6 +65,7 @@ def probe() -> Probe:
         reason=f"it runs on GeForce RTX and RTX PRO GPUs, and {here}",
         fix="copy the folder to the machine with the GPU and run `lorkd verify` there",
         converted=PRECISIONS[1:],
+        int8="signed",
     )
 
 

@@ -144,11 +144,13 @@ def _nearest(graph: Cuttable, tensor: str, known: set[str]) -> list[str]:
 
 def _given(artifact: Artifact, reference: Reference, fused: bytes) -> bytes:
     """The ONNX model that the target was built from."""
-    if artifact.precision not in exporter(artifact.target).probe().converted:
+    able = exporter(artifact.target).probe()
+    if artifact.precision not in able.converted:
         return fused
     if artifact.precision == "fp16":
         return float16(fused)
-    return int8(fused, partial(calibration_images, reference.bundle, artifact.engine))
+    images = partial(calibration_images, reference.bundle, artifact.engine)
+    return int8(fused, images, form=able.int8)
 
 
 def _on_onnx_runtime(cut: Cuttable, images: F32, tensor: str) -> F32:

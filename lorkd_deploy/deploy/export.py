@@ -226,7 +226,8 @@ class _Job:
             return model
         if self.spec.precision == "fp16":
             return float16(model)
-        return int8(model, partial(calibration_images, bundle, engine))
+        images = partial(calibration_images, bundle, engine)
+        return int8(model, images, form=self.able.int8)
 
     def _engine(self, model: bytes, fresh: Path) -> EngineFiles:
         """Let the exporter build from `model`, given as a file that isn't kept."""

@@ -12,14 +12,17 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.errors import DataError, LorkdError, ModelError, RuntimeUnavailableError
+from lorkd_deploy.runtime import Int8
 
 F32 = npt.NDArray[np.float32]
 KEY = "lorkd.precision"  # in the model's metadata
+QUANTIZE = "lorkd_deploy.deploy.quantize"
 
 
 def float16(model: bytes) -> bytes:
@@ -48,13 +51,14 @@ def float16(model: bytes) -> bytes:
     return _finished(converted, "fp16")
 
 
-def int8(model: bytes, calibration: Callable[[], F32]) -> bytes:
+def int8(model: bytes, calibration: Callable[[], F32], *, form: Int8 = "any") -> bytes:
     """The same model with int8 quantise and dequantise nodes around its heavy operators, by NNCF.
 
-    `calibration()` are network inputs float32 `(N, 3, S, S)`. NNCF runs in a process of its own:
-    it would import torch where that is installed, and report to its vendor. Raises
-    `RuntimeUnavailableError` where NNCF isn't installed, `DataError` for no image or values that
-    are not finite.
+    `calibration()` are network inputs float32 `(N, 3, S, S)`. `form` is what the target takes
+    (`Probe`): left to NNCF, tensors without negative values are UINT8, and the input of a depthwise
+    convolution has a scale a channel. NNCF runs in a process of its own: it would import torch
+    where that is installed, and report to its vendor. Raises `RuntimeUnavailableError` where NNCF
+    isn't installed, `DataError` for no image or values that are not finite.
     """
     import onnx
 
@@ -74,7 +78,7 @@ def int8(model: bytes, calibration: Callable[[], F32]) -> bytes:
         (folder / "model.onnx").write_bytes(model)
         np.save(folder / "images.npy", images, allow_pickle=False)
         done = subprocess.run(
-            [sys.executable, "-m", "lorkd_deploy.deploy.quantize", name],
+            [sys.executable, "-m", QUANTIZE, name, *(["tensor"] if form != "any" else [])],
             capture_output=True,
             text=True,
             errors="replace",
@@ -87,7 +91,28 @@ def int8(model: bytes, calibration: Callable[[], F32]) -> bytes:
                 fix="choose another --precision; `lorkd doctor` shows what is installed",
             )
         quantised = onnx.load(folder / "int8.onnx")
-    return _finished(quantised, "int8")
+    return _finished(_signed(quantised) if form == "signed" else quantised, "int8")
+
+
+def _signed(model: Any) -> Any:
+    """UINT8 tensors with zero point 0 (`0 … 255 · scale`) as INT8 ones of the same range.
+
+    NNCF can't be asked for them: no device that it knows lets an activation be forced to be signed.
+    """
+    import onnx
+
+    values = {entry.name: entry for entry in model.graph.initializer}
+    quantise = ("QuantizeLinear", "DequantizeLinear")
+    pairs = {tuple(node.input[1:]) for node in model.graph.node if node.op_type in quantise}
+    for scale, zero in pairs:
+        if values[zero].data_type == onnx.TensorProto.UINT8:
+            for name, kind, factor in ((scale, np.float32, 255 / 127), (zero, np.int8, 1)):
+                changed = (onnx.numpy_helper.to_array(values[name]) * factor).astype(kind)
+                values[name].CopyFrom(onnx.numpy_helper.from_array(changed, name))
+    for value in model.graph.value_info:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+            value.type.tensor_type.elem_type = onnx.TensorProto.INT8
+    return model
 
 
 def _finished(model: object, precision: str) -> bytes:

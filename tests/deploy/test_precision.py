@@ -5,7 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.precision import float16, int8
 from lorkd_deploy.errors import DataError, GateError, ModelError, RuntimeUnavailableError
 from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.runtime import exporter
+from lorkd_deploy.runtime import EngineSpec, Int8, RunOptions, exporter
 from lorkd_deploy.storage import sha256_bytes, sha256_file
 from tests.deploy.made_run import PREPROCESS, true_logits
 
@@ -102,6 +102,118 @@ def test_int8_is_proven_and_reproducible(run: Path, tmp_path: Path) -> None:
     assert content == (fresh(run, tmp_path / "out", "int8") / "model.onnx").read_bytes()
 
 
+@pytest.fixture(scope="session")
+def depthwise() -> tuple[bytes, Any]:
+    """A network with a depthwise convolution behind a ReLU, and inputs float32 (8, 3, 16, 16).
+
+    Its channels are of very different size: what NNCF gives a scale a channel for.
+    """
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (6, 3, 3, 3), "w2": (6, 1, 3, 3), "w3": (4, 6, 1, 1), "w4": (4, 3)}
+    weights = {name: rng.normal(0, 0.5, s).astype(np.float32) for name, s in shapes.items()}
+    weights["w1"] *= np.logspace(-2, 0, 6, dtype=np.float32)[:, None, None, None]
+    nodes = [
+        onnx.helper.make_node("Conv", ["input", "w1"], ["x1"], pads=[1] * 4),
+        onnx.helper.make_node("Relu", ["x1"], ["x2"]),
+        onnx.helper.make_node("Conv", ["x2", "w2"], ["x3"], pads=[1] * 4, group=6),
+        onnx.helper.make_node("Relu", ["x3"], ["x4"]),
+        onnx.helper.make_node("Conv", ["x4", "w3"], ["x5"]),
+        onnx.helper.make_node("GlobalAveragePool", ["x5"], ["x6"]),
+        onnx.helper.make_node("Flatten", ["x6"], ["x7"]),
+        onnx.helper.make_node("MatMul", ["x7", "w4"], ["output"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "depthwise",
+        [onnx.helper.make_tensor_value_info("input", FLOAT, ["batch", 3, 16, 16])],
+        [onnx.helper.make_tensor_value_info("output", FLOAT, ["batch", 3])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    opset = onnx.helper.make_opsetid("", 18)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    images = rng.normal(size=(8, 3, 16, 16)).astype(np.float32)
+    return model.SerializeToString(), images
+
+
+def quantised_by(model: bytes) -> list[tuple[str, Any, Any]]:
+    """(tensor, scale, zero point) of every activation that is quantised."""
+    graph = onnx.load_from_string(model).graph
+    values = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
+    found = [node.input for node in graph.node if node.op_type == "QuantizeLinear"]
+    return [(tensor, values[scale], values[zero]) for tensor, scale, zero in found]
+
+
+def zero_points(model: bytes) -> set[str]:
+    """dtypes of the activations' zero points."""
+    return {str(zero.dtype) for _, _, zero in quantised_by(model)}
+
+
+@pytest.fixture(scope="session")
+def by_form(depthwise: tuple[bytes, Any]) -> dict[str, bytes]:
+    """The network in int8, in each form that a target can need."""
+    model, images = depthwise
+    return {form: int8(model, lambda: images, form=form) for form in get_args(Int8)}
+
+
+@needs_nncf
+def test_int8_has_the_form_that_the_target_takes(by_form: dict[str, bytes]) -> None:
+    """TensorRT reads UINT8 as INT8, half of its range, with no more than a warning."""
+    shapes = {form: [s.shape for _, s, _ in quantised_by(m)] for form, m in by_form.items()}
+    assert (6,) in shapes["any"]
+    assert set(shapes["tensor"]) == set(shapes["signed"]) == {()}
+    assert {form: zero_points(m) for form, m in by_form.items()} == {
+        "any": {"int8", "uint8"},
+        "tensor": {"int8", "uint8"},
+        "signed": {"int8"},
+    }
+    graph = onnx.load_from_string(by_form["signed"]).graph
+    assert onnx.TensorProto.UINT8 not in {entry.data_type for entry in graph.initializer}
+    assert not any(zero.any() for _, _, zero in quantised_by(by_form["signed"]))
+
+
+@needs_nncf
+def test_each_form_of_int8_computes_the_same(
+    depthwise: tuple[bytes, Any], by_form: dict[str, bytes]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="not installed here")
+    model, images = depthwise
+
+    def logits(model: bytes) -> Any:
+        options = onnxruntime.SessionOptions()
+        # Node by node: the fused integer kernels overflow on CPUs without VNNI.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return session.run(None, {"input": images})[0]
+
+    exact = logits(model)
+    for quantised in by_form.values():
+        assert np.abs(logits(quantised) - exact).max() < 0.08 * np.abs(exact).max()
+
+
+@needs_nncf
+def test_onnx_runtime_takes_its_form(
+    depthwise: tuple[bytes, Any], by_form: dict[str, bytes], tmp_path: Path
+) -> None:
+    target = exporter("onnx")
+    if not target.probe().can_run:
+        pytest.skip("onnxruntime is not installed")
+    (tmp_path / "model.onnx").write_bytes(by_form[target.probe().int8])
+    with target.open(tmp_path, ["model.onnx"], RunOptions()) as runner:
+        assert np.isfinite(runner(depthwise[1])).all()
+
+
+@needs_nncf
+def test_tensorrt_for_rtx_builds_its_form(by_form: dict[str, bytes], tmp_path: Path) -> None:
+    target = exporter("trt-rtx")
+    if not target.probe().can_build:
+        pytest.skip("trt-rtx is not installed")
+    (tmp_path / "m.onnx").write_bytes(by_form[target.probe().int8])
+    spec = EngineSpec("int8", {"compute_capabilities": ["SM86"], "max_batch": 2})
+    made = target.export(tmp_path / "m.onnx", tmp_path, spec)
+    assert (tmp_path / made.files[0]).stat().st_size > 10_000
+    assert "UINT8" not in (tmp_path / "build.log").read_text()
+
+
 @needs_nncf
 def test_int8_of_openvino_is_reproducible(run: Path, tmp_path: Path) -> None:
     if not exporter("openvino").probe().can_build:
@@ -119,13 +231,14 @@ def test_int8_of_other_targets(run: Path, target: str, monkeypatch: pytest.Monke
         pytest.skip(f"{target} is not installed")
     seen = []
 
-    def watched(model: bytes, calibration: Any) -> bytes:
-        seen.append(int8(model, calibration))
+    def watched(model: bytes, calibration: Any, **form: Any) -> bytes:
+        seen.append(int8(model, calibration, **form))
         return seen[0]
 
     monkeypatch.setattr("lorkd_deploy.deploy.export.int8", watched)
     (artifact,) = export(run, target, precision="int8", task=["eye"])
     assert artifact.onnx_sha256 == sha256_bytes(seen[0])
+    assert ("uint8" in zero_points(seen[0])) == (target == "openvino")
     assert artifact.facts["precision"] == "int8"
     if exporter(target).probe().can_run:
         assert artifact.parity.status == "passed"
