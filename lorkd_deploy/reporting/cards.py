@@ -12,7 +12,7 @@ import yaml
 
 from lorkd_deploy import __version__
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.reporting import quality, tables, words
+from lorkd_deploy.reporting import cautions, quality, tables, words
 from lorkd_deploy.reporting.cells import UNMEASURED
 from lorkd_deploy.reporting.markdown import facts, grid, plain
 from lorkd_deploy.reporting.page import describe
@@ -161,7 +161,8 @@ def _speed(sources: Sources, department: str) -> list[str]:
 
 def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
     names = {task.name for task in tasks}
-    below = sorted(words.below(sources.pairs()) & names)
+    own = [pair for pair in sources.pairs() if pair.task.name in names]
+    below = cautions.below(own)
     lines = [
         "The figures hold for the test split named above and for nothing else; how the engine does "
         "on another hospital's images, devices or patients was not measured.",
@@ -170,6 +171,11 @@ def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
         "The probabilities are not calibrated risks; a threshold holds for images like those of "
         "the validation split.",
     ]
+    if unskilled := cautions.no_better(own):
+        lines.append(
+            "No more accurate than always giving the commonest class of the test images: "
+            f"{'; '.join(unskilled)}."
+        )
     if below:
         lines.append(
             f"Below the foundation model by more than chance explains: {', '.join(below)}."

@@ -59,15 +59,18 @@ def area(value: Interval | None, beside: Interval | None = None) -> Cell:
     return Cell(f"{value.value:.3f}", value.value, f"of {beside.value:.3f}" if beside else "")
 
 
-def points(value: Interval | None, *, scale: float = 100, unit: str = "points") -> Cell:
-    """A signed difference with its interval; coloured only where the interval excludes zero."""
+def points(
+    value: Interval | None, *, scale: float = 100, unit: str = "points", gain: Tone = "good"
+) -> Cell:
+    """A signed difference with its interval; coloured only where the interval excludes zero, and
+    above it with `gain`."""
     if value is None:
         return number(None)
     digits = 1 if scale == 100 else 3
     text, low, high = (signed(v * scale, digits) for v in (value.value, value.low, value.high))
     shown = Cell(f"{text} {unit}".strip(), value.value, f"{low} to {high}")
     if value.low > 0:
-        return Cell(shown.text, shown.value, shown.note, "good")
+        return Cell(shown.text, shown.value, shown.note, gain)
     return Cell(shown.text, shown.value, shown.note, "bad" if value.high < 0 else "")
 
 

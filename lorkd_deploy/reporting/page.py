@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.reporting import curves, quality, scenarios, tables, words
+from lorkd_deploy.reporting import cautions, curves, quality, scenarios, tables, words
 from lorkd_deploy.reporting.cells import UNMEASURED
 from lorkd_deploy.reporting.distribution import distribution
 from lorkd_deploy.reporting.glossary import glossary
@@ -97,7 +97,7 @@ def page(sources: Sources, *, images: bool = False) -> Page:
             for title, value, under in words.tiles(sources)
         ),
         no_device=words.NO_DEVICE,
-        warnings=(*words.warnings(sources), *scenarios.warnings(sources)),
+        warnings=(*cautions.warnings(sources), *scenarios.warnings(sources)),
         summary=tables.summary(sources),
         together=together(sources),
         tradeoff_intro="Each dotted line is one task, from the foundation model (open diamond) to "

@@ -3,6 +3,8 @@ against the foundation model's, image by image."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lorkd_deploy.profiling.profile import Difference, EngineProfile, Interval, Score
 from lorkd_deploy.reporting.cells import FOUNDATION, number, points, significant, words
 from lorkd_deploy.reporting.sources import Pair, Sources
@@ -100,30 +102,33 @@ def against(sources: Sources, department: str, key: str) -> Table | None:
     for pair in sources.pairs(department):
         found = pair.difference
         if found and found.flips:
-            rows.append((words(pair.task.name), words(pair.target), *_differences(found)))
+            rows.append(
+                (
+                    words(pair.task.name),
+                    words(pair.target),
+                    *_differences(found, weak=pair.weak_teacher),
+                )
+            )
     if not rows:
         return None
     return Table(key, "Against the foundation model", AGAINST, columns, tuple(rows))
 
 
-def _differences(found: Difference) -> tuple[Cell, ...]:
+def _differences(found: Difference, *, weak: bool) -> tuple[Cell, ...]:
+    """`weak`: the teacher isn't above the majority class, so no gain over it is coloured."""
     assert found.flips
-    error = points(found.calibration_error, unit="")
     flips = found.flips
+    gain: Tone = "" if weak else "good"
+    error = points(found.calibration_error, unit="")
+    other_way: dict[Tone, Tone] = {"good": "bad", "bad": gain}  # of an error more is worse
     return (
-        points(found.accuracy, unit=""),
-        points(found.balanced_accuracy, unit=""),
-        points(found.sensitivity, unit=""),
-        points(found.specificity, unit=""),
-        Cell(error.text, error.value, error.note, _other_way(error)),
+        points(found.accuracy, unit="", gain=gain),
+        points(found.balanced_accuracy, unit="", gain=gain),
+        points(found.sensitivity, unit="", gain=gain),
+        points(found.specificity, unit="", gain=gain),
+        replace(error, tone=other_way.get(error.tone, error.tone)),
         number(flips.gained, note=f"of {flips.answers:,}"),
         number(flips.lost, note=f"of {flips.answers:,}"),
         number(flips.moved),
         number(flips.p, 2) if flips.p is not None else Cell("–", None, "findings of one image"),
     )
-
-
-def _other_way(cell: Cell) -> Tone:
-    """Of an error more is worse."""
-    tones: dict[Tone, Tone] = {"good": "bad", "bad": "good"}
-    return tones.get(cell.tone, cell.tone)

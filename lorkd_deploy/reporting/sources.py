@@ -68,6 +68,12 @@ class Pair:
         found = self.comparison.scores if self.comparison else ()
         return next((entry for entry in found if entry.task == self.task.name), None)
 
+    @property
+    def weak_teacher(self) -> bool:
+        """Whether the teacher's accuracy isn't above the majority class: a gain over it is none."""
+        score = self.score(self.teacher)
+        return score is not None and score.accuracy.value <= score.majority
+
     def score(self, engine: EngineProfile | None) -> Score | None:
         """The task's score through `engine` (the expert's or the teacher's)."""
         found = engine.scores if engine else ()

@@ -123,11 +123,12 @@ def times(pair: Pair) -> Cell:
 def _quality(pair: Pair) -> tuple[Cell, ...]:
     expert, teacher = pair.score(pair.expert), pair.score(pair.teacher)
     difference = pair.difference
+    gain: Tone = "" if pair.weak_teacher else "good"
     return (
         percent(expert.accuracy if expert else None, teacher.accuracy if teacher else None),
-        points(difference.accuracy if difference else None),
+        points(difference.accuracy if difference else None, gain=gain),
         area(expert.auc if expert else None, teacher.auc if teacher else None),
-        points(difference.auc if difference else None, scale=1, unit=""),
+        points(difference.auc if difference else None, scale=1, unit="", gain=gain),
     )
 
 

@@ -120,50 +120,9 @@ def _accuracy_tile(pairs: Sequence[Pair]) -> tuple[str, str | None, str]:
     if areas:
         least, most = signed(min(areas), 3), signed(max(areas), 3)
         under += f"; AUC {least if least == most else f'{least} to {most}'}"
+    if weak := sorted({pair.task.name for pair in pairs if pair.weak_teacher}):
+        under += f"; see the note on {', '.join(weak)}"
     return "Accuracy difference", text, under
-
-
-def warnings(sources: Sources) -> list[str]:
-    """What a reader has to know: gaps, disturbances, and experts that are below the teacher."""
-    found = []
-    pairs = sources.pairs()
-    if not sources.profile:
-        found.append(
-            "Latency, memory and accuracy through the engines were not measured here: run "
-            "`lorkd benchmark`, then `lorkd report` again."
-        )
-    elif not sources.teachers():
-        found.append(
-            "The foundation model was not measured beside the experts, so nothing here says how "
-            "they compare: run `lorkd export --teacher`, then `lorkd benchmark`."
-        )
-    if sources.profile and (absent := [p.task.name for p in pairs if p.expert is None]):
-        found.append(f"Not measured here: {', '.join(absent)}.")
-    if worse := sorted(below(pairs)):
-        found.append(
-            "Below the foundation model in accuracy or AUC by more than chance explains (the 95 % "
-            f"interval is below zero): {', '.join(worse)}."
-        )
-    found += sources.profile.notes if sources.profile else ()
-    if {task.data.get("source") for task in sources.manifest.tasks} & {"phantom"}:
-        found.append(
-            "Some images are drawn by a program (phantom), not taken from patients: their figures "
-            "show that the tool works and say nothing about medicine."
-        )
-    return found
-
-
-def below(pairs: Sequence[Pair]) -> set[str]:
-    """Tasks whose expert is below the teacher in accuracy or AUC, the whole interval below zero."""
-    return {
-        pair.task.name
-        for pair in pairs
-        if pair.difference
-        and (
-            pair.difference.accuracy.high < 0
-            or (pair.difference.auc is not None and pair.difference.auc.high < 0)
-        )
-    }
 
 
 def protocol(profile: Profile | None) -> list[str]:

@@ -76,7 +76,7 @@ ENGINES = (("onnx-fp32", 1.0, 0.0),)
 MANY_ENGINES = (
     *ENGINES,
     ("onnx-fp16", 1.1, 0.0),
-    ("onnx-int8", 0.6, 0.04),
+    ("onnx-int8", 0.6, 0.05),
     ("openvino-fp32", 0.8, 0.0),
     ("openvino-int8", 0.7, 0.001),
 )
