@@ -197,8 +197,17 @@ def _hashes(sources: Sources, tasks: list[TaskEntry]) -> list[tuple[str, str]]:
         file = f"experts/{task.name}.safetensors"
         if file in manifest.files:
             listed.append((f"{file}, sha256", manifest.files[file].sha256))
+    names = {task.name for task in tasks}
+    engines = [artifact for artifact in sources.artifacts if artifact.engine in names]
+    for artifact in engines:
+        place = f"export/{artifact.name}"
+        listed += [(f"{place}/{file.name}, sha256", file.sha256) for file in artifact.files]
+    if not engines:
+        listed.append(("Engines", "not exported"))
+    teacher = sources.teacher.sha256 if sources.teacher else _GAP
     return [
         *listed,
+        ("Foundation model's bundle (manifest.json), sha256", teacher),
         ("Preprocessing, sha256", manifest.preprocess_sha256),
         ("Recipe, sha256", manifest.recipe_sha256),
         ("Written by", f"lorkd-deploy {__version__}"),

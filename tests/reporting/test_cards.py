@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lorkd_deploy.deploy.artifact import read_artifact
 from lorkd_deploy.reporting.report import report
 from lorkd_deploy.storage import sha256_file
-from tests.reporting.run_folder import build_run
+from tests.reporting.run_folder import MANY_ENGINES, TASKS, build_run
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,29 @@ def test_it_says_what_it_is_for_and_what_is_unknown(run: Path) -> None:
     assert sha256_file(run / "bundle/manifest.json") in text
     assert sha256_file(run / "bundle/experts/cells.safetensors") in text
     assert "ultrasound" not in text  # another department's
+
+
+def test_it_has_the_hashes_of_its_engines_and_of_the_teacher(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:2], engines=MANY_ENGINES)
+    report(run)
+    hashes = (run / "cards/breast/model_card.md").read_text().split("## Hashes")[1]
+    for name, *_ in MANY_ENGINES:
+        engine = read_artifact(run / f"export/breast/ultrasound/{name}")
+        (line,) = [text for text in hashes.splitlines() if f"ultrasound/{name}/" in text]
+        file = engine.files[0]
+        assert line == f"- export/{engine.name}/{file.name}, sha256: {file.sha256}"
+    teacher = sha256_file(run / "teacher/manifest.json")
+    assert f"- Foundation model's bundle (manifest.json), sha256: {teacher}\n" in hashes
+    assert "xray" not in hashes  # another department's
+
+
+def test_hashes_that_are_not_there_are_said(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1], profile=False, artifacts=False)
+    shutil.rmtree(run / "teacher")
+    report(run)
+    hashes = (run / "cards/breast/model_card.md").read_text().split("## Hashes")[1]
+    assert "- Engines: not exported\n" in hashes
+    assert "bundle (manifest.json), sha256: not recorded here\n" in hashes
 
 
 def test_nothing_is_claimed_that_was_not_measured(tmp_path: Path) -> None:
