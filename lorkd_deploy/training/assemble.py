@@ -25,10 +25,10 @@ from lorkd_deploy.deploy.parity import ImageReference, reference_tensors
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.metrics import majority
 from lorkd_deploy.models import LoadReport
-from lorkd_deploy.storage import Tensors, canonical_json, sha256_bytes, write_atomic
+from lorkd_deploy.storage import Tensors, sha256_bytes
 from lorkd_deploy.training.evaluate import network_input, scores, task_logits
+from lorkd_deploy.training.history import Fitted, write_history
 from lorkd_deploy.training.loader import Images
-from lorkd_deploy.training.loop import Fitted
 from lorkd_deploy.training.network import TaskNetwork, TeacherNetwork
 from lorkd_deploy.training.result import TaskResult, TrainingResult
 from lorkd_deploy.training.setup import Setup
@@ -309,20 +309,7 @@ def training_result(
     wasteful: Sequence[tuple[str, int]] = (),
 ) -> TrainingResult:
     """What a finished training gives back; writes `RUN/history/FOLDER.json`."""
-    history = {
-        **fitted.notes,
-        "steps": fitted.steps,
-        "best_step": fitted.best_step,
-        "seconds": round(fitted.seconds, 1),
-        "waiting_for_data": round(fitted.waiting / max(fitted.seconds, 1e-9), 4),
-        "device": device.type,
-        "precision": fitted.precision,
-        "threads": torch.get_num_threads(),
-        "validations": fitted.history,
-    }
-    if fitted.truncated:
-        history["truncated"] = [task.model_dump(mode="json") for task in fitted.truncated]
-    write_atomic(run / "history" / f"{folder}.json", canonical_json(history))
+    write_history(run / "history" / f"{folder}.json", fitted, device, finished=True)
     return TrainingResult(
         run=str(run),
         bundle=str(run / folder),

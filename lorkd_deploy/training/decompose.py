@@ -24,8 +24,9 @@ from lorkd_deploy.training.compiled import check_compiler, compiled
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.features import TeacherFeatures
+from lorkd_deploy.training.history import Fitted, write_history
 from lorkd_deploy.training.loader import Batch
-from lorkd_deploy.training.loop import Fitted, fit
+from lorkd_deploy.training.loop import fit
 from lorkd_deploy.training.losses import batch_accuracy, label_loss, logit_transfer, transfer_loss
 from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
@@ -141,6 +142,7 @@ def train_student(
         resume=resume,
         auto_batch=auto_batch,
         tensorboard=run / "tensorboard" / "decompose" if tensorboard else None,
+        history=run / "history" / "bundle.json",
         progress=progress,
     )
 
@@ -177,11 +179,13 @@ def fit_student(
     resume: bool,
     auto_batch: bool = False,
     tensorboard: Path | None = None,
+    history: Path | None = None,
     progress: Progress,
 ) -> Fitted:
     """Train what of `student` can be trained, under the teacher whose features are `known`.
 
-    Under `experts.rank: auto` its experts are within the budget afterwards.
+    `history` is a file that is written at each validation. Under `experts.rank: auto` the experts
+    are within the budget afterwards.
     """
     recipe = setup.recipe
     setup.processes.first(lambda: check_budget(setup, student.classifier))
@@ -192,6 +196,13 @@ def fit_student(
     def validate() -> dict[str, float]:
         found = scores(classifier, setup.val, setup.kinds, recipe.preprocess, setup.processes)
         return summary(found, setup.names)
+
+    notes = {} if known is None else {"teacher_features": known.facts}
+
+    def record(fitted: Fitted) -> None:
+        fitted.notes |= notes
+        if history is not None:
+            write_history(history, fitted, device, finished=False)
 
     fitted = fit(
         student,
@@ -208,10 +219,10 @@ def fit_student(
         what="decompose",
         auto_batch=auto_batch,
         tensorboard=tensorboard,
+        record=record,
         processes=setup.processes,
     )
-    if known is not None:
-        fitted.notes["teacher_features"] = known.facts
+    fitted.notes |= notes
     fitted.truncated = truncate_to_budget(setup, classifier)
     return fitted
 

@@ -33,8 +33,8 @@ from lorkd_deploy.training.difference import (
 from lorkd_deploy.training.distributed import best_device
 from lorkd_deploy.training.evaluate import task_logits
 from lorkd_deploy.training.finetuned import fine_tuned, load_whole
+from lorkd_deploy.training.history import Fitted
 from lorkd_deploy.training.loader import Images
-from lorkd_deploy.training.loop import Fitted
 from lorkd_deploy.training.network import TaskNetwork
 from lorkd_deploy.training.setup import Setup, open_setup
 

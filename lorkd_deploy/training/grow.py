@@ -42,7 +42,7 @@ from lorkd_deploy.training.decompose import Student, build_student, fit_student
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import scores
 from lorkd_deploy.training.features import TeacherFeatures
-from lorkd_deploy.training.loop import Fitted
+from lorkd_deploy.training.history import Fitted
 from lorkd_deploy.training.network import TeacherNetwork
 from lorkd_deploy.training.result import TrainingResult
 from lorkd_deploy.training.setup import Setup, open_setup
@@ -98,6 +98,7 @@ def add_departments(
             resume=resume,
             auto_batch=auto_batch,
             tensorboard=run.path / "tensorboard" / "decompose" if tensorboard else None,
+            history=run.path / "history" / "bundle.json",
             progress=progress,
         )
 

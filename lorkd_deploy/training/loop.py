@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,13 @@ from lorkd_deploy.training.batch_statistics import shared_statistics
 from lorkd_deploy.training.checkpoint import Checkpoints, State, Tensors, pack, unpack
 from lorkd_deploy.training.compiled import compiled
 from lorkd_deploy.training.distributed import ALONE, Processes
+from lorkd_deploy.training.history import Fitted
 from lorkd_deploy.training.loader import Loader
 from lorkd_deploy.training.memory import fitting_parts
 from lorkd_deploy.training.scalars import Scalars, open_scalars
-from lorkd_deploy.training.shrinking import CompressedTask
 from lorkd_deploy.training.update import Loss, Objective, Update
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Fitted:
-    """A finished training: the model holds the best state by validation, not the last."""
-
-    steps: int
-    best_step: int
-    history: list[dict[str, Any]]
-    seconds: float
-    waiting: float
-    precision: str = "fp32"
-    notes: dict[str, Any] = field(default_factory=dict)  # further facts for the history
-    truncated: tuple[CompressedTask, ...] = ()
 
 
 @dataclass
@@ -57,6 +44,10 @@ class _Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     parts: int = 0  # 0: as the recipe says
+
+
+def _no_record(fitted: Fitted) -> None:
+    """Where nobody asks for the history."""
 
 
 def fit(
@@ -75,13 +66,15 @@ def fit(
     what: str,
     auto_batch: bool = False,
     tensorboard: Path | None = None,
+    record: Callable[[Fitted], None] = _no_record,
     processes: Processes = ALONE,
 ) -> Fitted:
     """Train `model` for `steps` steps and leave the best state by `validate()["score"]` in it.
 
     Every step's randomness comes from `(seed, step)`, so a resumed training ends with the same
     weights, bit for bit on the CPU, as an uninterrupted one. `auto_batch` lets a batch that does
-    not fit into memory pass in parts; `tensorboard` is a folder for the figures of every step.
+    not fit into memory pass in parts; `tensorboard` is a folder for the figures of every step;
+    `record` is given the training so far at its start and at each validation.
     Each of the `processes` calls this with its own share of every batch; the first one writes.
     Raises `TrainingError` where the loss is not finite, naming the step and the cause.
     """
@@ -102,6 +95,9 @@ def fit(
         )  # fmt: skip
         update.parts = processes.most(fitting)
     now.parts = update.parts
+    so_far = partial(_so_far, now, loader, update, precision, processes)
+    record = record if processes.leads else _no_record
+    record(so_far())
     scalars = open_scalars(tensorboard if processes.leads else None, now.step)
     began, saved_at = time.perf_counter() - now.seconds, time.monotonic()
     progress.start(what, steps)
@@ -124,9 +120,9 @@ def fit(
             if now.step % validate_steps == 0 or now.step == steps:
                 _check_weights(model, batch.step, what)
                 best = _validated(model, now, best, validate(), losses)
-                waited = (now.waiting + loader.waiting) / max(now.seconds, 1e-9)
                 found = {f"validation/{name}": value for name, value in now.history[-1].items()}
-                scalars.add(now.step, found | {"waiting for data": waited})
+                scalars.add(now.step, found | {"waiting for data": so_far().waited})
+                record(so_far())
             due = time.monotonic() - saved_at >= 60 * spec.checkpoint_minutes
             if due and now.step < steps and processes.leads:
                 now.waiting += loader.waiting
@@ -135,10 +131,16 @@ def fit(
                 _save(checkpoints, model, update, now, best)
                 saved_at = time.monotonic()
     model.load_state_dict(best)
-    waiting = now.waiting + loader.waiting
+    return so_far()
+
+
+def _so_far(
+    now: _Progress, loader: Loader, update: Update, precision: str, processes: Processes
+) -> Fitted:
     shared = {"processes": processes.count} if processes.count > 1 else {}
     notes = {"parts": update.parts} | shared
-    return Fitted(steps, now.best_step, now.history, now.seconds, waiting, precision, notes)
+    waiting = now.waiting + loader.waiting
+    return Fitted(now.step, now.best_step, now.history, now.seconds, waiting, precision, notes)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.compiled import check_compiler
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import network_input, scores, summary
+from lorkd_deploy.training.history import Fitted, write_history
 from lorkd_deploy.training.loader import Batch
-from lorkd_deploy.training.loop import Fitted, fit
+from lorkd_deploy.training.loop import fit
 from lorkd_deploy.training.losses import batch_accuracy, label_loss
 from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
@@ -113,6 +115,7 @@ def train_teacher(
     if spec.fit == "none":
         fitted = Fitted(0, 0, [], 0.0, 0.0)
     else:
+        history = run / "history" / f"{TEACHER}.json"
         fitted = fit(
             model,
             setup.loader(spec.train, steps),
@@ -128,6 +131,7 @@ def train_teacher(
             what="teacher",
             auto_batch=auto_batch,
             tensorboard=run / "tensorboard" / "teacher" if tensorboard else None,
+            record=partial(write_history, history, device=device, finished=False),
             processes=processes,
         )
 

@@ -77,6 +77,7 @@ def test_the_history_says_what_the_training_waited_for_and_learnt_from(decompose
     cache = decomposed / "cache" / history["teacher_features"]["file"]
     assert history["teacher_features"]["sha256"] == sha256_file(cache)
     assert 0 <= history["waiting_for_data"] < 1
+    assert history["finished"]
     assert [entry["step"] for entry in history["validations"]][-1] == history["steps"]
 
 
@@ -148,6 +149,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(
     with pytest.raises(TrainingError, match=r"step \d+: .*not finite"):
         decompose(path, tmp_path / "run")
     assert not (tmp_path / "run" / "bundle").exists()
+    assert not read_json(tmp_path / "run" / "history" / "bundle.json")["finished"]
     found = Checkpoints(tmp_path / "run" / "checkpoints" / "decompose", _recipe_hash(path)).load()
     assert found is not None, "the last checkpoint is whole"
     assert all(value.isfinite().all() for value in found.tensors.values()), (

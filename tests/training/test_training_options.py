@@ -13,10 +13,11 @@ from tiny_recipe import tiny_recipe
 from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.storage import read_json
 from lorkd_deploy.training import decompose as module
 from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.decompose import Student, build_student, fit_student
-from lorkd_deploy.training.loop import Fitted
+from lorkd_deploy.training.history import Fitted
 from lorkd_deploy.training.setup import Setup, open_setup
 from tests.stopping import KilledError, StopAt
 
@@ -61,6 +62,20 @@ def test_a_training_with_everything_on_goes_on_bit_for_bit(tmp_path: Path) -> No
         assert len(saved) == 2
     resumed, _ = _fit(setup, tmp_path / "killed", resume=True)
     _assert_equal(resumed, whole)
+
+
+def test_a_stopped_training_has_its_history_and_resume_goes_on_with_it(tmp_path: Path) -> None:
+    setup, file = _setup(epochs=2.5), tmp_path / "history.json"
+    _, whole = _fit(setup, tmp_path / "whole")
+    for last, validated in ((3, []), (9, [6]), (14, [6, 12])):
+        with pytest.raises(KilledError):
+            _fit(setup, tmp_path, history=file, progress=StopAt(last), resume=last > 3)
+        found = read_json(file)
+        assert [entry["step"] for entry in found["validations"]] == validated
+        assert not found["finished"] and found["steps"] == (validated or [0])[-1]
+        assert found["parts"] == 1 and 0 <= found["waiting_for_data"] <= 1
+    _fit(setup, tmp_path, history=file, resume=True)
+    assert read_json(file)["validations"] == whole.history
 
 
 def test_a_batch_smaller_than_the_number_of_tasks(tmp_path: Path) -> None:
