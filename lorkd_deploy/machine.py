@@ -22,10 +22,10 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from lorkd_deploy.data import data_folders
+from lorkd_deploy.processor import cpu_model
 from lorkd_deploy.profiling.environment import (
     allowed_cpus,
     cpu_limit,
-    cpu_model,
     gpus,
 )
 from lorkd_deploy.runtime import targets

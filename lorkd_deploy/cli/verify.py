@@ -43,6 +43,8 @@ def verify(
     )
     proof.show_chain(output, [(engine.engine, engine.parity) for engine in checked])
     for engine in checked:
+        if engine.onnx_not_here is not None:
+            output.text(f"{engine.engine}: ONNX model not compared: {engine.onnx_not_here}")
         for reason in engine.reasons:
             output.warning(f"{engine.engine}: {reason}")
         if engine.drilled is not None:

@@ -8,6 +8,7 @@ EXPORT/teacher/TARGET-PRECISION/              the foundation model's
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from lorkd_deploy.deploy.candidates import Choice
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.processor import cpu_model
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
 from lorkd_deploy.storage import canonical_json, inside, read_json, sha256_file, write_atomic
@@ -28,6 +30,7 @@ from lorkd_deploy.storage import canonical_json, inside, read_json, sha256_file,
 SCHEMA = 2  # 2: `choice`; records of 1 are read
 ARTIFACT = "artifact.json"
 EXPORT_AGAIN = "run `lorkd export` again"
+PACKAGES = ("numpy", "onnx", "onnxconverter-common", "onnxruntime", "nncf")
 NOT_VERIFIED = "this engine is not verified: run `lorkd verify %s` on this device"
 
 
@@ -233,11 +236,18 @@ def open_engine(artifact: Artifact, options: RunOptions | None = None) -> Runner
 
 
 def environment() -> dict[str, str]:
-    """The machine and the packages that built an engine, without a name or path of it."""
+    """The machine and the packages that built an engine, without a name or path of it.
+
+    Of the packages those that are installed, whatever the engine needed.
+    """
     found = {
         "architecture": platform.machine(),
+        "processor": cpu_model(),
         "system": platform.system(),
         "python": platform.python_version(),
         "lorkd-deploy": __version__,
     }
-    return found | {name: metadata.version(name) for name in ("numpy", "onnx")}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.calibration import calibration_images
 from lorkd_deploy.deploy.chain import FUSED, Stage, cpus, opened_stage
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.layers import layer_of
+from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.parity import Part
-from lorkd_deploy.deploy.precision import float16, int8
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.deploy.truncate import Cuttable
 from lorkd_deploy.runtime import F32, EngineSpec, RunOptions, exporter
@@ -72,7 +71,12 @@ def drill_down(artifact: Artifact, reference: Reference) -> Drilled:
     exact = Cuttable(fused)
     own = artifact.folder / artifact.files[0].name
     rebuilt = own.suffix != ".onnx"
-    cut = Cuttable(_given(artifact, reference, fused) if rebuilt else own.read_bytes())
+    if rebuilt:
+        able = exporter(artifact.target).probe()
+        given = given_model(fused, bundle, artifact.engine, artifact.precision, able)
+    else:
+        given = own.read_bytes()
+    cut = Cuttable(given)
     images, share = reference.trial(artifact.engine, artifact.precision, IMAGES)
     build = partial(_rebuilt, artifact, cut) if rebuilt else partial(_on_onnx_runtime, cut)
 
@@ -140,17 +144,6 @@ def _nearest(graph: Cuttable, tensor: str, known: set[str]) -> list[str]:
         else:
             waiting += graph.parents(name)
     return list(dict.fromkeys(found))
-
-
-def _given(artifact: Artifact, reference: Reference, fused: bytes) -> bytes:
-    """The ONNX model that the target was built from."""
-    able = exporter(artifact.target).probe()
-    if artifact.precision not in able.converted:
-        return fused
-    if artifact.precision == "fp16":
-        return float16(fused)
-    images = partial(calibration_images, reference.bundle, artifact.engine)
-    return int8(fused, images, form=able.int8)
 
 
 def _on_onnx_runtime(cut: Cuttable, images: F32, tensor: str) -> F32:

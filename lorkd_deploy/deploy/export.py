@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ from lorkd_deploy.deploy.artifact import (
     write_artifact,
 )
 from lorkd_deploy.deploy.auto import fastest
-from lorkd_deploy.deploy.calibration import calibration_images
 from lorkd_deploy.deploy.candidates import AUTO, BASELINE, MAX_DROP, ORDER
 from lorkd_deploy.deploy.chain import Stage, stages
 from lorkd_deploy.deploy.chain import cpus as cpus  # noqa: PLC0414 (taken from here too)
 from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.parity import Parity, ParityError, tolerance_of
-from lorkd_deploy.deploy.precision import float16, int8
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.deploy.sample import require_samples, write_sample
 from lorkd_deploy.deploy.triton import require_layout, require_own, write_repository
@@ -193,7 +191,7 @@ class _Job:
         tasks = bundle.engine(engine)
         started = time.perf_counter()
         fused = onnx_model(bundle, engine)
-        model = self._converted(fused, bundle, engine)
+        model = given_model(fused, bundle, engine, self.spec.precision, self.able)
         written = self._engine(model, fresh)
         seconds = time.perf_counter() - started
         files = tuple(_file(fresh, name) for name in written.files)
@@ -219,15 +217,6 @@ class _Job:
     def _place(self, bundle: Bundle, engine: str) -> Path:
         department = TEACHER if engine == TEACHER else bundle.task(engine).department
         return self.folder / engine_folder(department, engine, self.target, self.spec.precision)
-
-    def _converted(self, model: bytes, bundle: Bundle, engine: str) -> bytes:
-        """The fused model, in the engine's precision where the target takes it from the model."""
-        if self.spec.precision not in self.able.converted:
-            return model
-        if self.spec.precision == "fp16":
-            return float16(model)
-        images = partial(calibration_images, bundle, engine)
-        return int8(model, images, form=self.able.int8)
 
     def _engine(self, model: bytes, fresh: Path) -> EngineFiles:
         """Let the exporter build from `model`, given as a file that isn't kept."""

@@ -22,13 +22,21 @@ F32 = npt.NDArray[np.float32]
 HEAD = ("head.weight", "head.bias")
 
 
-def onnx_model(bundle: Bundle, engine: str, *, tensors: Mapping[str, F32] | None = None) -> bytes:
+def onnx_model(
+    bundle: Bundle,
+    engine: str,
+    *,
+    tensors: Mapping[str, F32] | None = None,
+    version: str = __version__,
+    bundle_sha256: str | None = None,
+) -> bytes:
     """The ONNX model of one engine: float32 `(N, 3, S, S)` → logits `(N, K)`.
 
     `tensors` are the initialisers by name, `bundle.fuse(engine)` if they are not given. Every one
     is bound exactly once and the result passes the ONNX checker. Equal bundles give equal bytes:
-    there is no time and no path in it. Raises `UsageError` for an unknown engine, `BundleError`
-    where the tensors are not exactly the template's.
+    there is no time and no path in it. `version` of lorkd-deploy and `bundle_sha256`, this bundle's
+    if it isn't given, stand in its metadata. Raises `UsageError` for an unknown engine,
+    `BundleError` where the tensors are not exactly the template's.
     """
     import onnx
 
@@ -38,8 +46,9 @@ def onnx_model(bundle: Bundle, engine: str, *, tensors: Mapping[str, F32] | None
     model = onnx.ModelProto.FromString(bundle.template())
     _bind(model.graph, bundle, values, classes)
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = classes
-    model.producer_name, model.producer_version = "lorkd-deploy", __version__
-    onnx.helper.set_model_props(model, metadata(bundle, engine))
+    model.producer_name, model.producer_version = "lorkd-deploy", version
+    origin = {"lorkd.bundle_sha256": bundle_sha256 or bundle.sha256, "lorkd.version": version}
+    onnx.helper.set_model_props(model, metadata(bundle, engine) | origin)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
@@ -62,8 +71,6 @@ def metadata(bundle: Bundle, engine: str) -> dict[str, str]:
         "lorkd.tasks": json.dumps(described, ensure_ascii=False),
         "lorkd.preprocess": json.dumps(preprocess.model_dump(mode="json"), sort_keys=True),
         "lorkd.preprocess_sha256": preprocess.sha256,
-        "lorkd.bundle_sha256": bundle.sha256,
-        "lorkd.version": __version__,
     }
 
 

@@ -21,9 +21,8 @@ from lorkd_deploy.deploy.artifact import (
 from lorkd_deploy.deploy.chain import cpus, stages
 from lorkd_deploy.deploy.drilldown import Drilled
 from lorkd_deploy.deploy.drilldown import drill_down as drill
-from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.origin import Origin, origin_of
 from lorkd_deploy.deploy.parity import Parity
-from lorkd_deploy.deploy.precision import float16
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import ArtifactError, LorkdError
 from lorkd_deploy.progress import Progress, Silent
@@ -35,8 +34,9 @@ class Verification(BaseModel):
     """The verdict on one engine; `engine` is its folder below RUN/export.
 
     `reasons` says why it did not pass. `parity` is None where it came to no run, for a fault of
-    the files. `drilled` is what the search for the first node that differs found, if it was asked
-    for and the engine could be run.
+    the files. `onnx_not_here` says why the ONNX model that it was built from could not be made
+    again and compared with the record's pin; None where it was. `drilled` is what the search for
+    the first node that differs found, if it was asked for and the engine could be run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,6 +45,7 @@ class Verification(BaseModel):
     passed: bool
     reasons: tuple[str, ...] = ()
     parity: Parity | None = None
+    onnx_not_here: str | None = None
     drilled: Drilled | None = None
 
 
@@ -52,6 +53,9 @@ def verify(
     run: str | Path, *, drill_down: bool = False, progress: Progress | None = None
 ) -> list[Verification]:
     """Check every engine below RUN/export: hashes, place, origin, preprocessing and parity.
+
+    The ONNX model that each was built from is made again, and has to be the one that its record
+    pins; where it can't be made or compared on this machine, `onnx_not_here` says why.
 
     `drill_down` looks for the first node of each engine whose output differs from the fused model.
 
@@ -107,7 +111,10 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
         check_files(artifact)
         if faults:
             return Verification(engine=name, passed=False, reasons=tuple(faults))
-        parity = _parity(artifact, reference)
+        origin = origin_of(artifact, reference.bundle)
+        if origin.fault is not None:
+            return Verification(engine=name, passed=False, reasons=(origin.fault,))
+        parity = _parity(artifact, reference, origin)
         ran = parity.status != "not run here"
         drilled = drill(artifact, reference) if drill_down and ran else None
     except LorkdError as exc:
@@ -124,22 +131,17 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
         passed=parity.status == "passed",
         reasons=reasons,
         parity=parity,
+        onnx_not_here=origin.not_here,
         drilled=drilled,
     )
 
 
-def _parity(artifact: Artifact, reference: Reference) -> Parity:
+def _parity(artifact: Artifact, reference: Reference, origin: Origin) -> Parity:
     able = exporter(artifact.target).probe()
     if not able.can_run:
         reason = able.reason or f"{artifact.target} can't run on this machine"
         return Parity(status="not run here", reasons=(reason,))
-    fused = onnx_model(reference.bundle, artifact.engine)
-    given = None
-    if artifact.precision not in able.converted:
-        given = fused
-    elif artifact.precision == "fp16":  # int8 would need the calibration images
-        given = float16(fused)
-    chain = stages(fused, given, artifact.precision, artifact.files[0].sha256)
+    chain = stages(origin.fused, origin.given, artifact.precision, artifact.files[0].sha256)
     with open_engine(artifact, RunOptions(threads=cpus())) as runner:
         return reference.check(artifact.engine, runner, artifact.precision, chain)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from lorkd_deploy.processor import cpu_model
 from lorkd_deploy.profiling.profile import Environment, Load
 
 PACKAGES = (
@@ -60,16 +61,6 @@ def identity(machine: Environment) -> dict[str, Any]:
     """What has to be equal before figures may stand together, as JSON: processors and software."""
     parts = machine.model_dump(mode="json")
     return {key: parts[key] for key in ("cpu", "architecture", "gpus", "python", "packages")}
-
-
-def cpu_model(root: Path = Path("/")) -> str:
-    """The CPU's name; on a board whose kernel gives none, the board's."""
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "model name":
-            return value.strip()
-    board = _text(root / "proc/device-tree/model")
-    return board or platform.processor() or platform.machine()
 
 
 def allowed_cpus() -> int:

@@ -235,7 +235,7 @@ def test_int8_of_other_targets(run: Path, target: str, monkeypatch: pytest.Monke
         seen.append(int8(model, calibration, **form))
         return seen[0]
 
-    monkeypatch.setattr("lorkd_deploy.deploy.export.int8", watched)
+    monkeypatch.setattr("lorkd_deploy.deploy.origin.int8", watched)
     (artifact,) = export(run, target, precision="int8", task=["eye"])
     assert artifact.onnx_sha256 == sha256_bytes(seen[0])
     assert ("uint8" in zero_points(seen[0])) == (target == "openvino")

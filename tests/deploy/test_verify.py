@@ -13,11 +13,13 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import read_artifact, write_artifact
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.pack import pack
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.deploy.verify import Verification, verify
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import Probe, exporter
+from lorkd_deploy.storage import sha256_bytes
 from tests.deploy.made_run import make_run, rewrite_record
 
 EYE, LUNG, HEART = (
@@ -52,6 +54,7 @@ def test_what_was_exported_passes_again(exported: Path) -> None:
     for name, verdict in found.items():
         assert verdict.passed
         assert verdict.reasons == ()
+        assert verdict.onnx_not_here is None
         assert verdict.parity == read_artifact(exported / "export" / name).parity
 
 
@@ -85,6 +88,7 @@ def test_no_run(tmp_path: Path) -> None:
         (lambda run: rewrite_record(run / EYE, target="no-such"), "moved to another's place"),
         (lambda run: rewrite_record(run / EYE, engine="ear"), "tasks or classes"),
         (lambda run: rewrite_record(run / EYE, bundle_sha256="0" * 64), "another bundle"),
+        (lambda run: rewrite_record(run / EYE, onnx_sha256="0" * 64), "against 000000000000…"),
         (lambda run: rewrite_record(run / EYE, preprocess_sha256="0" * 64), "preprocessing"),
         (
             lambda run: rewrite_record(
@@ -100,6 +104,31 @@ def test_a_damaged_engine_fails_and_the_others_pass(
     damage(exported)
     assert list(failed(exported)) == ["clinic/eye/onnx-fp32"]
     assert message in failed(exported)["clinic/eye/onnx-fp32"]
+
+
+def test_the_model_of_another_version_is_made_again(exported: Path) -> None:
+    model = onnx_model(load_bundle(exported), "eye", version="0.0.9")
+    (exported / EYE / "model.onnx").write_bytes(model)
+    known = read_artifact(exported / EYE).environment | {"lorkd-deploy": "0.0.9"}
+    rewrite_record(exported / EYE, environment=known, onnx_sha256=sha256_bytes(model))
+    verdict = verdicts(exported)["clinic/eye/onnx-fp32"]
+    assert (verdict.passed, verdict.onnx_not_here) == (True, None)
+
+
+@pytest.mark.parametrize("name", ["lorkd-deploy", "numpy", "onnx", "architecture"])
+def test_a_model_that_other_makers_may_have_made_is_not_judged(exported: Path, name: str) -> None:
+    known = read_artifact(exported / EYE).environment | {name: "elsewhere"}
+    rewrite_record(exported / EYE, environment=known, onnx_sha256="0" * 64)
+    verdict = verdicts(exported)["clinic/eye/onnx-fp32"]
+    assert verdict.passed
+    assert f"depend on {name} (elsewhere there, " in str(verdict.onnx_not_here)
+
+
+def test_the_engines_of_a_part_name_the_whole_bundle(exported: Path, tmp_path: Path) -> None:
+    pack(exported, "clinic", tmp_path / "clinic")
+    found = verdicts(tmp_path / "clinic")
+    assert len(found) == 2
+    assert all(verdict.passed and verdict.onnx_not_here is None for verdict in found.values())
 
 
 def test_a_file_name_that_leaves_the_folder(exported: Path) -> None:

@@ -8,9 +8,9 @@ import platform
 import socket
 from pathlib import Path
 
+from lorkd_deploy.processor import cpu_model
 from lorkd_deploy.profiling.environment import (
     cpu_limit,
-    cpu_model,
     disturbances,
     environment,
     memory_limit,
