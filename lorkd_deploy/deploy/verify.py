@@ -141,9 +141,15 @@ def _parity(artifact: Artifact, reference: Reference, origin: Origin) -> Parity:
     if not able.can_run:
         reason = able.reason or f"{artifact.target} can't run on this machine"
         return Parity(status="not run here", reasons=(reason,))
-    chain = stages(origin.fused, origin.given, artifact.precision, artifact.files[0].sha256)
+    own = artifact.files[0].sha256
+    chain = stages(origin.fused, origin.given, artifact.precision, own)
     with open_engine(artifact, RunOptions(threads=cpus())) as runner:
-        return reference.check(artifact.engine, runner, artifact.precision, chain)
+        parity = reference.check(artifact.engine, runner, artifact.precision, chain)
+    between = artifact.precision in able.converted and artifact.onnx_sha256 != own
+    if origin.given is None and between and parity.links_not_here is None:
+        missing = f"the {artifact.precision} ONNX model: {origin.not_here}"
+        return parity.model_copy(update={"links_not_here": missing})
+    return parity
 
 
 def _contradictions(artifact: Artifact, name: str, reference: Reference) -> list[str]:

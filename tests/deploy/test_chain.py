@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,27 @@ def test_openvino_has_the_model_that_it_was_given_in_between(run: Path) -> None:
     (artifact,) = export(run, "openvino", task=["eye"])
     assert steps(artifact) == [("unfused torch", "fused ONNX"), ("fused ONNX", "engine")]
     assert all(worst(link) < EXACT for link in artifact.parity.links)
+
+
+def test_verify_has_every_link_of_int8_or_says_which_is_missing(run: Path, data: Path) -> None:
+    pytest.importorskip("openvino", reason="the target's runtime is not installed")
+    if not find_spec("nncf"):
+        pytest.skip("int8 needs NNCF, not installed here")
+    (artifact,) = export(run, "openvino", precision="int8", task=["eye"])
+    assert steps(artifact) == [
+        ("unfused torch", "fused ONNX"),
+        ("fused ONNX", "int8 ONNX"),
+        ("int8 ONNX", "engine"),
+    ]
+    (verdict,) = verify(run)
+    assert verdict.parity == artifact.parity
+    assert verdict.onnx_not_here is None
+    (data / "eye.npz").unlink()
+    (verdict,) = verify(run)
+    assert verdict.passed and verdict.parity is not None
+    assert [link.after for link in verdict.parity.links] == ["fused ONNX", "engine"]
+    assert "the int8 ONNX model: " in str(verdict.parity.links_not_here)
+    assert "eye.npz" in str(verdict.onnx_not_here)
 
 
 def test_a_fused_model_that_is_wrong_is_told_apart_from_its_target(
