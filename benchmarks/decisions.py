@@ -2,15 +2,16 @@
 
     python benchmarks/decisions.py RUN [--trials 20] [--seconds 0.2]
 
-RUN needs an expert's engine: `lorkd export RUN`. A trial is five rounds in the benchmark's own
-order, each engine in a fresh process on one pinned CPU, batch 1, one thread, of three engines: the
-expert's, an identical copy of its folder, and one that sleeps 20 % of the engine's p50 after every
-call. Its verdicts are those that the benchmark gives (`profiling/summary.py`): a difference only
-where the 95 % interval of the round-paired ratio lies wholly outside 1 ± 2 %.
+RUN needs an expert's engine: `lorkd export RUN`. A trial is ten rounds, as `--assert` takes, each
+measured as the benchmark does (`profiling/rounds.py`: a fresh process on one pinned CPU, disturbed
+rounds repeated), batch 1, one thread, of three engines: the expert's, an identical copy of its
+folder, and one that sleeps 20 % of the engine's p50 after every call. Its verdicts are those that
+the benchmark gives (`profiling/summary.py`): a difference only where the 95 % interval of the
+round-paired ratio lies wholly outside 1 ± 2 %.
 
 The slowed one has to be called slower in every trial, the copy different in at most one of 20.
-Rounds are shorter than the benchmark's, which makes it harder. Below five minutes on a quiet
-machine. Writes benchmarks/results/decisions.json and .md, exits with 1 where a bound is missed.
+Rounds are shorter than the benchmark's, which makes it harder. About ten minutes. Writes
+benchmarks/results/decisions.json and .md, exits with 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
+from lorkd_deploy.profiling.benchmark import protocol_of
 from lorkd_deploy.profiling.environment import environment
-from lorkd_deploy.profiling.process import EngineProcess
-from lorkd_deploy.profiling.schedule import choose_cpus, orders
-from lorkd_deploy.profiling.summary import (
-    LEAST_ROUNDS,
-    MARGIN,
-    RoundCalls,
-    batch_ratio,
-    percentile,
-    timing,
-)
+from lorkd_deploy.profiling.gates import ROUNDS
+from lorkd_deploy.profiling.gpu_memory import open_gpu_memory
+from lorkd_deploy.profiling.pipeline import draw_image
+from lorkd_deploy.profiling.power import open_power
+from lorkd_deploy.profiling.profile import Protocol
+from lorkd_deploy.profiling.rounds import Instruments, Round, measure_round
+from lorkd_deploy.profiling.schedule import orders
+from lorkd_deploy.profiling.summary import MARGIN, batch_ratio, timing
+from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.run import open_run
 
 RESULTS = Path(__file__).parent / "results"
 SLEEP = 0.2  # of the engine's p50
@@ -68,21 +69,22 @@ class Slowed:
 """
 
 
-def one_round(engine: Artifact, seconds: float) -> RoundCalls:
-    """A round as the benchmark measures it, at batch 1."""
-    shape = [1, 3, engine.preprocess.size, engine.preprocess.size]
-    with EngineProcess(engine, 1, choose_cpus(1)) as process:
-        process.open()
-        process.ask("first", shape=shape, seed=0)
-        _, calls = process.ask(
-            "measure",
-            shape=shape,
-            seed=0,
-            iterations=ITERATIONS,
-            seconds=seconds,
-            warmup=WARMUP,
-        )
-    return RoundCalls(np.frombuffer(calls, np.int64))
+class Bench:
+    """The benchmark's way of measuring a round, at batch 1 alone."""
+
+    def __init__(self, run: Path, engine: Artifact, seconds: float, folder: Path) -> None:
+        bundle = load_bundle(open_run(run).bundle)
+        recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
+        given = {"rounds": ROUNDS, "seconds": seconds, "iterations": ITERATIONS, "warmup": WARMUP,
+                 "largest_batch": 0, "uncached": False}  # fmt: skip
+        known = protocol_of(bundle, recipe, [engine], given)
+        self.protocol: Protocol = known.model_copy(update={"batch_sizes": (1,)})
+        self.image = folder / "image.png"
+        draw_image(self.image, 0)
+        self.instruments = Instruments(open_power(), open_gpu_memory())
+
+    def round(self, engine: Artifact) -> Round:
+        return measure_round(engine, self.protocol, self.image, self.instruments)
 
 
 def slowed_copy(engine: Artifact, folder: Path, p50: float) -> Artifact:
@@ -100,17 +102,25 @@ def slowed_copy(engine: Artifact, folder: Path, p50: float) -> Artifact:
     return engine.model_copy(update={"folder": place, "target": "slowed"})
 
 
-def trial(engines: dict[str, Artifact], seconds: float, seed: int) -> dict[str, Any]:
-    """What five interleaved rounds say of each beside `engine`: ratio, its interval, verdict."""
-    rounds: dict[str, list[RoundCalls]] = {name: [] for name in engines}
-    for order in orders(list(engines), LEAST_ROUNDS, seed):
+def trial(bench: Bench, engines: dict[str, Artifact], seed: int) -> dict[str, Any]:
+    """What interleaved rounds say of each beside `engine`: ratio, its interval, verdict."""
+    rounds: dict[str, list[Round]] = {name: [] for name in engines}
+    for order in orders(list(engines), ROUNDS, seed):
         for name in order:
-            rounds[name].append(one_round(engines[name], seconds))
-    base = timing(1, rounds["engine"])
-    return {
-        name: batch_ratio(base, timing(1, parts)).model_dump(mode="json")
-        for name, parts in rounds.items()
+            rounds[name].append(bench.round(engines[name]))
+    timings = {
+        name: timing(1, [part.batches[1] for part in parts]) for name, parts in rounds.items()
+    }
+    found: dict[str, Any] = {
+        name: batch_ratio(timings["engine"], one).model_dump(mode="json")
+        for name, one in timings.items()
         if name != "engine"
+    }
+    states = [part.conditions for parts in rounds.values() for part in parts]
+    return found | {
+        "repeated": sum(state.attempts > 1 for state in states),
+        "disturbed": sum(state.disturbed for state in states),
+        "engine_round_p50_ms": timings["engine"].round_p50,
     }
 
 
@@ -123,18 +133,20 @@ def expert_of(run: Path) -> Artifact:
     raise SystemExit(f"there is no expert's onnx-fp32 engine in {run}: lorkd export it")
 
 
-def measure(engine: Artifact, trials: int, seconds: float) -> dict[str, Any]:
+def measure(run: Path, trials: int, seconds: float) -> dict[str, Any]:
     """All trials, and how often each was called what."""
+    engine = expert_of(run)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        bench = Bench(run, engine, seconds, folder)
         shutil.copytree(engine.folder, folder / "copy")
-        p50 = percentile(one_round(engine, seconds).calls, 50)
+        p50 = timing(1, [bench.round(engine).batches[1] for _ in range(ROUNDS)]).p50.value
         three = {
             "engine": engine,
             "slowed": slowed_copy(engine, folder, p50),
             "copy": engine.model_copy(update={"folder": folder / "copy"}),
         }
-        found = [trial(three, seconds, seed) for seed in range(trials)]
+        found = [trial(bench, three, seed) for seed in range(trials)]
     slower = sum(one["slowed"]["verdict"] == "slower" for one in found)
     different = sum(one["copy"]["verdict"] != "no difference shown" for one in found)
     return {
@@ -154,8 +166,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.2, help="of a round")
     asked = parser.parse_args()
     before, began = os.getloadavg(), time.monotonic()
-    document = measure(expert_of(asked.run), asked.trials, asked.seconds) | {
-        "rounds": LEAST_ROUNDS,
+    document = measure(asked.run, asked.trials, asked.seconds) | {
+        "rounds": ROUNDS,
         "seconds": asked.seconds,
         "took_s": round(time.monotonic() - began, 1),
         "environment": environment().model_dump(mode="json"),
@@ -183,7 +195,11 @@ def _report(document: dict[str, Any]) -> Iterator[str]:
     yield from ("", "| beside the engine | called | ratio, median of trials | from … to |")
     yield "|---|---|---:|---:|"
     names = {
-        "slowed": (f"slowed by {100 * SLEEP:g} % of its p50", "slower", document["called_slower"]),
+        "slowed": (
+            f"with a sleep of {100 * SLEEP:g} % of its p50 asked for",
+            "slower",
+            document["called_slower"],
+        ),
         "copy": ("an identical copy", "different", document["called_different"]),
     }
     for key, (what, verdict, count) in names.items():
@@ -192,6 +208,14 @@ def _report(document: dict[str, Any]) -> Iterator[str]:
             f"| {what} | {verdict} in {count} of {len(trials)} | {statistics.median(ratios):.3f} "
             f"| {min(ratios):.3f} … {max(ratios):.3f} |"
         )
+    repeated, disturbed = (sum(one[key] for one in trials) for key in ("repeated", "disturbed"))
+    every = len(trials) * document["rounds"] * 3
+    yield ""
+    yield (
+        f"A ratio is the engine's p50 over the other's; a sleep takes longer than it is asked for. "
+        f"Of {every} rounds {repeated} were repeated because the machine was disturbed, and "
+        f"{disturbed} stayed so."
+    )
 
 
 if __name__ == "__main__":

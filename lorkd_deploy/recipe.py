@@ -401,7 +401,7 @@ class BenchmarkSpec(Section):
 
     rounds: int = Field(default=5, ge=1)
     seconds: float = Field(default=3, gt=0, description="at least this long a round")
-    iterations: int = Field(default=100, ge=1, description="at least this many a round")
+    iterations: int = Field(default=100, ge=1, description="images a round at least")
     warmup: int = Field(default=20, ge=0)
     threads: int = Field(default=1, ge=1)
     batch_sizes: tuple[int, ...] = (1, 8, 32)

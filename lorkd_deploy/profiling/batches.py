@@ -12,35 +12,29 @@ from lorkd_deploy.profiling.profile import Protocol
 
 GAIN = 1.02  # a larger batch has to do so much more to be worth its wait
 LONGEST = 4.0  # seconds a call, beyond which no larger batch is tried
+WINDOWS, SECONDS = 3, 0.2  # the best of so many windows counts: what disturbs only slows down
 log = logging.getLogger(__name__)
 
 
 def best_batch(engine: Artifact, protocol: Protocol) -> int:
     """Double the batch from 1 up to `protocol.largest_batch` while throughput grows.
 
-    Two sizes in a row without a gain end the search, and so does one that the engine can't do.
+    Beyond the protocol's own batch sizes two sizes in a row without a gain end the search; one that
+    the engine can't do ends it anywhere.
     Raises `WorkerError` where it can't do a single image.
     """
     best, fastest, without = 0, 0.0, 0
-    size = 1
+    size, measured_anyway = 1, max(protocol.batch_sizes)
     with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
         process.open()
-        while size <= protocol.largest_batch and without < 2:
+        while size <= protocol.largest_batch and (without < 2 or size <= measured_anyway):
             try:
-                _, data = process.ask(
-                    "measure",
-                    shape=[size, *protocol.input_shape],
-                    seed=protocol.seed,
-                    iterations=2 * size,
-                    seconds=0.1,
-                    warmup=size,
-                )
+                seconds = min(_median_call(process, size, protocol) for _ in range(WINDOWS))
             except WorkerError as exc:
                 if not best:
                     raise
                 log.info("%s does no batch of %d: %s", engine.name, size, exc.what)
                 break
-            seconds = float(np.median(np.frombuffer(data, np.int64))) / 1e9
             if size / seconds > GAIN * fastest:
                 best, fastest, without = size, size / seconds, 0
             else:
@@ -49,3 +43,16 @@ def best_batch(engine: Artifact, protocol: Protocol) -> int:
                 break
             size *= 2
     return best
+
+
+def _median_call(process: EngineProcess, size: int, protocol: Protocol) -> float:
+    """Seconds of the median call of `size` images."""
+    _, data = process.ask(
+        "measure",
+        shape=[size, *protocol.input_shape],
+        seed=protocol.seed,
+        iterations=2 * size,
+        seconds=SECONDS,
+        warmup=size,
+    )
+    return float(np.median(np.frombuffer(data, np.int64))) / 1e9

@@ -13,7 +13,7 @@ from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.profiling.conditions import OTHERS, THROTTLED
+from lorkd_deploy.profiling.conditions import OTHERS, SLOWER, THROTTLED
 from lorkd_deploy.profiling.environment import environment, load_average
 from lorkd_deploy.profiling.gates import ROUNDS, check, parse_gates
 from lorkd_deploy.profiling.kept import ROUNDS_FOLDER, Kept
@@ -179,6 +179,7 @@ def protocol_of(
         repeats=spec.repeats,
         most_others=OTHERS,
         most_throttled=THROTTLED,
+        most_slower=SLOWER,
         largest_batch=spec.largest_batch,
         stage_image=SIDE,
         uncached=spec.uncached,

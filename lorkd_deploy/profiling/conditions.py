@@ -12,6 +12,7 @@ from lorkd_deploy.profiling.profile import Conditions
 
 OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed
 THROTTLED = 0.01  # share of a round in which a container's CPU limit may have stopped it
+SLOWER = 0.20  # how much slower than at its best the machine may do a fixed piece of work
 REPEATS = 3  # the most that a disturbed round is repeated
 _TICKS = 100  # a second in /proc/stat: USER_HZ, which Linux keeps at 100 on every machine
 
@@ -39,9 +40,12 @@ def conditions(
     root: Path = Path("/"),
     *,
     nvml: Nvml | None = None,
+    pace: float | None = None,
 ) -> Conditions:
     """What happened between two snapshots in which the engine itself used `own` CPU seconds.
 
+    `pace` is the time of a fixed piece of work over the shortest seen: it tells of the clock and
+    of neighbours (the core's other thread, other virtual machines) where the kernel doesn't.
     Clock and temperature are those of the end of the round.
     """
     wall = max(1e-9, after.at - before.at)
@@ -63,7 +67,11 @@ def conditions(
         throttled=throttled,
         mhz=_mhz(cpus, root),
         celsius=_celsius(root),
-        disturbed=(others or 0) > OTHERS or (throttled or 0) > THROTTLED or hot,
+        disturbed=(others or 0) > OTHERS
+        or (throttled or 0) > THROTTLED
+        or (pace or 1) > 1 + SLOWER
+        or hot,
+        pace=pace,
         slowdowns=slowdowns,
         gpu_mhz=gpu.mhz,
         gpu_celsius=gpu.celsius,

@@ -82,7 +82,7 @@ class Kept:
         facts = read_json(folder / _ROUND)
         calls = read_tensors(folder / _CALLS)
         batches = {
-            int(size): RoundCalls(calls[size], part["peak"], part["interruptions"])
+            int(size): RoundCalls(calls[size], **part)
             for size, part in facts.pop("batches").items()
         }
         facts["conditions"] = Conditions.model_validate(facts["conditions"])
@@ -94,7 +94,11 @@ class Kept:
         fields = {f.name: getattr(measured, f.name) for f in dataclasses.fields(measured)}
         fields["conditions"] = measured.conditions.model_dump(mode="json")
         fields["batches"] = {
-            str(size): {"peak": part.peak, "interruptions": part.interruptions}
+            str(size): {
+                "peak": part.peak,
+                "interruptions": part.interruptions,
+                "settled": part.settled,
+            }
             for size, part in measured.batches.items()
         }
         write_tensors(

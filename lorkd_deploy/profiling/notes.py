@@ -89,6 +89,18 @@ def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[s
             f"times each, and {still} of those kept were still disturbed: others took more than "
             f"{100 * protocol.most_others:g} % of the engine's CPUs, or a CPU limit stopped it for "
             f"more than {100 * protocol.most_throttled:g} % of the time"
+            + (
+                f", or a fixed piece of work took {100 * protocol.most_slower:g} % longer than at "
+                "the machine's best"
+                if protocol.most_slower
+                else ""
+            )
+        )
+    timings = [timing for profile in profiles for timing in profile.timings]
+    if unsettled := sum(timing.unsettled for timing in timings):
+        yield (
+            f"{unsettled} of {len(timings) * protocol.rounds} warm-ups were given up before the "
+            "median had settled"
         )
     if hot := sum(bool(state.slowdowns) for state in states):
         yield f"a CPU slowed itself down for heat in {hot} of {len(states)} engine rounds"

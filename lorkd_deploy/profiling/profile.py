@@ -53,7 +53,8 @@ class Timing(Part):
     spent in calls, its interval likewise. `peak_mib` is the memory over an empty process up to the
     end of this batch size, smaller ones having run before (median of the rounds). `percentiles`
     are the 0th, 1st, … 100th. `interruptions` is how often in each round the kernel gave the
-    engine's CPU to something else.
+    engine's CPU to something else, `unsettled` in how many rounds the warm-up was given up before
+    its median had settled.
     """
 
     batch: int
@@ -71,6 +72,7 @@ class Timing(Part):
     round_calls: tuple[int, ...]
     interruptions: tuple[int, ...]
     percentiles: tuple[float, ...]
+    unsettled: int = 0
 
 
 class ColdStart(Part):
@@ -112,10 +114,11 @@ class Conditions(Part):
     `others` is the share of the engine's CPUs that anything else took, `throttled` the share of
     the round in which a container's CPU limit stopped the engine; `mhz` and `celsius` are those of
     its end, the `gpu_` ones the first GPU's, and `gpu_slowed` what slowed it then (heat, a cap on
-    its power). `slowdowns` is how often a CPU of the machine slowed itself down for heat during
-    the round. None: the kernel or NVML doesn't tell. `attempts` is how often the round was
-    measured: while it was `disturbed` beyond the protocol's bounds it was repeated, and the least
-    disturbed kept.
+    its power). `slowdowns` is how often a CPU of the machine slowed itself down for heat during the
+    round. `pace` is the time of a fixed piece of work beside the round's calls, over the shortest
+    that the benchmark has seen until then. None: the kernel or NVML doesn't tell. `attempts` is how
+    often the round was measured: while it was `disturbed` beyond the protocol's bounds it was
+    repeated, and the least disturbed kept.
     """
 
     others: float | None
@@ -128,6 +131,7 @@ class Conditions(Part):
     gpu_mhz: float | None = None
     gpu_celsius: float | None = None
     gpu_slowed: str | None = None
+    pace: float | None = None
 
 
 class Memory(Part):
@@ -303,7 +307,8 @@ class Protocol(Part):
     `cpus` are the logical CPUs that the worker was pinned to (None: pinning isn't possible here).
 
     A round in which others took more than `most_others` of those CPUs, or a CPU limit stopped the
-    engine for more than `most_throttled` of the time, is repeated, at most `repeats` times.
+    engine for more than `most_throttled` of the time, or the machine took `most_slower` longer for
+    a fixed piece of work than at its best, is repeated, at most `repeats` times.
     `best_batches` are measured beside `batch_sizes`: found before the rounds, up to
     `largest_batch`. `quick` was asked for: shorter than the protocol wants. `uncached`: each round
     starts the engine once more, with its files out of the page cache. `power` names the energy
@@ -326,6 +331,7 @@ class Protocol(Part):
     repeats: int = 0
     most_others: float | None = None
     most_throttled: float | None = None
+    most_slower: float | None = None
     largest_batch: int = 0
     best_batches: dict[str, int] = {}
     stage_image: int | None = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.profiling.conditions import OTHERS, THROTTLED, conditions, snapshot
+from lorkd_deploy.profiling.conditions import OTHERS, SLOWER, THROTTLED, conditions, snapshot
 from lorkd_deploy.profiling.gpu_memory import GpuMemory
 from lorkd_deploy.profiling.nvml import Nvml
 from lorkd_deploy.profiling.page_cache import forget
@@ -45,12 +45,25 @@ class Round:
     uncached: dict[str, float] | None = None
 
 
+@dataclass
+class Pace:
+    """The shortest time that a fixed piece of work has taken in this benchmark so far, ns."""
+
+    best: float = float("inf")
+
+    def of(self, took: float) -> float:
+        """`took` as a multiple of the shortest, which it may be itself."""
+        self.best = min(self.best, took)
+        return took / self.best
+
+
 @dataclass(frozen=True)
 class Instruments:
     """What rounds are measured with besides a clock."""
 
     power: Power
     gpu: GpuMemory
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def nvml(self) -> Nvml | None:
@@ -81,7 +94,8 @@ def measure_round(
 def _disturbance(measured: Round) -> float:
     state = measured.conditions
     hot = bool(state.slowdowns) + (state.gpu_slowed is not None)
-    return (state.others or 0) / OTHERS + (state.throttled or 0) / THROTTLED + hot
+    slower = ((state.pace or 1) - 1) / SLOWER
+    return (state.others or 0) / OTHERS + (state.throttled or 0) / THROTTLED + slower + hot
 
 
 def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Instruments) -> Round:
@@ -94,7 +108,7 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
     with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
         opened = process.open()
         first, _ = process.ask("first", shape=[sizes[0], *shape], seed=protocol.seed)
-        batches = {}
+        batches, pace = {}, 1.0
         joules = None
         for size in sizes:
             meters = power.now()
@@ -107,8 +121,12 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
                 warmup=protocol.warmup,
             )
             batches[size] = RoundCalls(
-                np.frombuffer(calls, np.int64), measured["peak"], measured["interruptions"]
+                np.frombuffer(calls, np.int64),
+                measured["peak"],
+                measured["interruptions"],
+                measured["settled"],
             )
+            pace = max(pace, instruments.pace.of(measured["pace"]))
             if size == sizes[0]:
                 joules = power.above_idle(meters, measured["images"])
         gpu, allocator = instruments.gpu.of(process.pid), measured["allocated"]
@@ -122,7 +140,12 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
         passed = _stages(process, protocol, image)
         used, _ = process.ask("used")
         state = conditions(
-            before, snapshot(protocol.cpus), used["cpu"], protocol.cpus, nvml=instruments.nvml
+            before,
+            snapshot(protocol.cpus),
+            used["cpu"],
+            protocol.cpus,
+            nvml=instruments.nvml,
+            pace=pace,
         )
         files = process.ask("files")[0]["files"] if protocol.uncached else []
     return Round(

@@ -22,11 +22,13 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class RoundCalls:
-    """One round at one batch size: int64 ns a call, peak memory in MiB over an empty process."""
+    """One round at one batch size: int64 ns a call, peak memory in MiB over an empty process;
+    `settled` is whether the median of the warm-up before it did."""
 
     calls: I64
     peak: float | None = None
     interruptions: int = 0
+    settled: bool = True
 
 
 def percentile(calls: I64, q: float) -> float:
@@ -74,6 +76,7 @@ def timing(batch: int, rounds: Sequence[RoundCalls]) -> Timing:
         round_p50=tuple(float(value) for value in medians),
         round_calls=tuple(len(part.calls) for part in rounds),
         interruptions=tuple(part.interruptions for part in rounds),
+        unsettled=sum(not part.settled for part in rounds),
         percentiles=tuple(float(v) / 1e6 for v in np.percentile(calls, np.arange(101))),
     )
 

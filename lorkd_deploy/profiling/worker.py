@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SETTLED = 0.02  # two warm-up windows whose medians differ by less are called settled
 MOST_WINDOWS = 10
+STEPS = 10_000  # of the loop that `_pace` times: a quarter of a millisecond
 Answer = tuple[dict[str, Any], bytes]
 
 
@@ -74,14 +75,20 @@ class Session:
         return {"first_inference": (answered - started) / 1e6, "answered": answered}, b""
 
     def measure(self, request: dict[str, Any], _: bytes) -> Answer:
-        """Warm up, then time single calls; the payload is int64 nanoseconds, one a call."""
+        """Warm up, then time single calls; the payload is int64 nanoseconds, one a call.
+
+        `settled` is whether the warm-up ended because its median did, `pace` the nanoseconds of a
+        fixed piece of work beside the calls, the slower of before and after.
+        """
         run, batch = self._ready(request)
         size = len(batch)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         with _without_gc():
-            warm = _warm_up(run, batch, -(-request["warmup"] // size), request["seconds"])
+            pace = _pace()
+            warm, settled = _warm_up(run, batch, -(-request["warmup"] // size), request["seconds"])
             least = -(-request["iterations"] // size)
             calls = _timed_calls(run, batch, least, request["seconds"])
+            pace = max(pace, _pace())
         after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         peak = self._over_empty(self.resident().peak)
         images = (warm + len(calls)) * size
@@ -90,6 +97,8 @@ class Session:
             "allocated": self._allocated(),
             "interruptions": after - before,
             "images": images,
+            "settled": settled,
+            "pace": pace,
         }, calls.tobytes()
 
     def stages(self, request: dict[str, Any], _: bytes) -> Answer:
@@ -178,10 +187,28 @@ def _timed_calls(
             return calls
 
 
-def _warm_up(run: Callable[[F32], object], batch: F32, window: int, seconds: float) -> int:
-    """Windows of calls until two medians in a row agree; gives up after `seconds`. → calls."""
+def _pace() -> int:
+    """Nanoseconds of a loop that is the same everywhere: at its best of five, so that it tells of
+    the clock and of who shares the core or the machine under it, and not of one interruption."""
+    best = 0
+    for _ in range(5):
+        started = time.perf_counter_ns()
+        for _ in range(STEPS):
+            pass
+        took = time.perf_counter_ns() - started
+        best = min(best, took) if best else took
+    return best
+
+
+def _warm_up(
+    run: Callable[[F32], object], batch: F32, window: int, seconds: float
+) -> tuple[int, bool]:
+    """Windows of calls until two medians in a row agree; gives up after `seconds`.
+
+    → calls, and whether they did agree (with no warm-up asked for, there is nothing to settle).
+    """
     if not window:
-        return 0
+        return 0, True
     started = time.perf_counter()
     previous: float | None = None
     calls = 0
@@ -189,11 +216,11 @@ def _warm_up(run: Callable[[F32], object], batch: F32, window: int, seconds: flo
         median = statistics.median(_timed_calls(run, batch, window, 0))
         calls += window
         if previous is not None and abs(median - previous) <= SETTLED * previous:
-            break
+            return calls, True
         if time.perf_counter() - started > seconds:
             break
         previous = median
-    return calls
+    return calls, False
 
 
 @contextlib.contextmanager

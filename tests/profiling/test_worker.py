@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.profiling.process import EngineProcess, WorkerError
-from lorkd_deploy.profiling.worker import _timed_calls, _warm_up
+from lorkd_deploy.profiling.worker import MOST_WINDOWS, _timed_calls, _warm_up
 from tests.tiny_bundle import forward, make_bundle
 
 Write = Callable[..., tuple[Path, str]]
@@ -185,6 +186,14 @@ def test_warm_up_ends_when_two_medians_agree() -> None:
         seen.append(next(waits))
         time.sleep(seen[-1])
 
-    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 4, 10) == len(seen)
+    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 4, 10) == (len(seen), True)
     assert len(seen) >= 16  # 8 ms, 4 ms, 2 ms and another window that agrees
     assert len(seen) <= 40
+
+
+def test_a_warm_up_that_never_settles_is_given_up_and_told() -> None:
+    waits = itertools.cycle([0.001, 0.001, 0.004, 0.004])
+    run = lambda _: time.sleep(next(waits))  # noqa: E731
+    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 2, 10) == (2 * MOST_WINDOWS, False)
+    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 2, 0) == (2, False)
+    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 0, 10) == (0, True)
