@@ -392,8 +392,16 @@ class CalibrationSpec(Section):
 
 
 class ExportSpec(Section):
+    # No choice: nothing ever read it. It stays in a run's recipe, and so in its hash, as it was.
     targets: tuple[str, ...] = ("onnx",)
     opset: int = Field(default=18, ge=18, le=23)
+
+    @field_validator("targets")
+    @classmethod
+    def _as_it_was(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value != ("onnx",):
+            raise ValueError("a recipe names no targets: `lorkd export --target` does")
+        return value
 
 
 class BenchmarkSpec(Section):

@@ -37,7 +37,6 @@ def test_a_shipped_recipe_is_valid_and_commented(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.description
-    assert "onnx" in recipe.export.targets
     assert shipped_recipes()[name].read_text(encoding="utf-8").count("# ") >= 5
 
 
@@ -238,6 +237,12 @@ def test_a_run_of_version_0_1_still_has_its_recipe() -> None:
     with pytest.raises(RecipeError, match=r"tolerance"):
         wrong = {"tolerance": {"fp7": {}}}
         parse_recipe(yaml.safe_load(SMALLEST) | {"parity": wrong}, where="here")
+
+
+def test_targets_of_the_first_version_are_read_and_mean_nothing(file: Path) -> None:
+    assert load_recipe(file, ["export.targets=[onnx]"]).sha256 == load_recipe(file).sha256
+    with pytest.raises(RecipeError, match=r"export\.targets: a recipe names no targets.*--target"):
+        load_recipe(file, ["export.targets=[trt]"])
 
 
 def test_ranks_by_layer_and_factorisation(file: Path) -> None:
