@@ -56,6 +56,7 @@ MOST = {
     "size_ratio_per_task": 1.75,
 }
 LEAST = {"onnx_times_faster": 6.0}
+WORTH = 0.1  # of the models' bytes: what one weights file for all would have to save
 RTX = EngineSpec("fp32", {"compute_capabilities": ["SM86"]})
 RESULTS = Path(__file__).parent / "results"
 Seconds = dict[str, list[float]]
@@ -372,6 +373,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         "|---|---:|---:|",
     ]
     both = [document["bundle"][norm] for norm in ("shared", "per_task")]
+    most = max(b["shared"]["saved_of_all_models"] for b in both)
     for kind in both[0]["bytes"]:
         text.append(f"| {kind} | " + " | ".join(f"{b['bytes'][kind]:,}" for b in both) + " |")
     text += [
@@ -397,6 +399,10 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"| saved of {count} models | "
         + " | ".join(f"{100 * b['shared']['saved_of_all_models']:.1f} %" for b in both)
         + " |",
+        "",
+        f"An engine that needs a file of all can't be delivered alone: it would be built from "
+        f"{100 * WORTH:.0f} % on. {100 * most:.1f} % is the most here, so it is "
+        + ("to be built." if most >= WORTH else "not built."),
     ]
     return text
 
