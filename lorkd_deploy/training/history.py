@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import torch
 
 from lorkd_deploy.storage import canonical_json, write_atomic
 from lorkd_deploy.training.shrinking import CompressedTask
+
+log = logging.getLogger(__name__)
+STARVED = 0.05  # of a training's time, from which its waiting for data is worth a warning
+START = 5.0  # s that the first batches may take
 
 
 @dataclass
@@ -37,7 +42,10 @@ class Fitted:
 
 
 def write_history(path: Path, fitted: Fitted, device: torch.device, *, finished: bool) -> None:
-    """Write `RUN/history/FOLDER.json`; `finished`: the folder holds what came of the training."""
+    """Write `RUN/history/FOLDER.json`; `finished`: the folder holds what came of the training.
+
+    Then the log says how much of its time it waited for data, and warns where that is too much.
+    """
     history = {
         **fitted.notes,
         "finished": finished,
@@ -53,3 +61,17 @@ def write_history(path: Path, fitted: Fitted, device: torch.device, *, finished:
     if fitted.truncated:
         history["truncated"] = [task.model_dump(mode="json") for task in fitted.truncated]
     write_atomic(path, canonical_json(history))
+    if finished and fitted.steps:
+        _tell_waiting(fitted)
+
+
+def _tell_waiting(fitted: Fitted) -> None:
+    percent = 100 * fitted.waited
+    if fitted.waited > STARVED and fitted.waiting > START:
+        log.warning(
+            "the training waited for data for %.0f %% of its time: store the images at about the "
+            "network's size, give it more CPUs, or lighten train.augment",
+            percent,
+        )
+    else:
+        log.info("waited for data for %.1f %% of the time", percent)

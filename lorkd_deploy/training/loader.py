@@ -1,23 +1,43 @@
-"""Training batches: images fetched ahead of the step by threads, augmented, normalised once."""
+"""Training batches: images fetched ahead of the step by threads, augmented, normalised once.
+
+A thread a batch fetches and augments; the images of all of them are read and resized by one pool,
+as many at a time as there are CPUs, those of the next batch first.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.data import Split
 from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.profiling.environment import allowed_cpus, cpu_limit
 from lorkd_deploy.recipe import AugmentSpec
 from lorkd_deploy.training.augment import augmented
 from lorkd_deploy.training.sampler import Draw, MixedSampler
 
 IN_MEMORY = 2 << 30  # bytes of resized images a split may hold; above it they are read each time
+CHUNK = 8  # images that a thread makes before another may take its turn
+MOST_AHEAD = 8  # batches in memory
+
+
+def threads() -> int:
+    """How many threads read images: as many as this process has CPUs for."""
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # with the machine's other processes
+    return max(1, int(min(allowed_cpus(), cpu_limit() or allowed_cpus()) / shared))
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads(), "lorkd-reader")
 
 
 class Images:
@@ -41,8 +61,13 @@ class Images:
     def _make(self, rows: npt.NDArray[np.int64]) -> U8:
         side = self._preprocess.size
         out = np.empty((len(rows), side, side, 3), np.uint8)
-        for place, row in enumerate(rows):
-            out[place] = self._preprocess.geometry(self.split.images[int(row)])
+
+        def fill(start: int) -> None:
+            for place, row in enumerate(rows[start : start + CHUNK], start):
+                out[place] = self._preprocess.geometry(self.split.images[int(row)])
+
+        for _ in _readers().map(fill, range(0, len(rows), CHUNK)):
+            pass  # the first image that can't be read raises
         return out
 
 
@@ -127,7 +152,7 @@ def _shifted(images: U8, offsets: npt.NDArray[np.int64], reach: int) -> U8:
 
 
 class Loader:
-    """Iterates the sampler's batches from `first` on, `ahead` of them prepared by threads.
+    """Iterates the sampler's batches, as many prepared ahead as `threads()`, 3 to `MOST_AHEAD`.
 
     With `share` (i, n) it fetches the i-th of every n samples of a batch, so that each of n
     processes has its part of every task. `waiting` is the time in seconds that the training loop
@@ -140,13 +165,12 @@ class Loader:
         sampler: MixedSampler,
         augment: Augment,
         *,
-        ahead: int = 3,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self._tasks = tasks
         self._sampler = sampler
         self._augment = augment
-        self._ahead = ahead
+        self._ahead = min(max(3, threads()), MOST_AHEAD)
         self._first, self._every = share
         self.waiting = 0.0
 

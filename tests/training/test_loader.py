@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
-from lorkd_deploy.data import Split
+from lorkd_deploy.data import U8, Split
+from lorkd_deploy.errors import ImageError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.training import loader as module
-from lorkd_deploy.training.loader import Augment, Images, Loader
+from lorkd_deploy.training.history import Fitted, write_history
+from lorkd_deploy.training.loader import Augment, Images, Loader, threads
 from lorkd_deploy.training.sampler import MixedSampler
 
 PREPROCESS = Preprocess(size=8)
@@ -64,3 +74,54 @@ def test_images_too_large_to_hold_are_made_on_request(monkeypatch: pytest.Monkey
     made = Images(_split(5, 7), PREPROCESS)
     assert made._held is None
     np.testing.assert_array_equal(made[rows], held)
+
+
+class Files(Sequence[U8]):
+    """Images that are read at their own pace; reading number `bad` fails, as all after it do."""
+
+    def __init__(self, bad: int = 200) -> None:
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: Any) -> Any:
+        time.sleep(0.001 * (index % 3))
+        if index >= self.bad:
+            raise ImageError(f"image {index}")
+        return np.full((8, 8), index, np.uint8)
+
+
+def test_images_that_threads_read_stay_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IN_MEMORY", 0)
+    monkeypatch.setattr(module, "_readers", lambda: pool)
+    rows = np.random.default_rng(0).permutation(200)
+    with ThreadPoolExecutor(4) as pool:
+        made = Images(Split(Files(), np.arange(200)), PREPROCESS)[rows]
+        np.testing.assert_array_equal(made[:, 0, 0, 0], rows)
+        with pytest.raises(ImageError, match="image 51"):  # the first in order, not in time
+            Images(Split(Files(bad=51), np.arange(200)), PREPROCESS)[np.arange(200)]
+
+
+def test_as_many_threads_as_this_process_has_cpus_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "allowed_cpus", lambda: 16)
+    monkeypatch.setattr(module, "cpu_limit", lambda: None)
+    assert threads() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert threads() == 8
+    monkeypatch.setattr(module, "cpu_limit", lambda: 1.5)
+    assert threads() == 1
+
+
+@pytest.mark.parametrize(("seconds", "waiting", "level"), [(100, 6, "WARNING"), (100, 4, "INFO"),
+    (1, 0.5, "INFO")])  # fmt: skip
+def test_a_training_that_waited_too_long_is_warned_about(
+    seconds: float, waiting: float, level: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lorkd_deploy")
+    fitted = Fitted(10, 10, [], seconds, waiting)
+    write_history(tmp_path / "history.json", fitted, torch.device("cpu"), finished=False)
+    assert not caplog.records
+    write_history(tmp_path / "history.json", fitted, torch.device("cpu"), finished=True)
+    (record,) = caplog.records
+    assert record.levelname == level and f"{100 * waiting / seconds:.0f}" in record.getMessage()
