@@ -14,7 +14,7 @@ from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.profiling.conditions import OTHERS, SLOWER, THROTTLED
-from lorkd_deploy.profiling.environment import environment, load_average
+from lorkd_deploy.profiling.environment import environment, identity, load_average
 from lorkd_deploy.profiling.gates import ROUNDS, check, parse_gates
 from lorkd_deploy.profiling.kept import ROUNDS_FOLDER, Kept
 from lorkd_deploy.profiling.measuring import Measured, check_writable, measure
@@ -87,8 +87,9 @@ def benchmark(
     its rounds are kept until it has ended. `quick` replaces what is None by `QUICK`, which is too
     little for any claim, and says so in the profile. Raises `ArtifactError` where there is nothing
     to measure or the teacher is missing, `UsageError` for a name that doesn't exist, more threads
-    than CPUs or another benchmark to resume, `WorkerError` for an engine that fails, `LorkdError`
-    where RUN can't be written. An earlier profile stays as it was then.
+    than CPUs or another benchmark to resume (other options, engines, packages or machine),
+    `WorkerError` for an engine that fails, `LorkdError` where RUN can't be written. An
+    earlier profile stays as it was then.
     """
     gates = parse_gates(assertions)
     if gates and quick and rounds is None:
@@ -119,7 +120,8 @@ def benchmark(
     check_writable(folder.profile)
     with exclusive(folder.profile, "benchmark"):
         before = load_average()
-        kept = Kept(folder.profile / ROUNDS_FOLDER, protocol, engines, resume=resume)
+        place, here = folder.profile / ROUNDS_FOLDER, identity(environment())
+        kept = Kept(place, protocol, engines, here, resume=resume)
         protocol, measured, taken_over = measure(engines, kept, shown)
         beside = together(engines, protocol)
         machine = environment().model_copy(

@@ -35,28 +35,40 @@ log = logging.getLogger(__name__)
 
 
 class Kept:
-    """The rounds of one benchmark on disk; `protocol` is what they are measured by.
+    """The rounds of one benchmark on disk; `protocol` is what they are measured by, `machine` on
+    what (`environment.identity`).
 
     With `resume` what an earlier process left is gone on with: raises `UsageError` where that was
     another benchmark, with what differs. Without it, earlier rounds are dropped.
     """
 
     def __init__(
-        self, folder: Path, protocol: Protocol, engines: Sequence[Artifact], *, resume: bool
+        self,
+        folder: Path,
+        protocol: Protocol,
+        engines: Sequence[Artifact],
+        machine: dict[str, Any],
+        *,
+        resume: bool,
     ) -> None:
         self.folder = folder
         self.protocol = protocol
-        plan = _plan(protocol, engines)
+        plan = _plan(protocol, engines) | {"machine": machine}
         file = folder / PLAN
         if file.is_file() and resume:
             known = read_json(file)
             differ = [key for key in plan if key != "best_batches" and plan[key] != known.get(key)]
+            if "machine" in differ:
+                was = known.get("machine") or {}
+                parts = [key for key in machine if machine[key] != was.get(key)]
+                differ[differ.index("machine")] = f"the machine ({', '.join(parts)})"
             if differ:
                 raise UsageError(
                     f"the benchmark that was stopped here was another one: {', '.join(differ)} "
                     "differ",
                     where=folder,
-                    fix="give the same options, or leave out --resume to measure afresh",
+                    fix="give the same options on the same machine and packages, or leave out "
+                    "--resume to measure afresh",
                 )
             found = known["best_batches"]
             self.protocol = protocol.model_copy(update={"best_batches": found})

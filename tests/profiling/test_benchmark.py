@@ -184,6 +184,31 @@ def test_a_stopped_benchmark_goes_on_where_it_was(hospital: Hospital) -> None:
     assert not (hospital.run / "profile" / "rounds").exists()
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"cpu": "Another CPU"}, "(cpu)"),
+        ({"gpus": ("Another GPU, 570.1, 81920 MiB",)}, "(gpus)"),
+        ({"packages": {"onnxruntime": "0.0"}, "python": "3.0"}, "(python, packages)"),
+    ],
+)
+def test_rounds_of_another_machine_or_runtime_are_not_gone_on_with(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any], said: str
+) -> None:
+    hospital.engine("cold", np.eye(3), dies_at=1)
+    quick: dict[str, Any] = {"rounds": 1, "seconds": 0.001, "iterations": 1}
+    with pytest.raises(WorkerError):
+        benchmark(hospital.run, **quick)
+    here = environment()
+    with monkeypatch.context() as moved:
+        moved.setattr(benchmark_module, "environment", lambda: here.model_copy(update=other))
+        with pytest.raises(UsageError) as caught:
+            benchmark(hospital.run, resume=True, **quick)
+    assert f"the machine {said} differ" in str(caught.value)
+    with pytest.raises(WorkerError, match="night/cold"):  # here it goes on
+        benchmark(hospital.run, resume=True, **quick)
+
+
 def test_a_benchmark_that_is_killed_keeps_its_rounds(hospital: Hospital) -> None:
     hospital.engine("cold", np.eye(3), sleep=0.05)  # so that the kill comes in the middle
     options = ["--rounds", "40", "--seconds", "0.001", "--iterations", "3", "--quiet"]
