@@ -90,7 +90,8 @@ class Runner(Protocol):
     """An open engine: float32 `(N, 3, H, W)` → float32 logits `(N, K)`. A context manager.
 
     `facts` says what really runs: provider, precision, threads, runtime version. A runner on a GPU
-    may have a method `allocated()` too: the bytes that its runtime's allocator holds there.
+    may have a method `allocated()` too: the bytes that its runtime's allocator holds there. One
+    whose runtime keeps compiled models has their folder as `cache`, and the fact `from_cache`.
     """
 
     facts: dict[str, Any]

@@ -169,13 +169,15 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     }
     if cache is not None:
         facts["from_cache"] = bool(compiled.get_property("LOADED_FROM_CACHE"))
-    return OpenVinoRunner(compiled, facts)
+    return OpenVinoRunner(compiled, facts, None if cache is None else folder / cache)
 
 
 class OpenVinoRunner:
     """A compiled model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`."""
 
-    def __init__(self, compiled: openvino.CompiledModel, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, compiled: openvino.CompiledModel, facts: dict[str, Any], cache: Path | None = None
+    ) -> None:
         kinds = [v.get_element_type().get_type_name() for v in compiled.inputs + compiled.outputs]
         if kinds != ["f32", "f32"]:
             raise ArtifactError(
@@ -192,6 +194,7 @@ class OpenVinoRunner:
         self._input: F32 | None = None
         self._output: F32 = np.empty(0, np.float32)
         self.facts = facts
+        self.cache = cache
 
     def __call__(self, batch: F32) -> F32:
         """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""

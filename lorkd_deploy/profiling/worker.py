@@ -120,7 +120,7 @@ class Session:
         return {"resident": self.resident().now, "proportional": self.proportional()}, b""
 
     def files(self, _request: dict[str, Any], _: bytes) -> Answer:
-        """Every file that this process has mapped or imported."""
+        """Every file that this process has mapped or imported, or its runtime's cache holds."""
         from lorkd_deploy.profiling.page_cache import mapped_files
 
         imported = {
@@ -129,7 +129,9 @@ class Session:
             for path in (getattr(module, "__file__", None), getattr(module, "__cached__", None))
             if path
         }
-        return {"files": sorted({*mapped_files(), *imported})}, b""
+        cache = getattr(self.runner, "cache", None)
+        kept = {str(file) for file in cache.rglob("*") if file.is_file()} if cache else set()
+        return {"files": sorted({*mapped_files(), *imported, *kept})}, b""
 
     def used(self, _request: dict[str, Any], _: bytes) -> Answer:
         """CPU seconds that this process has used so far, all its threads together."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import number, spread, words
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
@@ -11,7 +14,7 @@ CAPTION = (
     "Medians of the rounds, ms, with the smallest and the largest round in small print, each a "
     "process of its own. Cached: the files had been read before, as when a service is started "
     "again. Not cached: the system was made to forget the files that the process reads; the last "
-    "column says how much of them it did forget. No runtime keeps a cache of its own here."
+    "column says how much of them it did forget."
 )
 
 
@@ -50,4 +53,20 @@ def starting(sources: Sources, department: str, key: str) -> Table | None:
                 number(engine.build_seconds, 2, "s"),
             )
         )
-    return Table(key, "Cold start", CAPTION, columns, tuple(rows))
+    return Table(key, "Cold start", f"{CAPTION} {_caches(listed)}", columns, tuple(rows))
+
+
+def _caches(engines: Sequence[EngineProfile]) -> str:
+    """Whether a runtime keeps compiled models, and which engines had to fill its folder first."""
+    keeping = [engine for engine in engines if "from_cache" in engine.facts]
+    if not keeping:
+        return "No runtime keeps a cache of its own here."
+    targets = ", ".join(sorted({engine.target for engine in keeping}))
+    text = (
+        f"Engines in {targets} were exported with a folder for compiled models, so that Load reads "
+        "from it and compiles nothing; the folder's files are among those that are forgotten."
+    )
+    filled = [engine_name(engine) for engine in keeping if not engine.facts["from_cache"]]
+    if filled:
+        text += f" It was empty in the first round of {', '.join(filled)}, which had to compile."
+    return text

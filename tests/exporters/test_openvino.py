@@ -11,7 +11,9 @@ import onnx
 import pytest
 from onnx import helper
 
+from lorkd_deploy.deploy.artifact import Artifact, EngineFile
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
+from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
 from lorkd_deploy.storage import sha256_file
 from tests import tiny_bundle
@@ -155,6 +157,25 @@ def test_compiled_models_are_kept_where_asked(
     kept = engine / "compiled" if said_at == "export" else elsewhere
     assert list(kept.iterdir())
     assert str(tmp_path) not in (engine / "model.xml").read_text()
+
+
+def test_a_start_that_reads_everything_again_reads_the_compiled_model_too(
+    source: Path, tmp_path: Path
+) -> None:
+    files = made(source, tmp_path, EngineSpec("fp32", {"cache": "compiled"}))
+    artifact = Artifact.model_construct(
+        engine="warm",
+        department="ward",
+        target="openvino",
+        precision="fp32",
+        files=tuple(EngineFile(name=name, sha256="", bytes=0) for name in files),
+        folder=tmp_path,
+    )
+    with EngineProcess(artifact, 1, None) as process:
+        process.open()
+        read = process.ask("files")[0]["files"]
+    compiled = list((tmp_path / "compiled").rglob("*.blob"))
+    assert compiled and {str(file) for file in compiled} <= set(read)
 
 
 def test_input_of_another_type(source: Path, tmp_path: Path) -> None:

@@ -234,6 +234,21 @@ def test_stages_and_build_time_are_shown(files: ReportFiles) -> None:
     assert teacher["forgotten"] == 0.97
 
 
+def test_a_runtimes_own_cache_is_told_where_it_has_one(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    assert report(run).markdown.read_text().count("No runtime keeps a cache") == len(TASKS)
+    file = run / "profile" / "profile.json"
+    content = json.loads(file.read_text())
+    for engine, loaded in zip(content["engines"], (True, False), strict=False):
+        engine["facts"]["from_cache"] = loaded
+        engine["target"] = "openvino"
+    file.write_bytes(canonical_json(content))
+    text = report(run).markdown.read_text()
+    assert "No runtime keeps a cache" not in text  # the teacher's does, beside every department
+    assert text.count("folder's files are among those that are forgotten") == len(TASKS)
+    assert text.count("It was empty in the first round of Expert") == 1
+
+
 def test_memory_alone_and_of_all_departments_together(files: ReportFiles) -> None:
     found = downloads(files.html.read_text())
     rows = json.loads(found["department-1-memory.json"])
