@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorkd_deploy.profiling.environment import groups
 from lorkd_deploy.profiling.nvml import GpuState, Nvml
 from lorkd_deploy.profiling.profile import Conditions
 
@@ -96,13 +97,23 @@ def _busy(cpus: Sequence[int] | None, root: Path) -> float | None:
 
 
 def _throttled(root: Path) -> float | None:
-    """Seconds for which control groups (version 2) have stopped this one's processes so far."""
-    try:
-        lines = (root / "sys/fs/cgroup/cpu.stat").read_text().splitlines()
-    except OSError:
-        return None
-    facts = dict(line.split() for line in lines)
-    return int(facts["throttled_usec"]) / 1e6 if "throttled_usec" in facts else None
+    """Seconds for which this process's control groups have stopped it so far, whichever did.
+
+    Each group counts the stops of its own limit alone, so that those of all levels add up. Where
+    two levels stop at the same time that is too much: rather a quiet round too few.
+    https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/scheduler/sched-bwc.html
+    """
+    found = []
+    for folder in groups(root, "cpu"):
+        try:
+            facts = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
+        except OSError:
+            continue
+        if "throttled_usec" in facts:  # version 2
+            found.append(int(facts["throttled_usec"]) / 1e6)
+        elif "throttled_time" in facts:  # version 1, nanoseconds
+            found.append(int(facts["throttled_time"]) / 1e9)
+    return sum(found) if found else None
 
 
 def _slowdowns(root: Path) -> int | None:

@@ -70,10 +70,26 @@ def allowed_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def groups(root: Path, controller: str) -> Iterator[Path]:
+    """This process's control-group folder and those above it, versions 2 and 1."""
+    mounted = root / "sys/fs/cgroup"
+    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = mounted / controllers if controllers else mounted
+        # Inside a container the group's own name is often not mounted: its limits are at the top.
+        folder = top / place.strip("/")
+        while folder != top:
+            yield folder
+            folder = folder.parent
+        yield top
+
+
 def cpu_limit(root: Path = Path("/")) -> float | None:
     """CPUs' worth of time that control groups (a container) allow; None: no limit."""
     limits = []
-    for folder in _groups(root, "cpu"):
+    for folder in groups(root, "cpu"):
         quota, period = ([*(_text(folder / "cpu.max") or "max").split(), "100000"])[:2]
         if quota != "max":
             limits.append(int(quota) / int(period))
@@ -86,7 +102,7 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
 def memory_limit(root: Path = Path("/")) -> int | None:
     """Bytes of memory that control groups allow; None: no limit."""
     limits = []
-    for folder in _groups(root, "memory"):
+    for folder in groups(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             text = _text(folder / name)
             if text and text != "max" and int(text) < _UNLIMITED:
@@ -144,22 +160,6 @@ def disturbances(machine: Environment, load: Load, threads: int) -> Iterator[str
         yield f"the CPU's clock governor is {machine.governor!r}: clocks may have changed"
     if machine.battery:
         yield "the machine ran on battery: clocks may have been lowered"
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """This process's control-group folder and those above it, versions 2 and 1."""
-    mounted = root / "sys/fs/cgroup"
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, place = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        top = mounted / controllers if controllers else mounted
-        # Inside a container the group's own name is often not mounted: its limits are at the top.
-        folder = top / place.strip("/")
-        while folder != top:
-            yield folder
-            folder = folder.parent
-        yield top
 
 
 def _max_mhz(root: Path) -> float | None:

@@ -31,6 +31,7 @@ cpu1 300 0 100 5000 0 0 0 40 300 0
 def machine(tmp_path: Path) -> Path:
     for file, text in (
         ("proc/stat", STAT),
+        ("proc/self/cgroup", "0::/\n"),
         ("sys/fs/cgroup/cpu.stat", "usage_usec 5\nthrottled_usec 2500000\n"),
         ("sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq", "2400000\n"),
         ("sys/class/thermal/thermal_zone0/temp", "41000\n"),
@@ -45,6 +46,51 @@ def test_a_snapshot_counts_busy_and_stolen_time_of_the_engines_cpus(machine: Pat
     assert snapshot([1], machine).busy == pytest.approx(4.4)  # 300 + 100 + 40 stolen, no idle
     assert snapshot([0, 1], machine).busy == pytest.approx(2.1 + 4.4)
     assert snapshot([1], machine).throttled == 2.5
+
+
+@pytest.mark.parametrize(
+    ("own", "stats", "seconds"),
+    [
+        # Version 2, a group in a group: each counts its own limit's stops.
+        (
+            "0::/box/inner\n",
+            {
+                "": "usage_usec 5\n",
+                "box": "throttled_usec 700000\n",
+                "box/inner": "throttled_usec 50000\n",
+            },
+            0.75,
+        ),
+        # The limit is the outer group's alone.
+        ("0::/box/inner\n", {"box": "nr_throttled 3\nthrottled_usec 700000\n"}, 0.7),
+        # In a container: the group's own name isn't mounted, its figures are at the top.
+        ("0::/kubepods/pod7\n", {"": "throttled_usec 2500000\n"}, 2.5),
+        # Version 1, in nanoseconds, below the name of the controllers.
+        (
+            "4:memory:/box\n3:cpu,cpuacct:/box\n0::/\n",
+            {
+                "cpu,cpuacct": "throttled_time 1000\n",
+                "cpu,cpuacct/box": "nr_periods 9\nthrottled_time 300000000\n",
+            },
+            0.300001,
+        ),
+        ("1:cpu:/\n", {"cpu": "nr_throttled 0\nthrottled_time 0\n"}, 0.0),
+        # A neighbour's stops aren't ours.
+        ("0::/box\n", {"other": "throttled_usec 700000\n"}, None),
+    ],
+)
+def test_stops_by_every_control_group_above_count(
+    tmp_path: Path, own: str, stats: dict[str, str], seconds: float | None
+) -> None:
+    for file, text in [
+        ("proc/self/cgroup", own),
+        *((f"sys/fs/cgroup/{group}/cpu.stat", text) for group, text in stats.items()),
+    ]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert snapshot([1], tmp_path).throttled == (
+        None if seconds is None else pytest.approx(seconds)
+    )
 
 
 @pytest.mark.parametrize(
