@@ -7,17 +7,16 @@ project's side, the documented calls and the gate, not TensorRT's refit.
 from __future__ import annotations
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lorkd_exporters import _cuda
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import ARTIFACT
+from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.parity import ParityError
 from lorkd_deploy.deploy.refit import sharing
 from lorkd_deploy.deploy.switchboard import Switchboard
@@ -38,23 +37,15 @@ def batch() -> Any:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> fake_tensorrt.Driver:
-    """A GPU and TensorRT 10.3 that `import tensorrt` finds, with a builder of engines for 32."""
-    fake = fake_tensorrt.Driver()
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.module())
-    monkeypatch.setattr(_cuda, "_driver", lambda: fake)
-    monkeypatch.setattr(fake_tensorrt, "PROFILE", (1, 2, 32))
-    return fake
+    """A GPU and TensorRT 10.3 that `import tensorrt` finds."""
+    return fake_tensorrt.installed(monkeypatch)
 
 
 @pytest.fixture
-def refittable(exported: Path, driver: fake_tensorrt.Driver) -> Path:
+def refittable(run: Path, driver: fake_tensorrt.Driver) -> Path:
     """A run whose engines are of `trt`, built with the option."""
-    for old in sorted(exported.glob("export/*/*/onnx-fp32")):
-        new = old.rename(old.with_name("trt-fp32"))
-        record = json.loads((new / ARTIFACT).read_text())
-        record |= {"target": "trt", "facts": record["facts"] | {"options": {"refit": True}}}
-        (new / ARTIFACT).write_text(json.dumps(record))
-    return exported
+    export(run, "trt", options={"refit": True})
+    return run
 
 
 def board_of(run: Path, **options: Any) -> Switchboard:

@@ -1,20 +1,28 @@
-"""TensorRT's runtime and the CUDA driver without a GPU, so that the code over them is run at all.
+"""TensorRT and the CUDA driver without a GPU, so that the code over them is run at all.
 
 An "engine" file is an ONNX model, run by ONNX Runtime; the GPU's memory is this process's. Only
 what the documented API has is here: a call of anything else, or with other arguments, fails. It
-says nothing of whether the real libraries behave like this.
+says nothing of whether the real libraries behave like this. The builder is `fake_tensorrt_builder`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
+from lorkd_exporters import _cuda
 
-PROFILE = (1, 2, 2)  # smallest, best and largest batch
+from tests.exporters import fake_tensorrt_builder as building
+from tests.exporters.fake_tensorrt_builder import HOST_CODE, NOTE, Builder, Inspector
+
+# What an engine says of itself that `engine_file` wrote; `batches`: smallest, best and largest.
+PLAIN = {"name": "fp32", "batches": (1, 2, 2), "refit": True, "layers": []}
 
 
 class Driver:
@@ -86,12 +94,14 @@ class TensorIOMode:
 class Engine:
     """`ICudaEngine`, of one input and one output."""
 
-    name = "fp32"
     num_io_tensors = 2
     memory_left = True
 
     def __init__(self, model: bytes) -> None:
         self.load(model)
+        noted = self.session.get_modelmeta().custom_metadata_map.get(NOTE)
+        self.note = PLAIN if noted is None else json.loads(noted)
+        self.name = self.note["name"]
         self.sides = {self.session.get_outputs()[0].name: self.session.get_outputs()[0]}
         self.sides |= {self.session.get_inputs()[0].name: self.session.get_inputs()[0]}
 
@@ -116,7 +126,10 @@ class Engine:
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         assert profile_index == 0
-        return [(batch, *self.sides[name].shape[1:]) for batch in PROFILE]
+        return [(batch, *self.sides[name].shape[1:]) for batch in self.note["batches"]]
+
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector(self.note["layers"])
 
     def create_execution_context(self) -> Context | None:
         return Context(self) if self.memory_left else None
@@ -132,7 +145,8 @@ class Context:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = tuple(shape)
-        return PROFILE[0] <= shape[0] <= PROFILE[2]
+        least, _, most = self.engine.note["batches"]
+        return bool(least <= shape[0] <= most)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert isinstance(memory, int)
@@ -160,6 +174,7 @@ class Refitter:
     def __init__(self, engine: Engine, logger: Any) -> None:
         import onnx
 
+        assert engine.note["refit"]
         self.engine = engine
         self.parsed = onnx.ModelProto.FromString(engine.model)
         self.known = {entry.name: entry for entry in self.parsed.graph.initializer}
@@ -196,33 +211,54 @@ class Runtime:
         self.logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
-        code = serialized_engine.startswith(b"host code:")
+        code = serialized_engine.startswith(HOST_CODE)
         if code and not self.engine_host_code_allowed:
             return None
-        return Engine(serialized_engine.removeprefix(b"host code:"))
+        try:
+            return Engine(serialized_engine.removeprefix(HOST_CODE))
+        except Exception:  # ONNX Runtime's errors have no base class
+            self.logger.log(Logger.ERROR, "the engine's header is not one of TensorRT")
+            return None
 
 
 class Logger:
     """`ILogger` and `Logger`."""
 
-    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = building.Severity
 
     def __init__(self, min_severity: int = WARNING) -> None:
         pass
 
+    def log(self, severity: Any, msg: str) -> None:
+        pass
 
-def module() -> Any:
+
+def module(version: str = "10.3.0") -> Any:
     """What `import tensorrt` gives."""
     tensorrt: Any = ModuleType("tensorrt")
-    tensorrt.__version__ = "10.3.0"
+    tensorrt.__version__ = version
     tensorrt.float32 = "float32"
-    for name in ("TensorIOMode", "Runtime", "Refitter", "Logger"):
-        setattr(tensorrt, name, globals()[name])
+    for kind in (TensorIOMode, Runtime, Refitter, Logger, Builder, building.OnnxParser):
+        setattr(tensorrt, kind.__name__, kind)
+    for name in ("NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "DeviceType"):
+        setattr(tensorrt, name, getattr(building, name))
+    for name in ("ProfilingVerbosity", "LayerInformationFormat", "HardwareCompatibilityLevel"):
+        setattr(tensorrt, name, getattr(building, name))
+    if version.startswith("10.3"):
+        tensorrt.HardwareCompatibilityLevel = building.OldHardwareCompatibilityLevel
     tensorrt.ILogger = Logger
     return tensorrt
 
 
+def installed(monkeypatch: pytest.MonkeyPatch, version: str = "10.3.0") -> Driver:
+    """A GPU's driver and the TensorRT that `import tensorrt` finds, for one test."""
+    driver = Driver()
+    monkeypatch.setitem(sys.modules, "tensorrt", module(version))
+    monkeypatch.setattr(_cuda, "_driver", lambda: driver)
+    return driver
+
+
 def engine_file(model: bytes, file: Path, *, host_code: bool = False) -> Path:
     """Write an engine that the fake runtime loads."""
-    file.write_bytes(b"host code:" * host_code + model)
+    file.write_bytes(HOST_CODE * host_code + model)
     return file

@@ -15,19 +15,41 @@ from lorkd_deploy.errors import (
     UsageError,
 )
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter, require_precision, targets
+from tests.exporters import fake_tensorrt
 from tests.exporters.conftest import BUILDABLE, RUNNABLE, Built, build
 
+STANDS_IN = [] if "trt" in RUNNABLE else ["trt over a stand-in"]
 
-@pytest.fixture(params=BUILDABLE)
-def built(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Built:
+
+def target_of(param: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The target of a fixture's parameter, with `fake_tensorrt` under it if it says so."""
+    target, _, stand_in = param.partition(" ")
+    if stand_in:
+        pytest.importorskip("onnxruntime", reason="it stands in for the GPU")
+        fake_tensorrt.installed(monkeypatch)
+    return target
+
+
+@pytest.fixture(params=BUILDABLE + STANDS_IN)
+def built(
+    request: pytest.FixtureRequest,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Built:
     """The engine of every target that can build here."""
-    return build(source, request.param, tmp_path)
+    return build(source, target_of(request.param, monkeypatch), tmp_path)
 
 
-@pytest.fixture(params=RUNNABLE)
-def engine(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Built:
+@pytest.fixture(params=RUNNABLE + STANDS_IN)
+def engine(
+    request: pytest.FixtureRequest,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Built:
     """The engine of every target that can run here too."""
-    return build(source, request.param, tmp_path)
+    return build(source, target_of(request.param, monkeypatch), tmp_path)
 
 
 def test_onnx_is_there() -> None:

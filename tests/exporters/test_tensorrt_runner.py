@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import runpy
 import sys
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lorkd_exporters import _cuda, _tensorrt
+from lorkd_exporters import _tensorrt
 
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.deploy.artifact import read_artifact
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.sample import write_sample
-from lorkd_deploy.errors import ArtifactError, UsageError
-from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
+from lorkd_deploy.errors import ArtifactError
+from lorkd_deploy.runtime import RunOptions, exporter
 from tests import tiny_bundle
 from tests.deploy.made_run import classes_of, make_run, true_logits
 from tests.exporters import fake_tensorrt
@@ -29,10 +26,7 @@ pytest.importorskip("onnxruntime", reason="it stands in for the GPU")
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> fake_tensorrt.Driver:
     """A GPU and TensorRT 10.3 that `import tensorrt` finds."""
-    fake = fake_tensorrt.Driver()
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.module())
-    monkeypatch.setattr(_cuda, "_driver", lambda: fake)
-    return fake
+    return fake_tensorrt.installed(monkeypatch)
 
 
 @pytest.fixture
@@ -95,11 +89,6 @@ def test_a_gpu_without_memory_for_the_engine(
     assert "cuDevicePrimaryCtxRelease_v2" in driver.calls
 
 
-def test_dla_takes_one_batch(source: Path, tmp_path: Path, driver: fake_tensorrt.Driver) -> None:
-    with pytest.raises(UsageError, match="a DLA core takes batches of one size"):
-        exporter("trt").export(source / "fused.onnx", tmp_path, EngineSpec("fp16", {"dla": 0}))
-
-
 def test_the_python_sample_of_an_engine(
     tmp_path: Path,
     driver: fake_tensorrt.Driver,
@@ -108,10 +97,8 @@ def test_the_python_sample_of_an_engine(
 ) -> None:
     run = make_run(tmp_path / "run", tmp_path / "data")
     monkeypatch.setenv("LORKD_DATA", str(tmp_path / "data"))
-    (made,) = export(run, task=["eye"])
-    record = json.loads((made.folder / "artifact.json").read_text()) | {"target": "trt"}
-    (made.folder / "artifact.json").write_text(json.dumps(record))
-    program = write_sample(read_artifact(made.folder), "python") / "classify.py"
+    (made,) = export(run, "trt", task=["eye"], sample=["python"])
+    program = made.folder / "sample-python" / "classify.py"
 
     image = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
     np.save(tmp_path / "x.npy", image)

@@ -1,0 +1,274 @@
+"""TensorRT's builder without a GPU: what it "builds" is the ONNX model, with what was asked of it.
+
+The other half of `fake_tensorrt`, with the same rule: a call that isn't documented fails.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import IntEnum
+from itertools import groupby
+from typing import Any
+
+import onnx
+
+HOST_CODE = b"host code:"
+TIMINGS = b"timings on Fake\n"
+NOTE = "fake.engine"  # in the model's metadata: what the engine says of itself
+LACKS = ("Det",)  # operators that this TensorRT doesn't have
+ON_DLA: tuple[str, ...] = ("Conv", "Relu")  # those that its DLA cores have
+FAULT: str | None = None  # why it can't build
+last_build: dict[str, Any] = {}  # what was last built with
+
+
+class Severity(IntEnum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class NetworkDefinitionCreationFlag(IntEnum):
+    STRONGLY_TYPED = 1
+
+
+class BuilderFlag(IntEnum):
+    GPU_FALLBACK, REFIT, TF32, VERSION_COMPATIBLE = range(4)
+
+
+class MemoryPoolType(IntEnum):
+    WORKSPACE, TACTIC_DRAM = range(2)
+
+
+class ProfilingVerbosity(IntEnum):
+    LAYER_NAMES_ONLY, NONE, DETAILED = range(3)
+
+
+class LayerInformationFormat(IntEnum):
+    ONELINE, JSON = range(2)
+
+
+class DeviceType(IntEnum):
+    GPU, DLA = range(2)
+
+
+class OldHardwareCompatibilityLevel(IntEnum):
+    NONE, AMPERE_PLUS = range(2)
+
+
+class HardwareCompatibilityLevel(IntEnum):
+    NONE, AMPERE_PLUS, SAME_COMPUTE_CAPABILITY = range(3)
+
+
+class Tensor:
+    """`ITensor`."""
+
+    def __init__(self, value: Any) -> None:
+        self.name = value.name
+        self.shape = tuple(d.dim_value or -1 for d in value.type.tensor_type.shape.dim)
+
+
+class Network:
+    """`INetworkDefinition`, filled by the parser."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._model = onnx.ModelProto()
+
+    def get_input(self, index: int) -> Tensor:
+        return Tensor(self._model.graph.input[index])
+
+
+class ParserError:
+    """`ParserError`."""
+
+    def __init__(self, operator: str) -> None:
+        self._operator = operator
+
+    def node_operator(self) -> str:
+        return self._operator
+
+
+class OnnxParser:
+    """`OnnxParser`."""
+
+    def __init__(self, network: Network, logger: Any) -> None:
+        self._network, self._logger = network, logger
+        self._errors: list[ParserError] = []
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> ParserError:
+        return self._errors[index]
+
+    def parse(self, model: bytes) -> bool:
+        self._network._model = onnx.load_from_string(model)
+        for node in self._network._model.graph.node:
+            if node.op_type in LACKS:
+                self._errors.append(ParserError(node.op_type))
+                self._logger.log(Severity.ERROR, f"no importer for {node.op_type}")
+        return not self._errors
+
+
+class Profile:
+    """`IOptimizationProfile`, of one input."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def set_shape(
+        self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]
+    ) -> None:
+        self._shapes[input] = [tuple(min), tuple(opt), tuple(max)]
+
+
+class TimingCache:
+    """`ITimingCache`."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content or TIMINGS
+
+    def serialize(self) -> bytes:
+        return self._content
+
+
+class Config:
+    """`IBuilderConfig`; a setting that it doesn't have can't be set."""
+
+    __slots__ = (
+        "DLA_core",
+        "_flags",
+        "_pools",
+        "_profiles",
+        "_timings",
+        "builder_optimization_level",
+        "default_device_type",
+        "hardware_compatibility_level",
+        "profiling_verbosity",
+    )
+
+    def __init__(self) -> None:
+        self.DLA_core = -1
+        self.builder_optimization_level = 3
+        self.default_device_type = DeviceType.GPU
+        self.hardware_compatibility_level: IntEnum = HardwareCompatibilityLevel.NONE
+        self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
+        self._flags = {BuilderFlag.TF32}
+        self._pools: dict[MemoryPoolType, int] = {}
+        self._profiles: list[Profile] = []
+        self._timings = TimingCache(b"")
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self._flags.add(flag)
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self._flags.discard(flag)
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
+        self._pools[pool] = pool_size
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self._profiles.append(profile)
+        return len(self._profiles) - 1
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
+        return TimingCache(serialized_timing_cache)
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        self._timings = cache
+        return ignore_mismatch or cache.serialize().startswith(TIMINGS)
+
+    def get_timing_cache(self) -> TimingCache:
+        return self._timings
+
+
+class Builder:
+    """`Builder`."""
+
+    num_DLA_cores = 0  # noqa: N815
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def create_network(self, flags: int = 0) -> Network:
+        assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        return Network()
+
+    def create_builder_config(self) -> Config:
+        return Config()
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
+
+    def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
+        model, log = network._model, self._logger.log
+        (profile,) = config._profiles
+        ((name, shapes),) = profile._shapes.items()
+        assert name == network.get_input(0).name
+        if FAULT is not None:
+            log(Severity.ERROR, FAULT)
+            return None
+        layers = self._placed(model.graph.node, config)
+        for device in (DeviceType.DLA, DeviceType.GPU):
+            log(Severity.INFO, f"---------- Layers Running on {device.name} ----------")
+            for layer in layers:
+                if layer["device"] == device:
+                    log(Severity.INFO, f"[{device.name.title()}Layer] {layer['Name']}")
+        log(Severity.VERBOSE, "Tactic 0x1 is the fastest")
+        config._timings._content += b"".join(b"%s\n" % row["Name"].encode() for row in layers)
+        last_build.update(
+            {
+                "flags": {flag.name for flag in config._flags},
+                "pools": {pool.name: size for pool, size in config._pools.items()},
+                "level": config.builder_optimization_level,
+                "hardware": config.hardware_compatibility_level.name,
+                "core": config.DLA_core,
+                "profile": [shape[0] for shape in shapes],
+            }
+        )
+        detailed = config.profiling_verbosity == ProfilingVerbosity.DETAILED
+        note = {
+            "name": network.name,
+            "batches": [shape[0] for shape in shapes],
+            "refit": BuilderFlag.REFIT in config._flags,
+            "layers": [
+                {key: row[key] for key in ("Name", "LayerType")} if detailed else row["Name"]
+                for row in layers
+            ],
+        }
+        model.metadata_props.add(key=NOTE, value=json.dumps(note))
+        code = HOST_CODE if BuilderFlag.VERSION_COMPATIBLE in config._flags else b""
+        return code + model.SerializeToString()
+
+    def _placed(self, nodes: Sequence[Any], config: Config) -> list[dict[str, Any]]:
+        """The engine's layers; neighbours on a DLA core become one."""
+
+        def device(node: Any) -> DeviceType:
+            wanted = config.default_device_type == DeviceType.DLA
+            return DeviceType(wanted and node.op_type in ON_DLA)
+
+        layers: list[dict[str, Any]] = []
+        for place, group in groupby(nodes, device):
+            found = list(group)
+            names = [node.output[0] for node in found]
+            if place == DeviceType.DLA:
+                name = f"{{ForeignNode[{names[0]}...{names[-1]}]}}"
+                layers.append({"Name": name, "LayerType": "DLA", "device": place})
+                continue
+            assert config.default_device_type == DeviceType.GPU or (
+                BuilderFlag.GPU_FALLBACK in config._flags
+            )
+            for node, name in zip(found, names, strict=True):
+                layers.append({"Name": name, "LayerType": node.op_type, "device": place})
+        return layers
+
+
+class Inspector:
+    """`EngineInspector`."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self._layers = layers
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        assert format == LayerInformationFormat.JSON
+        return json.dumps({"Layers": self._layers, "Bindings": []})

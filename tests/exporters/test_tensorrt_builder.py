@@ -1,0 +1,217 @@
+"""`trt` over a stand-in of TensorRT: what is asked of the builder, and what is written."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from lorkd_exporters import _tensorrt
+from onnx import helper
+
+from lorkd_deploy import cli
+from lorkd_deploy.deploy.artifact import read_artifact
+from lorkd_deploy.deploy.precision import float16
+from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
+from lorkd_deploy.runtime import EngineFiles, EngineSpec, RunOptions, exporter
+from tests.deploy.made_run import make_run
+from tests.exporters import fake_tensorrt, fake_tensorrt_builder
+
+pytest.importorskip("onnxruntime", reason="it stands in for the GPU")
+last_build = fake_tensorrt_builder.last_build
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> fake_tensorrt.Driver:
+    """A GPU and TensorRT 10.3 that `import tensorrt` finds."""
+    last_build.clear()
+    return fake_tensorrt.installed(monkeypatch)
+
+
+@pytest.fixture
+def half(source: Path, tmp_path: Path) -> Path:
+    """The fused model in fp16."""
+    file = tmp_path / "half.onnx"
+    file.write_bytes(float16((source / "fused.onnx").read_bytes()))
+    return file
+
+
+def built(model: Path, folder: Path, precision: str = "fp32", **options: Any) -> EngineFiles:
+    folder.mkdir(exist_ok=True)
+    return exporter("trt").export(model, folder, EngineSpec(precision, options))
+
+
+def test_the_stand_in_has_no_call_that_tensorrt_lacks() -> None:
+    """TensorRT for RTX, which is a real wheel, has the same classes."""
+    real = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64 only")
+    names = {"Engine": "ICudaEngine", "Context": "IExecutionContext", "Config": "IBuilderConfig"}
+    names |= {"Network": "INetworkDefinition", "Profile": "IOptimizationProfile"}
+    names |= {"Tensor": "ITensor", "TimingCache": "ITimingCache", "Inspector": "EngineInspector"}
+    own = {"memory_left", "load", "model", "rejects", "keeps", "works"}
+    compared = 0
+    for module in (fake_tensorrt, fake_tensorrt_builder):
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            stand_for = getattr(real, names.get(name, name), None)
+            if stand_for is None or name == "TensorIOMode":
+                continue
+            known = set(dir(stand_for)) | set(getattr(stand_for, "__members__", ()))
+            used = {n for n in dir(kind) if not n.startswith("_")} - set(dir(int)) - own
+            assert used <= known | {"name", "value"}, name
+            compared += 1
+    assert compared >= 18
+
+
+def test_an_engine_with_its_log_and_layers(
+    source: Path, tmp_path: Path, driver: fake_tensorrt.Driver
+) -> None:
+    made = built(source / "fused.onnx", tmp_path / "out")
+    assert made.files == ("model.engine", "build.log", "layers.json")
+    assert last_build == {
+        "flags": set(),  # no TF32 in what is called fp32
+        "pools": {},
+        "level": 3,
+        "hardware": "NONE",
+        "core": -1,
+        "profile": [1, 1, 32],
+    }
+    log = (tmp_path / "out" / "build.log").read_text()
+    assert "INFO: [GpuLayer] x1\n" in log and "VERBOSE" not in log
+    layers = json.loads((tmp_path / "out" / "layers.json").read_text())["Layers"]
+    assert {"Name": "x1", "LayerType": "Conv"} in layers
+    assert {k: made.facts[k] for k in ("runtime", "version", "precision")} == {
+        "runtime": "tensorrt",
+        "version": "10.3.0",
+        "precision": "fp32",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"workspace": 64}, {"pools": {"WORKSPACE": 64 * 2**20}}),
+        ({"level": 5}, {"level": 5}),
+        ({"tf32": True}, {"flags": {"TF32"}}),
+        ({"refit": True}, {"flags": {"REFIT"}}),
+        ({"hardware": "AMPERE_PLUS"}, {"hardware": "AMPERE_PLUS"}),
+        ({"min_batch": 2, "opt_batch": 3, "max_batch": 4}, {"profile": [2, 3, 4]}),
+    ],
+)
+def test_what_the_builder_is_asked(
+    source: Path,
+    tmp_path: Path,
+    driver: fake_tensorrt.Driver,
+    options: dict[str, Any],
+    asked: dict[str, Any],
+) -> None:
+    made = built(source / "fused.onnx", tmp_path / "out", **options)
+    assert last_build | asked == last_build
+    assert made.facts["options"] | options == made.facts["options"]
+
+
+def test_a_version_compatible_engine_says_so_in_its_name(
+    source: Path, tmp_path: Path, driver: fake_tensorrt.Driver, batch: Any
+) -> None:
+    made = built(source / "fused.onnx", tmp_path / "out", version_compatible=True)
+    assert last_build["flags"] == {"VERSION_COMPATIBLE"}
+    assert made.files[0] == _tensorrt.COMPATIBLE
+    with exporter("trt").open(tmp_path / "out", made.files, RunOptions()) as runner:
+        assert runner(batch).shape == (5, 3)
+
+
+def test_the_timing_cache_is_kept_and_used(
+    source: Path, tmp_path: Path, driver: fake_tensorrt.Driver
+) -> None:
+    cache = tmp_path / "timings"
+    built(source / "fused.onnx", tmp_path / "one", timing_cache=str(cache))
+    first = cache.read_bytes()
+    assert first.startswith(fake_tensorrt_builder.TIMINGS)
+    built(source / "fused.onnx", tmp_path / "two", timing_cache=str(cache))
+    assert cache.read_bytes().startswith(first) and len(cache.read_bytes()) > len(first)
+
+
+def test_a_timing_cache_of_another_gpu(
+    source: Path, tmp_path: Path, driver: fake_tensorrt.Driver
+) -> None:
+    cache = tmp_path / "timings"
+    cache.write_bytes(b"timings on another GPU\n")
+    with pytest.raises(UsageError, match="damaged, or of another TensorRT or GPU") as caught:
+        built(source / "fused.onnx", tmp_path / "out", timing_cache=str(cache))
+    assert caught.value.where == str(cache)
+    assert cache.read_bytes() == b"timings on another GPU\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_hardware_level_that_came_later(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tensorrt.installed(monkeypatch)
+    level = {"hardware": "SAME_COMPUTE_CAPABILITY"}
+    with pytest.raises(RuntimeUnavailableError, match=r"10\.3\.0 has no hardware=SAME"):
+        built(source / "fused.onnx", tmp_path / "old", **level)
+    fake_tensorrt.installed(monkeypatch, "11.4.1")
+    built(source / "fused.onnx", tmp_path / "new", **level)
+    assert last_build["hardware"] == "SAME_COMPUTE_CAPABILITY"
+
+
+def test_what_can_not_be_built(
+    source: Path,
+    tmp_path: Path,
+    driver: fake_tensorrt.Driver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fake_tensorrt_builder, "FAULT", "no tactic for Gemm")
+    with pytest.raises(ArtifactError, match=r"no tactic for Gemm.*Gemm 'output', layer head"):
+        built(source / "fused.onnx", tmp_path / "out")
+    model = onnx.load(source / "fused.onnx")
+    model.graph.node.append(helper.make_node("Det", ["x0"], ["y"], name="stem"))
+    onnx.save(model, tmp_path / "det.onnx")
+    with pytest.raises(ArtifactError, match=r"can't take this model: Det: no importer.*'stem'"):
+        built(tmp_path / "det.onnx", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_dla_takes_one_batch(half: Path, tmp_path: Path, driver: fake_tensorrt.Driver) -> None:
+    with pytest.raises(UsageError, match="a DLA core takes batches of one size"):
+        built(half, tmp_path / "out", "fp16", dla=0)
+
+
+def test_a_dla_core(
+    half: Path, tmp_path: Path, driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeUnavailableError, match=r"no DLA core 0: TensorRT 10\.3\.0 finds 0"):
+        built(half, tmp_path / "out", "fp16", dla=0, max_batch=1)
+    monkeypatch.setattr(fake_tensorrt_builder.Builder, "num_DLA_cores", 2)
+    with pytest.raises(UsageError, match="a DLA core can't do fp32"):
+        built(half, tmp_path / "out", "fp32", dla=0, max_batch=1)
+    built(half, tmp_path / "out", "fp16", dla=1, max_batch=1)
+    assert last_build["core"] == 1 and last_build["flags"] == {"GPU_FALLBACK"}
+    layers = json.loads((tmp_path / "out" / "layers.json").read_text())["Layers"]
+    assert "DLA" in {layer["LayerType"] for layer in layers}
+
+
+def test_export_and_verify_by_command(
+    tmp_path: Path,
+    driver: fake_tensorrt.Driver,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make_run(tmp_path / "run", tmp_path / "data")
+    monkeypatch.setenv("LORKD_DATA", str(tmp_path / "data"))
+    export = ["export", str(run), "--target", "tensorrt", "--department", "clinic", "--quiet"]
+    options = ["--option", "max_batch=4", "--option", f"timing_cache={tmp_path / 'timings'}"]
+    assert cli.main([*export, "--precision", "fp16", *options]) == 0
+    artifact = read_artifact(run / "export" / "clinic" / "eye" / "trt-fp16")
+    assert artifact.parity.status == "passed"
+    assert artifact.facts["precision"] == "fp16" and artifact.facts["provider"] == "Fake"
+    assert artifact.file_names == ("model.engine", "build.log", "layers.json")
+    assert last_build["profile"] == [1, 1, 4]
+    assert cli.main(["verify", str(run), "--drill-down"]) == 0
+    assert "clinic/eye/trt-fp16: no node of a fresh build differs" in capsys.readouterr().out
+    assert not driver.alive
+    engine = artifact.folder / "model.engine"
+    engine.write_bytes(engine.read_bytes()[:-1] + b"\0")
+    assert cli.main(["verify", str(run), "--quiet"]) == 3
+    assert "model.engine has changed since it was exported" in capsys.readouterr().err
