@@ -7,6 +7,8 @@ party names under the entry point group `lorkd_deploy.exporters`, with three fun
     def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles: ...
     def open(folder: Path, files: Sequence[str], options: RunOptions) -> Runner: ...
 
+and, if `--sample python` is to work for it, a `PythonSample` called `PYTHON_SAMPLE`.
+
 The core imports no runtime; `exporter("onnx")` imports the one that is asked for.
 """
 
@@ -78,6 +80,19 @@ class RunOptions:
 
     threads: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PythonSample:
+    """How a program that has nothing of ours runs an engine, as source text.
+
+    `line` imports the runtime, which the wheel `wheel` brings. `infer` defines `infer(batch)`,
+    float32 `(N, 3, S, S)` → logits `(N, K)`; `ENGINE` is the engine's path and `np` is NumPy.
+    """
+
+    line: str
+    wheel: str
+    infer: str
 
 
 class NoOptions(BaseModel):

@@ -1,4 +1,8 @@
-"""A third party's target, as small as one can be: found by its entry point, run by real workers."""
+"""A third party's target, as small as one can be: found by its entry point, run by real workers.
+
+Its engines are ONNX models behind six bytes of its own, run by ONNX's reference implementation, or
+a JSON file by which a test says how the engine is to behave.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,57 @@ from pathlib import Path
 
 import pytest
 
-RUNTIME = """
+RUNTIME = '''
 import json, os, signal, sys, time
 import numpy as np
 from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.runtime import Probe
+from lorkd_deploy.runtime import EngineFiles, NoOptions, Probe, PythonSample, parse_options
+
+MAGIC = b"trial\\n"
+PYTHON_SAMPLE = PythonSample(
+    "import onnx.reference",
+    "lorkd-trial",
+    """
+def infer(batch):
+    model = onnx.load_from_string(ENGINE.read_bytes()[6:])
+    return onnx.reference.ReferenceEvaluator(model).run(None, {"input": batch})[0]
+""",
+)
 
 def probe():
     return Probe(True, True, "1.0", ("fp32",))
 
+def export(onnx_path, folder, spec):
+    parse_options("trial", NoOptions, spec.options)
+    (folder / "engine.trial").write_bytes(MAGIC + onnx_path.read_bytes())
+    return EngineFiles(("engine.trial",))
+
 def open(folder, files, options):
-    return Runner(json.loads((folder / files[0]).read_text()), options)
+    content = (folder / files[0]).read_bytes()
+    if content.startswith(MAGIC):
+        return Exported(content[len(MAGIC) :], options)
+    return Runner(json.loads(content), options)
+
+class Exported:
+    def __init__(self, model, options):
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        self.model = ReferenceEvaluator(onnx.load_from_string(model))
+        self.facts = {"runtime": "trial", "version": "1.0", "precision": "fp32"}
+        self.facts["threads"] = options.threads
+
+    def __call__(self, batch):
+        return self.model.run(None, {self.model.input_names[0]: batch})[0]
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close()
 
 class Runner:
     def __init__(self, engine, options):
@@ -42,7 +86,7 @@ class Runner:
 
     def close(self):
         pass
-"""
+'''
 WEIGHT = [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]  # (3, K = 2)
 
 

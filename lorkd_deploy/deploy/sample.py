@@ -20,6 +20,7 @@ from lorkd_deploy import __version__
 from lorkd_deploy.deploy.artifact import Artifact, EngineTask
 from lorkd_deploy.deploy.template import fill
 from lorkd_deploy.errors import ArtifactError, UsageError, unknown_name
+from lorkd_deploy.runtime import PythonSample, exporter
 from lorkd_deploy.storage import folder_atomic, write_atomic
 
 
@@ -38,7 +39,7 @@ PYTHON = {
     "trt": Runtime("tensorrt", "import tensorrt", "tensorrt"),
     "trt-rtx": Runtime("tensorrt", "import tensorrt_rtx as tensorrt", "tensorrt-rtx"),
 }
-TARGETS = {"python": tuple(PYTHON), "cpp": ("openvino",)}
+TARGETS = {"python": tuple(PYTHON), "cpp": ("openvino",)}  # a third party's own sample beside it
 
 
 def require_samples(languages: Sequence[str], target: str) -> None:
@@ -46,7 +47,7 @@ def require_samples(languages: Sequence[str], target: str) -> None:
     for language in languages:
         if language not in TARGETS:
             raise unknown_name("sample", language, TARGETS)
-        if target not in TARGETS[language]:
+        if target not in TARGETS[language] and not (language == "python" and _of_others(target)):
             there_is = "; ".join(f"{name}: {', '.join(for_)}" for name, for_ in TARGETS.items())
             raise UsageError(
                 f"there is no {language} sample for the target {target}", fix=f"there is {there_is}"
@@ -71,19 +72,34 @@ def write_sample(artifact: Artifact, language: str) -> Path:
     return folder
 
 
+def _runtime(target: str) -> PythonSample:
+    own = PYTHON.get(target)
+    if own is not None:
+        return PythonSample(own.line, own.wheel, fill(f"python/{own.template}.in"))
+    others = _of_others(target)
+    assert others is not None, target  # `require_samples` has asked
+    return others
+
+
+def _of_others(target: str) -> PythonSample | None:
+    """What the exporter of a third party says of its own sample."""
+    found: PythonSample | None = getattr(exporter(target), "PYTHON_SAMPLE", None)
+    return found
+
+
 def _python(artifact: Artifact) -> dict[str, str]:
-    runtime, preprocess = PYTHON[artifact.target], artifact.preprocess
+    runtime, preprocess = _runtime(artifact.target), artifact.preprocess
     program = fill(
         "python/classify.py.in",
         **_common(artifact),
-        STANDARD="import ctypes\n" if runtime.template == "tensorrt" else "",
+        STANDARD="import ctypes\n" if "ctypes." in runtime.infer else "",
         IMPORT=runtime.line,
         TASKS="\n".join(_python_task(task) for task in artifact.tasks),
         SHORTER=preprocess.resize_shorter,
         MEAN=preprocess.mean,
         STD=preprocess.std,
         FILTER=preprocess.interpolation.upper(),
-        RUN=fill(f"python/{runtime.template}.in").rstrip(),
+        RUN=runtime.infer.strip(),
     )
     return {
         "classify.py": program,
@@ -119,7 +135,7 @@ def _common(artifact: Artifact) -> dict[str, object]:
 
 def _requirement(artifact: Artifact) -> str:
     """The runtime in the version that the engine was proven, or at least built, with."""
-    wheel, version = PYTHON[artifact.target].wheel, artifact.facts.get("version")
+    wheel, version = _runtime(artifact.target).wheel, artifact.facts.get("version")
     line = wheel if version is None else f"{wheel}=={version}"
     return f"# A Jetson's TensorRT comes with JetPack: {line}" if artifact.target == "trt" else line
 
