@@ -32,8 +32,8 @@ def compare(
 ) -> None:
     """Show what changed from one run's benchmark to another's, beyond noise.
 
-    Engines are matched by name. Times, memory and sizes are given as second over first, accuracy
-    and the like as second minus first on the same test images.
+    Engines are matched by name. Times (p50, p90, p99), throughput, memory and sizes are given as
+    second over first, accuracy and the like as second minus first on the same test images.
 
     \b
     Examples:

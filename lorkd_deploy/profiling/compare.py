@@ -21,6 +21,7 @@ from lorkd_deploy.profiling.profile import (
     Part,
     Profile,
     Score,
+    Timing,
     answers_name,
     labels_name,
     read_profile,
@@ -33,6 +34,13 @@ from lorkd_deploy.storage import read_tensors, sha256_file
 Verdict = Literal["better", "worse", "no change shown", "too few rounds"]
 F64 = npt.NDArray[np.float64]
 _SEED = 0
+# Figures of the calls → where a timing keeps them, one a round.
+_OF_CALLS = {
+    "p50_ms": "round_p50",
+    "p90_ms": "round_p90",
+    "p99_ms": "round_p99",
+    "images_per_s": "round_throughput",
+}
 # Figures of the answers on a test split → whether more is better.
 _QUALITY = {
     "accuracy": True,
@@ -47,8 +55,8 @@ _QUALITY = {
 class Change(Part):
     """One figure of one engine in both runs.
 
-    `change` is second over first of times, memory and sizes (`relative`), else second minus
-    first, with its 95 % interval. A ratio is called a change where its interval lies wholly
+    `change` is second over first of times, throughput, memory and sizes (`relative`), else second
+    minus first, with its 95 % interval. A ratio is called a change where its interval lies wholly
     outside 1 ± 2 %, a difference where it excludes zero.
     """
 
@@ -129,8 +137,8 @@ def _changes(
     timings = {timing.batch: timing for timing in after.timings}
     for old in before.timings:
         if new := timings.get(old.batch):
-            metric = "p50_ms" if old is before.latency else f"p50_ms at batch {old.batch}"
-            yield _ratio(name, metric, old.round_p50, new.round_p50)
+            place = "" if old is before.latency else f" at batch {old.batch}"
+            yield from _calls(name, place, old, new)
     speed_ups = [_speed_up(side.profile, name) for side in (first, second)]
     if all(speed_ups):
         yield _ratio(name, "ratio_vs_teacher", *speed_ups, more_is_better=True)
@@ -152,6 +160,15 @@ def _changes(
     for score in before.scores:
         if score.task in scores:
             yield from _quality(first, second, name, score, scores[score.task])
+
+
+def _calls(engine: str, place: str, before: Timing, after: Timing) -> Iterator[Change]:
+    """Median, tail and throughput of one batch size; what an older profile lacks is left out."""
+    for metric, field in _OF_CALLS.items():
+        old, new = getattr(before, field), getattr(after, field)
+        if old and new:
+            more = field == "round_throughput"
+            yield _ratio(engine, f"{metric}{place}", old, new, more_is_better=more)
 
 
 def _spreads(engine: EngineProfile) -> dict[str, Sequence[float]]:
@@ -264,6 +281,11 @@ def _notes(first: Profile, second: Profile) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"{name} differs: {old.get(name, 'absent')}, then {new.get(name, 'absent')}"
+    if not all(t.round_p99 for p in (first, second) for e in p.engines for t in e.timings):
+        yield (
+            "p90, p99 and throughput are not compared: a profile of an earlier version doesn't "
+            "keep them by round"
+        )
     ours, theirs = ({e.engine for e in p.engines} for p in (first, second))
     if ours - theirs:
         yield f"only in the first run: {', '.join(sorted(ours - theirs))}"

@@ -54,7 +54,8 @@ class Timing(Part):
     end of this batch size, smaller ones having run before (median of the rounds). `percentiles`
     are the 0th, 1st, … 100th. `interruptions` is how often in each round the kernel gave the
     engine's CPU to something else, `unsettled` in how many rounds the warm-up was given up before
-    its median had settled.
+    its median had settled. The `round_` figures are those of each round for itself; where
+    `round_p90` and what follows it are empty, the profile is from before they were kept.
     """
 
     batch: int
@@ -73,6 +74,9 @@ class Timing(Part):
     interruptions: tuple[int, ...]
     percentiles: tuple[float, ...]
     unsettled: int = 0
+    round_p90: tuple[float, ...] = ()
+    round_p99: tuple[float, ...] = ()
+    round_throughput: tuple[float, ...] = ()
 
 
 class ColdStart(Part):

@@ -78,6 +78,9 @@ def timing(batch: int, rounds: Sequence[RoundCalls]) -> Timing:
         interruptions=tuple(part.interruptions for part in rounds),
         unsettled=sum(not part.settled for part in rounds),
         percentiles=tuple(float(v) / 1e6 for v in np.percentile(calls, np.arange(101))),
+        round_p90=tuple(percentile(part.calls, 90) for part in rounds),
+        round_p99=tuple(percentile(part.calls, 99) for part in rounds),
+        round_throughput=tuple(float(value) for value in rates),
     )
 
 

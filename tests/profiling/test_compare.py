@@ -40,12 +40,25 @@ def rewrite(run: Path, profile: Profile) -> None:
 
 def slowed(profile: Profile, engine: str, factor: float) -> Profile:
     """The profile with one engine's rounds slower by `factor`."""
+    return rounds_times(
+        profile,
+        engine,
+        {"round_p50": factor, "round_p90": factor, "round_p99": factor}
+        | {"round_throughput": 1 / factor},
+    )
+
+
+def rounds_times(profile: Profile, engine: str, factors: dict[str, float]) -> Profile:
+    """The profile with some of one engine's figures by round multiplied."""
     engines = []
     for entry in profile.engines:
         if entry.engine == engine:
             timings = tuple(
                 timing.model_copy(
-                    update={"round_p50": tuple(value * factor for value in timing.round_p50)}
+                    update={
+                        field: tuple(value * factor for value in getattr(timing, field))
+                        for field, factor in factors.items()
+                    }
                 )
                 for timing in entry.timings
             )
@@ -68,15 +81,55 @@ def test_a_slower_engine_is_found_and_nothing_else(run: Path, other: Path) -> No
     rewrite(other, slowed(read_profile(other / "profile" / PROFILE), EXPERT, 1.2))
     found = compare(run, other)
     assert {(c.engine, c.metric, c.verdict) for c in found.beyond_noise} == {
-        (EXPERT, "p50_ms", "worse"),
-        (EXPERT, "p50_ms at batch 8", "worse"),
         (EXPERT, "ratio_vs_teacher", "worse"),
+        *(
+            (EXPERT, f"{metric}{place}", "worse")
+            for metric in ("p50_ms", "p90_ms", "p99_ms", "images_per_s")
+            for place in ("", " at batch 8")
+        ),
     }
     change = found.beyond_noise[0]
     assert change.change.value == pytest.approx(1.2)
     assert change.change.low < 1.2 < change.change.high
     back = compare(other, run)
     assert {c.verdict for c in back.beyond_noise} == {"better"}
+
+
+@pytest.mark.parametrize(
+    ("changed_by", "metric", "verdict"),
+    [
+        (("round_p99", 1.5), "p99_ms", "worse"),
+        (("round_p90", 0.7), "p90_ms", "better"),
+        (("round_throughput", 0.8), "images_per_s", "worse"),
+        (("round_throughput", 1.3), "images_per_s", "better"),
+    ],
+)
+def test_a_change_of_the_tail_or_of_throughput_alone_is_found(
+    run: Path, other: Path, changed_by: tuple[str, float], metric: str, verdict: str
+) -> None:
+    field, factor = changed_by
+    changed = rounds_times(read_profile(other / "profile" / PROFILE), EXPERT, {field: factor})
+    rewrite(other, changed)
+    found = compare(run, other).beyond_noise
+    assert [(c.metric, c.verdict) for c in found] == [
+        (metric, verdict),
+        (f"{metric} at batch 8", verdict),
+    ]
+    assert found[0].change.value == pytest.approx(factor)
+
+
+def test_a_profile_without_the_tail_by_round_is_compared_by_its_medians(
+    run: Path, other: Path
+) -> None:
+    file = other / "profile" / PROFILE
+    profile = json.loads(file.read_text())
+    for timing in (t for engine in profile["engines"] for t in engine["timings"]):
+        del timing["round_p90"], timing["round_p99"], timing["round_throughput"]
+    file.write_text(json.dumps(profile))
+    found = compare(run, other)
+    metrics = {change.metric for change in found.changes}
+    assert "p50_ms" in metrics and "p99_ms" not in metrics
+    assert any("p90, p99 and throughput are not compared" in note for note in found.notes)
 
 
 def test_a_slower_start_is_found(run: Path, other: Path) -> None:
