@@ -8,6 +8,7 @@ from typing import Any
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.profiling.bounds import bounds
 from lorkd_deploy.profiling.environment import disturbances
 from lorkd_deploy.profiling.profile import EngineProfile, Environment, Protocol
 from lorkd_deploy.profiling.scenario_profile import ScenarioRun
@@ -83,18 +84,10 @@ def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[s
     states = [state for profile in profiles for state in profile.conditions]
     repeated = sum(state.attempts > 1 for state in states)
     still = sum(state.disturbed for state in states)
-    if (repeated or still) and protocol.most_others and protocol.most_throttled:
+    if (repeated or still) and (disturbed := bounds(protocol)):
         yield (
             f"of {len(states)} engine rounds {repeated} were repeated, at most {protocol.repeats} "
-            f"times each, and {still} of those kept were still disturbed: others took more than "
-            f"{100 * protocol.most_others:g} % of the engine's CPUs, or a CPU limit stopped it for "
-            f"more than {100 * protocol.most_throttled:g} % of the time"
-            + (
-                f", or a fixed piece of work took {100 * protocol.most_slower:g} % longer than at "
-                "the machine's best"
-                if protocol.most_slower
-                else ""
-            )
+            f"times each, and {still} of those kept were still disturbed: {disturbed}"
         )
     timings = [timing for profile in profiles for timing in profile.timings]
     if unsettled := sum(timing.unsettled for timing in timings):

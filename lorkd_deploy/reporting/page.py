@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.reporting import cautions, curves, quality, scenarios, tables, words
 from lorkd_deploy.reporting.cells import UNMEASURED
+from lorkd_deploy.reporting.conditions import conditions
 from lorkd_deploy.reporting.distribution import distribution
 from lorkd_deploy.reporting.glossary import glossary
 from lorkd_deploy.reporting.memory import memory, together
@@ -147,10 +148,11 @@ def _department(sources: Sources, name: str, number: int, *, images: bool) -> De
         stages(sources, name, f"department-{number}-stages"),
         starting(sources, name, f"department-{number}-start"),
         memory(sources, name, f"department-{number}-memory"),
+        conditions(sources, name, f"department-{number}-conditions"),
         scenarios.scenarios(sources, name, f"department-{number}-scenarios"),
     ]
     if not tables.of_department(sources, name):
-        listed = listed[6:]  # no engine was measured: only what training wrote down is known
+        listed = listed[7:]  # no engine was measured: only what training wrote down is known
     plot = distribution(sources, name, f"department-{number}-latency")
     known = [given for task in tasks if (given := curves.of_task(sources, task))]
     drawn: list[Figure] = []

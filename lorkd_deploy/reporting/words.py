@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lorkd_deploy.profiling.bounds import bounds
 from lorkd_deploy.profiling.profile import Environment, Interval, Profile, Protocol
 from lorkd_deploy.reporting.cells import UNMEASURED, MiB, signed, significant
 from lorkd_deploy.reporting.choice import chosen
@@ -168,14 +169,14 @@ def _extras(how: Protocol) -> list[str]:
             "The stages start from a drawn grey PNG of "
             f"{how.stage_image} × {how.stage_image} px on the disk's cache, one image at a time."
         )
-    if how.most_others is not None and how.most_throttled is not None:
+    if disturbed := bounds(how):
         found.append(
-            f"A round in which other processes took more than {100 * how.most_others:g} % of the "
-            f"engine's CPUs, or a CPU limit stopped it for more than {100 * how.most_throttled:g} "
-            f"% of the time, counts as disturbed; it was repeated at most {how.repeats} times and "
-            "the least disturbed attempt kept."
+            f"A round counts as disturbed in which {disturbed}; it was repeated at most "
+            f"{how.repeats} times and the least disturbed attempt kept."
         )
-    return found or ["Rounds were not watched for disturbances."]
+    else:
+        found.append("Rounds were not watched for disturbances.")
+    return found
 
 
 def _cold(how: Protocol) -> str:

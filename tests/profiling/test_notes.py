@@ -1,0 +1,40 @@
+"""What the profile says of its own rounds: every bound beyond which one counts as disturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorkd_deploy.profiling.bounds import bounds
+from lorkd_deploy.profiling.notes import notes_of
+from lorkd_deploy.profiling.profile import PROFILE, Conditions, read_profile
+from tests.reporting.run_folder import TASKS, build_run
+
+BOUNDS = (
+    "more than 12 % of the engine's CPUs",
+    "a CPU limit stopped it for more than 3 % of the time",
+    "a fixed piece of work took 25 % longer than at the machine's best",
+    "a CPU slowed itself down for heat",
+    "the GPU was slowed",
+)
+
+
+def test_a_disturbed_round_is_told_with_every_bound(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    profile = read_profile(run / "profile" / PROFILE)
+    watched = {"repeats": 3, "most_others": 0.12, "most_throttled": 0.03, "most_slower": 0.25}
+    protocol = profile.protocol.model_copy(update=watched)
+    hot = Conditions(
+        others=0, throttled=0, mhz=None, celsius=96, disturbed=True, attempts=4, slowdowns=2
+    )
+    states = (hot, hot.model_copy(update={"disturbed": False, "attempts": 1, "slowdowns": 0}))
+    engine = profile.engines[1].model_copy(update={"conditions": states})
+    found = list(notes_of((), (engine,), protocol, profile.environment, 0))
+    (note,) = [text for text in found if "were repeated" in text]
+    assert "of 2 engine rounds 1 were repeated" in note and "and 1 of those kept" in note
+    assert all(text in note for text in BOUNDS)
+    assert "a CPU slowed itself down for heat in 1 of 2 engine rounds" in found
+
+
+def test_rounds_that_were_not_watched_have_no_bounds(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    assert bounds(read_profile(run / "profile" / PROFILE).protocol) == ""

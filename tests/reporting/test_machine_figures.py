@@ -1,0 +1,86 @@
+"""Figures that only some machines give: what it did meanwhile, energy, GPU and unified memory.
+
+The profiles are the fixture's, with what such a machine would add written into their JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorkd_deploy.profiling.profile import PROFILE
+from lorkd_deploy.reporting.report import ReportFiles, report
+from lorkd_deploy.storage import canonical_json
+from tests.reporting.run_folder import TASKS, build_run
+
+
+def rewritten(run: Path, change: Any) -> ReportFiles:
+    """The report of a small run whose `profile.json` was given to `change`."""
+    build_run(run, tasks=TASKS[:1])
+    file = run / "profile" / PROFILE
+    profile = json.loads(file.read_text())
+    change(profile)
+    file.write_bytes(canonical_json(profile))
+    return report(run)
+
+
+def rows(files: ReportFiles, table: str) -> list[dict[str, str]]:
+    """A table as its CSV file holds it."""
+    (file,) = [file for file in files.tables if file.stem == table]
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def state(**known: object) -> dict[str, object]:
+    empty = {"others": None, "throttled": None, "mhz": None, "celsius": None, "disturbed": False}
+    return empty | known
+
+
+def test_what_the_machine_did_meanwhile_is_shown(tmp_path: Path) -> None:
+    def change(profile: dict[str, Any]) -> None:
+        profile["protocol"] |= {"repeats": 3, "most_others": 0.1, "most_throttled": 0.01}
+        teacher, expert = profile["engines"]
+        teacher["conditions"] = [state(others=0.02), state(others=0.04), state(others=0.03)]
+        expert["conditions"] = [
+            state(others=0.5, throttled=0.02, pace=1.3, mhz=2400, celsius=71, slowdowns=0),
+            state(others=0, throttled=0, pace=1.1, mhz=1200, celsius=96, slowdowns=3)
+            | {"disturbed": True, "attempts": 4},
+        ]
+
+    files = rewritten(tmp_path / "run", change)
+    teacher, expert = rows(files, "department-1-conditions")
+    assert float(teacher["others_share"]) == pytest.approx(0.03)
+    assert (teacher["mhz"], teacher["celsius"], teacher["throttled_share"]) == ("", "", "")
+    assert (expert["mhz"], expert["celsius"], expert["slowdowns"]) == ("1800.0", "83.5", "3")
+    assert float(expert["pace"]) == pytest.approx(1.2)
+    assert (expert["attempts"], expert["disturbed"]) == ("5", "1")
+    assert "gpu_mhz" not in expert  # no GPU was seen by any engine
+    text = files.markdown.read_text()
+    (line,) = [r for r in text.splitlines() if r.startswith("| Foundation model") and "3.0 %" in r]
+    assert line.count("not readable here") == 5
+    assert "1,800 MHz (1,200 to 2,400)" in text and "5 (for 2 rounds)" in text
+    said = "a CPU limit stopped it for more than 1 % of the time, a CPU slowed itself down for heat"
+    assert said in text and "or the GPU was slowed (by heat or a cap on its power)" in text
+
+
+def test_a_gpu_that_is_seen_has_its_columns(tmp_path: Path) -> None:
+    def change(profile: dict[str, Any]) -> None:
+        hot = {"gpu_slowed": "software thermal slow-down", "disturbed": True}
+        gpu = {"gpu_mhz": 1980, "gpu_celsius": 61}
+        profile["engines"][1]["conditions"] = [state(**gpu), state(**gpu) | hot]
+
+    files = rewritten(tmp_path / "run", change)
+    (expert,) = rows(files, "department-1-conditions")
+    assert (expert["gpu_mhz"], expert["gpu_celsius"]) == ("1980.0", "61.0")
+    assert expert["gpu_slowed"] == "software thermal slow-down"
+    assert "software thermal slow-down" in files.html.read_text()
+
+
+def test_without_watched_rounds_there_is_no_such_table(tmp_path: Path) -> None:
+    files = rewritten(tmp_path / "run", lambda profile: None)
+    assert "department-1-conditions.csv" not in {file.name for file in files.tables}
+    assert "Rounds were not watched for disturbances." in files.markdown.read_text()
