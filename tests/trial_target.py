@@ -13,6 +13,7 @@ import pytest
 
 RUNTIME = '''
 import json, os, signal, sys, time
+from pathlib import Path
 import numpy as np
 from lorkd_deploy.errors import ArtifactError
 from lorkd_deploy.runtime import EngineFiles, NoOptions, Probe, PythonSample, parse_options
@@ -80,6 +81,9 @@ class Runner:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.engine.get("raises_at") == self.calls:
             raise ValueError("batch too large")
+        if counter := self.engine.get("counter"):  # of microjoules: an image takes one joule
+            spent = int(Path(counter).read_text()) + 1_000_000 * len(batch)
+            Path(counter).write_text(f"{spent}\\n")
         time.sleep(self.engine.get("sleep", 0))
         assert "torch" not in sys.modules
         return batch.mean(axis=(2, 3)) @ np.asarray(self.engine["weight"], np.float32)

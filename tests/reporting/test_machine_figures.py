@@ -80,6 +80,54 @@ def test_a_gpu_that_is_seen_has_its_columns(tmp_path: Path) -> None:
     assert "software thermal slow-down" in files.html.read_text()
 
 
+def spread(value: float) -> dict[str, object]:
+    return {
+        "median": value,
+        "minimum": value - 1,
+        "maximum": value + 1,
+        "rounds": [value - 1, value, value + 1],
+    }
+
+
+def test_energy_gpu_allocator_and_unified_memory_in_every_form(tmp_path: Path) -> None:
+    figures = {"gpu": 412.5, "allocator": 96.5, "unified": 733.5}
+
+    def change(profile: dict[str, Any]) -> None:
+        profile["protocol"] |= {
+            "power": "RAPL package-0, NVML",
+            "idle_watts": 41.5,
+            "gpu_memory": "NVML, the process's compute contexts",
+        }
+        teacher, expert = profile["engines"]
+        expert["joules"] = spread(7.25)
+        expert["memory"] |= {name: spread(value) for name, value in figures.items()}
+        expert["memory"]["gpu_source"] = "NVML, the process's compute contexts"
+        teacher["memory"]["gpu_source"] = None
+
+    files = rewritten(tmp_path / "run", change)
+    teacher, expert = rows(files, "department-1-engines")
+    assert (teacher["joules"], expert["joules"]) == ("", "7.25")
+    teacher, expert = rows(files, "department-1-memory")
+    for name, value in figures.items():
+        assert (teacher[f"{name}_mib"], expert[f"{name}_mib"]) == ("", str(value))
+
+    text = files.markdown.read_text()
+    cells = ("7.25 J (6.25 to 8.25)", "412 MiB (412 to 414)", "96.5 MiB (95.5 to 97.5)")
+    for shown in (*cells, "734 MiB (732 to 734)"):
+        assert f"| {shown} |" in text
+    of_teacher = [line for line in text.splitlines() if line.startswith("| Foundation model")]
+    gaps = [line.count("not measured here") for line in of_teacher]
+    assert gaps.count(1) == 1 and gaps.count(3) == 1  # no energy; neither of the three memories
+    page = files.html.read_text()
+    for title in ("Energy", "GPU memory", "Runtime&#39;s allocator", "Unified memory"):
+        assert f">{title}<span" in page
+    for value, unit in (("7.25", "J"), ("96.5", "MiB")):
+        assert f">{value} {unit}</span>" in page
+    for file in (text, page):
+        assert "RAPL package-0, NVML; 41.5 W before the rounds, taken off every image" in file
+        assert "GPU memory: NVML, the process" in file
+
+
 def test_without_watched_rounds_there_is_no_such_table(tmp_path: Path) -> None:
     files = rewritten(tmp_path / "run", lambda profile: None)
     assert "department-1-conditions.csv" not in {file.name for file in files.tables}
