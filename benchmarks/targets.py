@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,10 @@ def measured(run: Path, engines: Path) -> dict[str, Any]:
         for row in rows:
             add_score(row, given, built)
     return {
+        "measured": time.strftime("%Y-%m-%d"),
         "run": bundle.manifest.name,
         "bundle_sha256": bundle.sha256,
+        "bundle_created": bundle.manifest.created,
         "size_px": bundle.manifest.preprocess.size,
         "calibration": bundle.manifest.recipe.get("calibration"),
         "environment": environment().model_dump(mode="json"),
@@ -194,7 +197,9 @@ def lines(document: dict[str, Any]) -> list[str]:
         "",
         *(f"- {reason}" for reason in sorted(reasons)),
         "",
-        f"{document['size_px']} px; {machine['cpu']}, {machine['allowed_cpus']} CPUs, Python "
+        f"Run `{document['run']}`, bundle {document['bundle_sha256'][:12]} of "
+        f"{document['bundle_created'][:10]}, {document['size_px']} px. Measured "
+        f"{document['measured']} on {machine['cpu']}, {machine['allowed_cpus']} CPUs; Python "
         f"{machine['python']}, {versions}; load average {loads['before'][0]:.1f} before and "
         f"{loads['after'][0]:.1f} after.",
     ]
