@@ -271,6 +271,7 @@ def main() -> int:
             "pairs": [pairs(engine, setting, asked.pairs) for engine in engines],
             "overhead": [overhead(engine) for engine in engines],
             "seconds": asked.seconds,
+            "measured": time.strftime("%Y-%m-%d"),
             "environment": environment().model_dump(mode="json"),
             "load_average": {"before": before, "after": os.getloadavg()},
         }
@@ -288,6 +289,7 @@ def _report(document: dict[str, Any]) -> Iterator[str]:
     yield from ("# Our profiler beside the runtimes' own tools", "")
     yield (
         f"Batch 1, one thread, fp32, one pinned CPU, in turns, {document['seconds']:g} s each. "
+        f"Measured {document['measured']} on "
         f"{machine['cpu']}, load average {load['before'][0]:.1f} at the start and "
         f"{load['after'][0]:.1f} at the end. The median of the pairs' ratios has to lie within "
         f"1 ± {AGREE:g}."

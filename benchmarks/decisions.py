@@ -170,6 +170,7 @@ def main() -> int:
         "rounds": ROUNDS,
         "seconds": asked.seconds,
         "took_s": round(time.monotonic() - began, 1),
+        "measured": time.strftime("%Y-%m-%d"),
         "environment": environment().model_dump(mode="json"),
         "load_average": {"before": before, "after": os.getloadavg()},
     }
@@ -187,8 +188,9 @@ def _report(document: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{document['engine']} ({document['p50_ms']:.3g} ms), {len(trials)} trials of "
         f"{document['rounds']} interleaved rounds, {document['seconds']:g} s a round, batch 1, one "
-        f"thread, one pinned CPU. {machine['cpu']}, load average {load['before'][0]:.1f} at the "
-        f"start and {load['after'][0]:.1f} at the end, {document['took_s']:g} s. A difference is "
+        f"thread, one pinned CPU. Measured {document['measured']} on {machine['cpu']}, load "
+        f"average {load['before'][0]:.1f} at the start and "
+        f"{load['after'][0]:.1f} at the end, {document['took_s']:g} s. A difference is "
         f"called where the 95 % interval of the round-paired ratio lies wholly outside "
         f"1 ± {MARGIN:g}."
     )

@@ -295,6 +295,7 @@ def main() -> int:
         "most": MOST,
         "least": LEAST,
         "checks": found,
+        "measured": time.strftime("%Y-%m-%d"),
         "environment": environment().model_dump(mode="json"),
         "load_average": {"before": before, "after": os.getloadavg()},
         **figures,
@@ -325,7 +326,8 @@ def lines(document: dict[str, Any]) -> list[str]:
     text = [
         f"# {count} experts from one graph, and the bundle they come from",
         "",
-        f"ShuffleNetV2 1.0x, r = 4, {count} tasks, {document['size_px']} px. {machine['cpu']}, "
+        f"ShuffleNetV2 1.0x, r = 4, {count} tasks, {document['size_px']} px. "
+        f"Measured {document['measured']} on {machine['cpu']}, "
         f"{machine['allowed_cpus']} CPUs, Python {machine['python']}, {versions}; load average "
         f"{loads['before'][0]:.1f} at the start, {loads['after'][0]:.1f} at the end: above the "
         "number of CPUs, times hold waiting.",

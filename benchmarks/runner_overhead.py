@@ -222,6 +222,7 @@ def main() -> int:
         "threads": 1,
         "batch": 1,
         "each_pair_is": ["wall clock", "CPU time"],
+        "measured": time.strftime("%Y-%m-%d"),
         "environment": machine.model_dump(mode="json"),
         "load_average": {"before": before, "after": os.getloadavg()},
         "networks": rows,
@@ -230,7 +231,8 @@ def main() -> int:
         "# Our runner beside the runtime's own loop",
         "",
         f"One process, batch 1, one thread, fp32, {rounds} rounds with fresh sessions, {turns} "
-        f"turns of {BLOCK} calls each, {WARMUP} calls of warm-up. {machine.cpu}, "
+        f"turns of {BLOCK} calls each, {WARMUP} calls of warm-up. "
+        f"Measured {document['measured']} on {machine.cpu}, "
         f"{machine.allowed_cpus} CPUs, onnxruntime {onnxruntime.__version__}, openvino "
         f"{machine.packages.get('openvino')}, Python {machine.python}, load average "
         f"{before[0]:.1f} at the start and {os.getloadavg()[0]:.1f} at the end. The ratio of "

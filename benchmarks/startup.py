@@ -65,6 +65,7 @@ def main() -> int:
     document = {
         "rounds": ROUNDS,
         "limit_s": LIMIT,
+        "measured": time.strftime("%Y-%m-%d"),
         "environment": machine.model_dump(mode="json"),
         "load_average": {"before": before, "after": os.getloadavg()},
         "seconds": rows,
@@ -73,7 +74,8 @@ def main() -> int:
     lines = [
         "# Start of the command line",
         "",
-        f"Fresh processes, {ROUNDS} rounds, variants in turn, warm disk cache. {machine.cpu}, "
+        f"Fresh processes, {ROUNDS} rounds, variants in turn, warm disk cache. "
+        f"Measured {document['measured']} on {machine.cpu}, "
         f"{machine.allowed_cpus} CPUs, Python {machine.python}, load average {before[0]:.1f} at "
         f"the start and {os.getloadavg()[0]:.1f} at the end: above the number of CPUs, the wall "
         f"clock holds waiting for others. `lorkd --help` has to stay below {LIMIT} s.",

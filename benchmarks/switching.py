@@ -314,6 +314,7 @@ def main() -> int:
         "threads": 1,
         "batch": 1,
         "refit": "run" if TRT.can_run else f"not run here: {TRT.reason}",
+        "measured": time.strftime("%Y-%m-%d"),
         "environment": environment().model_dump(mode="json"),
         "load_average": {"before": before, "after": os.getloadavg()},
         "disk_mib_a_department": disk,
@@ -343,10 +344,10 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"ShuffleNetV2 1.0x, random experts of rank {document['rank']}, {document['size_px']} px, "
         f"ONNX Runtime {machine['packages'].get('onnxruntime')} on the CPU, batch 1, one thread; "
         f"{document['rounds']} switches a way in changing order, {document['calls']} calls after "
-        f"each; medians. {machine['cpu']}, {machine['allowed_cpus']} CPUs, Python "
-        f"{machine['python']}; load average {loads['before'][0]:.1f} at the start, "
-        f"{loads['after'][0]:.1f} at the end: above the number of CPUs, times hold waiting. "
-        "`benchmarks/switching.py` says what the ways are.",
+        f"each; medians. Measured {document['measured']} on {machine['cpu']}, "
+        f"{machine['allowed_cpus']} CPUs, Python {machine['python']}; load average "
+        f"{loads['before'][0]:.1f} at the start, {loads['after'][0]:.1f} at the end: above the "
+        "number of CPUs, times hold waiting. `benchmarks/switching.py` says what the ways are.",
         "",
         "| departments | way | a switch, ms (max) | an inference, p50 ms | over kept open "
         "| memory, all, MiB | a department more, MiB | on disk a department, MiB "
