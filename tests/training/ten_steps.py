@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from lorkd_deploy.training import batch_statistics
 from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.decompose import Student, build_student
 from lorkd_deploy.training.distributed import Processes, joined
-from lorkd_deploy.training.evaluate import network_input
+from lorkd_deploy.training.evaluate import network_input, scores
 from lorkd_deploy.training.loader import Batch
 from lorkd_deploy.training.loop import Loss, fit
 from lorkd_deploy.training.losses import batch_accuracy, label_loss, transfer_loss
@@ -70,6 +69,7 @@ def recipe(backbone: str = "without_batch_statistics") -> Recipe:
     student = {"architecture": f"tests.tiny_backbone:{backbone}"}
     experts = {"rank": 2, "alpha": 6, "norm": "per_task"}
     made = tiny_recipe(train=train, student=student, experts=experts, transfer={"kind": "none"})
+    made["departments"][0]["tasks"][0]["data"]["val"] = 300  # which both score a part of
     return parse_recipe(made, where="test")
 
 
@@ -87,13 +87,21 @@ def train(folder: Path, backbone: str, processes: Processes) -> None:
     student = build_student(setup, None)
     student.projection = nn.Linear(12, student.classifier.heads.head(0).in_features)
     student.double()
-    scores = count()
+    # Images come in float32, and the first figures differ in what rounding leaves of them.
+    student.classifier.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
+
+    def validate() -> dict[str, float]:
+        found = scores(student.classifier, setup.val, setup.kinds, setup.recipe.preprocess,
+                       processes)  # fmt: skip
+        each = zip(setup.names, found, strict=True)
+        return {"score": 1.0} | {f"{task}/{k}": v for task, of in each for k, v in of.items()}
+
     fitted = fit(
         student,
         setup.loader(setup.recipe.train, STEPS),
         setup.recipe.train,
         objective=_objective(student, setup),
-        validate=lambda: {"score": float(next(scores))},  # the last state is the best
+        validate=validate,
         checkpoints=Checkpoints(folder / "checkpoints", "recipe"),
         steps=STEPS,
         validate_steps=STEPS,
@@ -105,9 +113,9 @@ def train(folder: Path, backbone: str, processes: Processes) -> None:
     )
     if processes.leads:
         state = {k: v.contiguous() for k, v in student.state_dict().items()}
-        losses = {f"loss/{k}": torch.tensor(v) for k, v in fitted.history[-1].items()}
+        figures = {f"figures/{k}": torch.tensor(v) for k, v in fitted.history[-1].items()}
         folder.mkdir(exist_ok=True)
-        save_file(state | losses, folder / f"{processes.count}.safetensors")
+        save_file(state | figures, folder / f"{processes.count}.safetensors")
 
 
 def _objective(student: Student, setup: Setup) -> Callable[[Batch], Loss]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorkd_deploy import load_bundle
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.sampler import MixedSampler
 from tests.tiny_recipe import write_recipe
@@ -62,13 +63,16 @@ def stepped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("backbone", ["without_batch_statistics", "backbone"])
 def test_ten_steps_of_two_processes_are_those_of_one(stepped: Path, backbone: str) -> None:
-    """With LayerNorm, and with a BatchNorm a task whose statistics are over all processes."""
+    """With LayerNorm, and with a BatchNorm a task whose statistics are over all processes; the
+    losses and the scores on the validation images, of which each process has computed a part, too.
+    """
     one, two = (load_file(stepped / backbone / f"{count}.safetensors") for count in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9, msg=name)
     moved = [k for k in one if k.endswith(".B") and one[k].abs().max() > 1e-3]
     assert moved, "the experts have learnt nothing"
+    assert all(0 < float(one[f"figures/{task}/auc"]) < 1 for task in ("cells", "xray", "fundus"))
 
 
 def test_those_ten_steps_have_tasks_absent_here_and_absent_altogether() -> None:
@@ -136,15 +140,31 @@ def test_killed_is_named_and_resumed_equals_uninterrupted(
     assert _weights(killed) == _weights(whole)
 
 
-@pytest.mark.slow
-def test_accelerate_that_starts_one_of_two_is_an_error(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-         "-m", "lorkd_deploy", "decompose", "demo", "--out", str(tmp_path / "run")],
+def accelerate(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A decomposition by `accelerate launch`, on the CPU."""
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1",
+         "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no",
+         "-m", "lorkd_deploy", "decompose", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_accelerate_with_one_process_makes_the_bundle(recipe: Path, tmp_path: Path) -> None:
+    short = ["--set", "train.epochs=1", "--set", "transfer.kind=none"]
+    done = accelerate(1, recipe, "--out", tmp_path / "run", *short, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 6
+    assert [task.name for task in load_bundle(tmp_path / "run").manifest.tasks] == [
+        "cells", "xray", "fundus"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_accelerate_that_starts_one_of_two_is_an_error(tmp_path: Path) -> None:
+    done = accelerate(2, "demo", "--out", tmp_path / "run")
     assert done.returncode != 0
     assert "error: accelerate was asked for several processes" in done.stderr
     assert "torchrun --nproc-per-node" in done.stderr
