@@ -10,6 +10,7 @@ and REFIT_INDIVIDUAL with any weight marked, fail in its compiler).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +26,9 @@ from lorkd_deploy.storage import write_atomic
 from lorkd_exporters._cuda import Device, gpus
 from lorkd_exporters._nodes import with_nodes
 
+# The name says what loading the engine takes: to allow its host code, to choose its DLA core.
 ENGINE = "model.engine"
-COMPATIBLE = "model.version-compatible.engine"  # holds host code: the name allows it to be loaded
+COMPATIBLE = "model.version-compatible.engine"
 LOG = "build.log"
 LAYERS = "layers.json"
 MIB = 2**20  # bytes
@@ -243,8 +245,10 @@ def _loaded(trt: Any, path: Path) -> Any:
     """The engine of a file. Raises `ArtifactError` for one that is damaged or of another GPU."""
     logger = _logger(trt)
     runtime = trt.Runtime(logger)
-    if path.name == COMPATIBLE:
+    if path.name.startswith(COMPATIBLE.removesuffix(".engine")):
         runtime.engine_host_code_allowed = True
+    if core := re.search(r"\.dla(\d+)\.engine$", path.name):
+        runtime.DLA_core = int(core[1])
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise ArtifactError(

@@ -6,13 +6,15 @@ Not run in this project's own tests, which have no GPU: written against the docu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from lorkd_deploy.errors import RuntimeUnavailableError, UsageError
+from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
 from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
@@ -30,6 +32,7 @@ from lorkd_exporters._cuda import gpus
 
 PRECISIONS = ("fp32", "fp16", "int8")
 OLDEST = (10, 3)
+INT8_ON_DLA = (11, 4, 1)  # calibrated by TensorRT before (TensorRT#2222, Model-Optimizer#1661)
 BLOCKED = {"11.3.0": "it can drop the bias of a matrix product, and gives wrong answers then"}
 INSTALL = "use the TensorRT of JetPack, or python -m pip install 'lorkd-deploy[tensorrt]'"
 
@@ -122,13 +125,17 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
 
     configs: list[Any] = []
     name = _tensorrt.COMPATIBLE if options.version_compatible else _tensorrt.ENGINE
+    if options.dla is not None:
+        name = name.replace(".engine", f".dla{options.dla}.engine")
     files = _tensorrt.build(
         tensorrt, onnx_path, folder, spec, options, configure, name, loads_here=True
     )
     if options.timing_cache is not None:
         timings = configs[0].get_timing_cache().serialize()
         write_atomic(Path(options.timing_cache), bytes(memoryview(timings)))
-    return files
+    if options.dla is None:
+        return files
+    return replace(files, facts=files.facts | _placed(folder, options.dla))
 
 
 def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.TensorRtRunner:
@@ -153,9 +160,34 @@ def _use_dla(trt: Any, builder: Any, config: Any, core: int, precision: str) -> 
         )
     if precision not in ("fp16", "int8"):
         raise UsageError(f"a DLA core can't do {precision}", fix="--precision fp16")
+    if precision == "int8" and (old := older("TensorRT", trt.__version__, INT8_ON_DLA)):
+        raise RuntimeUnavailableError(
+            f"DLA can't do int8 from quantise and dequantise nodes: {old}", fix="--precision fp16"
+        )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def _placed(folder: Path, core: int) -> dict[str, int]:
+    """How many of the engine's layers run on the DLA core, and how many on the GPU.
+
+    The builder's log names the device of each; where it doesn't, the engine's layer information
+    does. Raises `ArtifactError` where none is on the DLA core, of which TensorRT makes no error.
+    """
+    log = (folder / _tensorrt.LOG).read_text(encoding="utf-8")
+    dla, gpu = log.count("[DlaLayer]"), log.count("[GpuLayer]")
+    if not dla:
+        layers = json.loads((folder / _tensorrt.LAYERS).read_bytes())["Layers"]
+        kinds = [layer.get("LayerType") for layer in layers if isinstance(layer, dict)]
+        dla = kinds.count("DLA")
+        gpu = len(layers) - dla
+    if not dla:
+        raise ArtifactError(
+            f"no layer of this network runs on DLA core {core}: all {gpu} are on the GPU",
+            fix="export it without --option dla",
+        )
+    return {"dla_layers": dla, "gpu_layers": gpu}
 
 
 def _too_old(option: str, version: str) -> RuntimeUnavailableError:

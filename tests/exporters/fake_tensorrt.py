@@ -22,7 +22,7 @@ from tests.exporters import fake_tensorrt_builder as building
 from tests.exporters.fake_tensorrt_builder import HOST_CODE, NOTE, Builder, Inspector
 
 # What an engine says of itself that `engine_file` wrote; `batches`: smallest, best and largest.
-PLAIN = {"name": "fp32", "batches": (1, 2, 2), "refit": True, "layers": []}
+PLAIN = {"name": "fp32", "batches": (1, 2, 2), "refit": True, "layers": [], "core": -1}
 
 
 class Driver:
@@ -203,9 +203,10 @@ class Refitter:
 
 
 class Runtime:
-    """`IRuntime`; loads no engine with host code unless that is allowed."""
+    """`IRuntime`; an engine with host code has to be allowed, one for DLA to be given its core."""
 
     engine_host_code_allowed = False
+    DLA_core = -1
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -215,10 +216,12 @@ class Runtime:
         if code and not self.engine_host_code_allowed:
             return None
         try:
-            return Engine(serialized_engine.removeprefix(HOST_CODE))
+            engine = Engine(serialized_engine.removeprefix(HOST_CODE))
         except Exception:  # ONNX Runtime's errors have no base class
             self.logger.log(Logger.ERROR, "the engine's header is not one of TensorRT")
             return None
+        assert engine.note["core"] == self.DLA_core
+        return engine
 
 
 class Logger:

@@ -18,6 +18,7 @@ TIMINGS = b"timings on Fake\n"
 NOTE = "fake.engine"  # in the model's metadata: what the engine says of itself
 LACKS = ("Det",)  # operators that this TensorRT doesn't have
 ON_DLA: tuple[str, ...] = ("Conv", "Relu")  # those that its DLA cores have
+LOGS_DEVICES = True  # which layers are where
 FAULT: str | None = None  # why it can't build
 last_build: dict[str, Any] = {}  # what was last built with
 
@@ -209,7 +210,7 @@ class Builder:
             log(Severity.ERROR, FAULT)
             return None
         layers = self._placed(model.graph.node, config)
-        for device in (DeviceType.DLA, DeviceType.GPU):
+        for device in (DeviceType.DLA, DeviceType.GPU) if LOGS_DEVICES else ():
             log(Severity.INFO, f"---------- Layers Running on {device.name} ----------")
             for layer in layers:
                 if layer["device"] == device:
@@ -231,6 +232,7 @@ class Builder:
             "name": network.name,
             "batches": [shape[0] for shape in shapes],
             "refit": BuilderFlag.REFIT in config._flags,
+            "core": config.DLA_core,
             "layers": [
                 {key: row[key] for key in ("Name", "LayerType")} if detailed else row["Name"]
                 for row in layers

@@ -178,18 +178,54 @@ def test_dla_takes_one_batch(half: Path, tmp_path: Path, driver: fake_tensorrt.D
         built(half, tmp_path / "out", "fp16", dla=0)
 
 
-def test_a_dla_core(
-    half: Path, tmp_path: Path, driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def orin(driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JetPack 6 with two DLA cores."""
+    monkeypatch.setattr(fake_tensorrt_builder.Builder, "num_DLA_cores", 2)
+
+
+def test_without_a_dla_core(half: Path, tmp_path: Path, driver: fake_tensorrt.Driver) -> None:
     with pytest.raises(RuntimeUnavailableError, match=r"no DLA core 0: TensorRT 10\.3\.0 finds 0"):
         built(half, tmp_path / "out", "fp16", dla=0, max_batch=1)
-    monkeypatch.setattr(fake_tensorrt_builder.Builder, "num_DLA_cores", 2)
-    with pytest.raises(UsageError, match="a DLA core can't do fp32"):
-        built(half, tmp_path / "out", "fp32", dla=0, max_batch=1)
-    built(half, tmp_path / "out", "fp16", dla=1, max_batch=1)
+
+
+@pytest.fixture(params=[True, False])
+def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a builder that logs which layers are where, and with one that doesn't."""
+    monkeypatch.setattr(fake_tensorrt_builder, "LOGS_DEVICES", request.param)
+
+
+def test_a_dla_core(half: Path, tmp_path: Path, orin: None, logged: None, batch: Any) -> None:
+    made = built(half, tmp_path / "out", "fp16", dla=1, max_batch=1)
     assert last_build["core"] == 1 and last_build["flags"] == {"GPU_FALLBACK"}
+    assert made.files[0] == "model.dla1.engine"
     layers = json.loads((tmp_path / "out" / "layers.json").read_text())["Layers"]
-    assert "DLA" in {layer["LayerType"] for layer in layers}
+    assert len(layers) == made.facts["dla_layers"] + made.facts["gpu_layers"]
+    assert made.facts["dla_layers"] == 1  # the convolutions, with what lies between
+    with exporter("trt").open(tmp_path / "out", made.files, RunOptions()) as runner:
+        assert runner(batch).shape == (5, 3)
+
+
+def test_dla_that_the_gpu_takes_the_place_of(
+    half: Path, tmp_path: Path, orin: None, logged: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt_builder, "ON_DLA", ())
+    with pytest.raises(ArtifactError, match=r"no layer .* runs on DLA core 0: all \d+ are") as e:
+        built(half, tmp_path / "out", "fp16", dla=0, max_batch=1)
+    assert "without --option dla" in str(e.value.fix)
+
+
+def test_precisions_of_dla(
+    source: Path, half: Path, tmp_path: Path, orin: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="a DLA core can't do fp32"):
+        built(source / "fused.onnx", tmp_path / "out", "fp32", dla=0, max_batch=1)
+    with pytest.raises(RuntimeUnavailableError, match=r"10\.3\.0 is too old: 11\.4\.1") as caught:
+        built(half, tmp_path / "out", "int8", dla=0, max_batch=1)
+    assert caught.value.fix == "--precision fp16"
+    assert list((tmp_path / "out").iterdir()) == []
+    fake_tensorrt.installed(monkeypatch, "11.4.1")
+    assert built(half, tmp_path / "out", "int8", dla=0, max_batch=1).facts["dla_layers"] == 1
 
 
 def test_export_and_verify_by_command(
