@@ -351,8 +351,9 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"({found['onnx_times_faster']:.1f}) and at most {MOST['onnx_s_an_expert']} s an expert "
         f"after the first ({found['onnx_s_an_expert']:.3f} s)"
         + (
-            f"; OpenVINO at most {MOST['openvino_ratio_an_expert']} of `convert_model` + "
-            f"`save_model` an expert after the first ({found['openvino_ratio_an_expert']:.3f})"
+            f"; OpenVINO at most {MOST['openvino_ratio_an_expert']} of the separate way, "
+            f"`convert_model` of the torch model + `save_model`, an expert after the first "
+            f"({found['openvino_ratio_an_expert']:.3f})"
             if "openvino_ratio_an_expert" in found
             else ""
         )
@@ -361,8 +362,8 @@ def lines(document: dict[str, Any]) -> list[str]:
     if "openvino converted" in seconds:
         text += [
             "",
-            "Where a fused ONNX file is there already, `convert_model` + `save_model` of that file "
-            f"take {_spread(seconds['openvino converted'])}, our exporter "
+            "No limit is of this: where a fused ONNX file is there already, `convert_model` + "
+            f"`save_model` of that file take {_spread(seconds['openvino converted'])}, our exporter "
             f"{_spread(seconds['openvino ours, from the same file'])}.",
         ]
     worst = ", ".join(f"{name} {value:.1e}" for name, value in off.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from lorkd_deploy.errors import ImageError
 from lorkd_deploy.preprocess import Preprocess, read_image, to_rgb
+from lorkd_deploy.storage import sha256_bytes
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -96,6 +98,31 @@ def test_the_shorter_side_is_resized_and_the_centre_cut() -> None:
     inner = Preprocess(size=10, resize_shorter=10, interpolation="nearest").geometry(wide)
     assert inner.shape == (10, 10, 3) and inner.min() == 255
     assert Preprocess(size=30).geometry(wide).mean() == pytest.approx(85, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "grey", "rgb"),
+    [
+        ("nearest", "3eb2cefdf665ef6c", "b09e3404a6cfb8c3"),
+        ("bilinear", "9bd5d016c3761fd8", "1bf1dd88eea681a5"),
+        ("bicubic", "d08b1ff8d7ad28b8", "c65dd1fed2052755"),
+    ],
+)
+def test_the_bytes_are_those_that_networks_were_trained_on(
+    interpolation: Literal["nearest", "bilinear", "bicubic"], grey: str, rgb: str
+) -> None:
+    """Another hash means that this Pillow, NumPy or code makes other images of the same files."""
+    y, x, channel = np.ogrid[:20, :30, :3]
+    image = ((37 * x + 101 * y + 59 * channel + 7 * x * y) % 256).astype(np.uint8)
+    preprocess = Preprocess(
+        size=16,
+        resize_shorter=17,
+        interpolation=interpolation,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    found = [sha256_bytes(preprocess([part]).tobytes()) for part in (image[..., 0], image)]
+    assert [digest[:16] for digest in found] == [grey, rgb]
 
 
 def test_any_other_definition_has_another_hash() -> None:

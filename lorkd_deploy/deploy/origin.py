@@ -47,7 +47,7 @@ def given_model(fused: bytes, bundle: Bundle, engine: str, precision: str, able:
     if precision not in able.converted:
         return fused
     if precision == "fp16":
-        return float16(fused)
+        return float16(fused, beside=[name for name in able.precisions if name != "fp16"])
     return int8(fused, partial(calibration_images, bundle, engine), form=able.int8)
 
 

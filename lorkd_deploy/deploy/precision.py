@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ KEY = "lorkd.precision"  # in the model's metadata
 QUANTIZE = "lorkd_deploy.deploy.quantize"
 
 
-def float16(model: bytes) -> bytes:
+def float16(model: bytes, *, beside: Sequence[str] = ("fp32",)) -> bytes:
     """The same model with float16 weights and arithmetic.
 
-    Raises `ModelError` for a weight beyond float16's range: it would be cut off silently.
+    Raises `ModelError` for a weight beyond float16's range: it would be cut off silently. `beside`
+    are the target's other precisions, which the error names.
     """
     import onnx
     from onnxconverter_common.float16 import (  # type: ignore[import-untyped]
@@ -43,7 +44,7 @@ def float16(model: bytes) -> bytes:
             raise ModelError(
                 f"{initializer.name} has values beyond float16's range "
                 f"({np.abs(values).max():.3g}, {largest:.0f} is the largest)",
-                fix="use --precision bf16 or fp32",
+                fix=f"choose another --precision: {', '.join(beside)}",
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that become the smallest float16

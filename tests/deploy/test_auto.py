@@ -68,6 +68,22 @@ def test_every_candidate_is_measured_and_the_fastest_kept(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_nncf")
+def test_openvino_is_measured_in_what_its_device_can_do(run: Path) -> None:
+    if not exporter("openvino").probe().can_run:
+        pytest.skip("the target's runtime is not installed")
+    (artifact,) = export(run, "openvino", precision="auto", max_drop=100, task=["eye"])
+    table = by_precision(choice_of(artifact))
+    assert set(table) == set(exporter("openvino").probe().precisions)
+    assert table["int8"].status == "not built"
+    ran = {name: entry for name, entry in table.items() if entry.p50_ms is not None}
+    assert {"fp32", "fp16"} <= set(ran)
+    assert artifact.precision == min(ran, key=lambda name: ran[name].p50_ms or 0)
+    assert artifact.facts["precision"] == artifact.precision
+    assert artifact.folder.name == f"openvino-{artifact.precision}"
+    assert [verdict.passed for verdict in verify(run)] == [True]
+
+
+@pytest.mark.usefixtures("no_nncf")
 @pytest.mark.parametrize(("allowed", "taken"), [(None, "fp32"), (0.5, "fp32"), (2.0, "fp16")])
 def test_accuracy_decides_what_may_be_taken(
     run: Path, monkeypatch: pytest.MonkeyPatch, allowed: float | None, taken: str

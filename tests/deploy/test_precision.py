@@ -69,7 +69,19 @@ def test_a_weight_beyond_float16_is_told(model: bytes) -> None:
     parsed.graph.initializer[-1].raw_data = np.full(3, 7e4, np.float32).tobytes()
     with pytest.raises(ModelError, match=r"head\.bias.*7e\+04, 65504") as caught:
         float16(parsed.SerializeToString())
-    assert "bf16" in str(caught.value.fix)
+    assert str(caught.value.fix).endswith(": fp32")
+
+
+def test_the_target_says_what_to_use_beside_float16(
+    run: Path, model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = onnx.load_from_string(model)
+    parsed.graph.initializer[-1].raw_data = np.full(3, 7e4, np.float32).tobytes()
+    large = parsed.SerializeToString()
+    monkeypatch.setattr("lorkd_deploy.deploy.export.onnx_model", lambda *_: large)
+    with pytest.raises(ModelError) as caught:
+        export(run, precision="fp16", task=["eye"])
+    assert str(caught.value.fix).endswith(": fp32, int8")
 
 
 def test_fp16_is_proven_and_reproducible(run: Path, tmp_path: Path) -> None:
