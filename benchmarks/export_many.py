@@ -363,8 +363,8 @@ def lines(document: dict[str, Any]) -> list[str]:
         text += [
             "",
             "No limit is of this: where a fused ONNX file is there already, `convert_model` + "
-            f"`save_model` of that file take {_spread(seconds['openvino converted'])}, our exporter "
-            f"{_spread(seconds['openvino ours, from the same file'])}.",
+            f"`save_model` of that file take {_spread(seconds['openvino converted'])}, our "
+            f"exporter {_spread(seconds['openvino ours, from the same file'])}.",
         ]
     worst = ", ".join(f"{name} {value:.1e}" for name, value in off.items())
     text += [
