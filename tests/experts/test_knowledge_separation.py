@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from tiny_backbone import transformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lorkd_deploy.experts import ExpertModel, add_experts, separation
 from lorkd_deploy.experts.choice import choose
+from lorkd_deploy.models import build
 
 TASKS = 5
+NORMS = ("shared", "per_task")
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the tensor's largest absolute value
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(7, 6), (7,)),
     "linear-tokens": (lambda: nn.Linear(7, 6, bias=False), (3, 7)),
@@ -63,20 +68,27 @@ def _stacks(model: ExpertModel) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _per_sample(plain: nn.Module, model: ExpertModel, alpha: float, x: Tensor, ids: list[int]):
-    """method.md's formula, a dense weight for each sample, with autograd through all of it."""
-    shared = dict(model.module.named_parameters())
-    stacks, ranks, outputs = _stacks(model), _ranks(model), []
-    for n, task in enumerate(ids):
-        weights = {}
-        for name, parameter in plain.named_parameters():
-            weights[name] = shared[name]
-            if name in stacks:
-                a, b = stacks[name]
-                rows = ranks[task] * (a.shape[1] // max(ranks))
-                delta = (b[task][:, :rows] @ a[task][:rows]).view(parameter.shape)
-                weights[name] = shared[name] + delta * (alpha / ranks[task])
-        outputs.append(functional_call(plain, weights, (x[n : n + 1],)))
-    return torch.cat(outputs)
+    """method.md's formula, each sample alone by a dense weight, with autograd through all of it."""
+    of_task = {task: _dense_state(plain, model, alpha, task) for task in set(ids)}
+    return torch.cat(
+        [functional_call(plain, of_task[t], (x[n : n + 1],)) for n, t in enumerate(ids)]
+    )
+
+
+def _dense_state(plain: nn.Module, model: ExpertModel, alpha: float, task: int):
+    """Every parameter and buffer of `plain` for one task; a norm's are its own where it has one."""
+    shared = dict(model.module.named_parameters()) | dict(model.module.named_buffers())
+    stacks, ranks, state = _stacks(model), _ranks(model), {}
+    for name in plain.state_dict():
+        place, _, leaf = name.rpartition(".")
+        own = f"{place}.tasks.{task}.{leaf}"
+        state[name] = shared[own] if own in shared else shared[name]
+        if name in stacks:
+            a, b = stacks[name]
+            rows = ranks[task] * (a.shape[1] // max(ranks))
+            delta = (b[task][:, :rows] @ a[task][:rows]).view(state[name].shape)
+            state[name] = state[name] + delta * (alpha / ranks[task])
+    return state
 
 
 def _grads(y: Tensor, x: Tensor, model: ExpertModel) -> dict[str, Tensor]:
@@ -105,19 +117,22 @@ def _compare(plain, model, x, ids, *, alpha, tolerance):
     return got
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("form", ["fused", "low_rank"])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_every_layer_kind_equals_the_per_sample_formula(kind, batch, form, monkeypatch) -> None:
+def test_every_layer_kind_equals_the_per_sample_formula(
+    kind, batch, form, dtype, monkeypatch
+) -> None:
     monkeypatch.setattr(separation, "choose", lambda *_: form)
     make, shape = LAYERS[kind]
     torch.manual_seed(0)
-    layer, ids = make().double(), BATCHES[batch]
-    plain = make().double()
+    layer, ids = make().to(dtype), BATCHES[batch]
+    plain = make().to(dtype)
     model = add_experts(layer, TASKS, rank=3, alpha=7)
     _fill(model)
-    x = torch.randn(len(ids), *shape, dtype=torch.float64, requires_grad=True)
-    grads = _compare(plain, model, x, ids, alpha=7, tolerance=1e-10)
+    x = torch.randn(len(ids), *shape, dtype=dtype, requires_grad=True)
+    grads = _compare(plain, model, x, ids, alpha=7, tolerance=TOLERANCE[dtype])
     for task in set(range(TASKS)) - set(ids):
         assert not grads["module.A"][task].any()
         assert not grads["module.B"][task].any()
@@ -207,20 +222,49 @@ class Net(nn.Module):
         return self.mlp(self.norm(x.flatten(2).mT)).amax(1)
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-def test_a_whole_network_equals_the_per_sample_formula(batch: str) -> None:
-    torch.manual_seed(3)
-    net, plain = Net().double(), Net().double()
-    for module in net.modules():
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "net": (Net, 8),
+    "shufflenet": (lambda: build("torchvision:shufflenet_v2_x0_5"), 32),
+    "resnet18": (lambda: build("torchvision:resnet18"), 32),
+    "transformer": (transformer, 32),
+}
+
+
+def _settle(model: ExpertModel) -> None:
+    """Norms that change something, and that differ between tasks where these have their own."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)
+            nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
-    plain.load_state_dict(net.state_dict())
-    model = add_experts(net, TASKS, rank=2, alpha=3).eval()
-    plain.eval()
+
+
+@pytest.mark.parametrize(
+    ("network", "batch", "norm", "factorisation"),
+    [
+        *(("net", batch, norm, "interleaved") for batch in BATCHES for norm in NORMS),
+        *(
+            (network, "absent-and-uneven", norm, "interleaved")
+            for network in ("shufflenet", "resnet18", "transformer")
+            for norm in NORMS
+        ),
+        ("resnet18", "absent-and-uneven", "per_task", "separable"),
+    ],
+)
+def test_a_whole_network_equals_the_per_sample_formula(
+    network: str, batch: str, norm: Any, factorisation: Any
+) -> None:
+    torch.manual_seed(3)
+    make, size = NETWORKS[network]
+    net, plain = make().double(), make().double().eval()
+    ranks = {"rank": 2, "alpha": 3, "factorisation": factorisation}
+    model = add_experts(net, TASKS, norm=norm, **ranks).eval()
     _fill(model)
+    _settle(model)
     ids = BATCHES[batch]
-    x = torch.randn(len(ids), 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(len(ids), 3, size, size, dtype=torch.float64, requires_grad=True)
     _compare(plain, model, x, ids, alpha=3, tolerance=1e-10)
 
 
