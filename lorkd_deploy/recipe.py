@@ -252,7 +252,13 @@ class TrainSpec(Section):
     clip: float | None = Field(
         default=None, gt=0, description="largest norm of all gradients together; unset: any"
     )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of each label that goes to all classes of its task alike, of a "
+        "multi-label task's finding to its presence and absence",
+    )
     class_weights: Literal["none", "balanced"] = Field(
         default="none",
         description="balanced: a task's classes weigh the same in its loss however many training "

@@ -26,8 +26,10 @@ def label_loss(
     """Mean over the batch's N samples of each one's loss by its own task's head.
 
     `logits[t]` is `(n_t, C_t)`, `labels[t]` `(n_t,)` int64, or `(n_t, C_t)` for a multi-label
-    task, whose loss is binary cross-entropy averaged over its labels. `weights[t]` are those of
-    `balanced_weights`. Absent tasks (`n_t = 0`) add nothing, not even a zero gradient.
+    task, whose loss is binary cross-entropy averaged over its labels. `smoothing` is the share of
+    each label that goes to all classes alike, of a finding to its presence and absence.
+    `weights[t]` are those of `balanced_weights`. Absent tasks (`n_t = 0`) add nothing, not even a
+    zero gradient.
     """
     total = sum(len(part) for part in labels)
     parts = [
@@ -49,11 +51,10 @@ def _task_loss(
     logits: Tensor, labels: Tensor, kind: str, smoothing: float, weight: Tensor | None
 ) -> Tensor:
     if kind == MULTILABEL:
-        each = functional.binary_cross_entropy_with_logits(
-            logits, labels.to(logits.dtype), reduction="none"
-        )
-        if weight is not None:
-            each = each * torch.where(labels == 1, weight[1], weight[0])
+        absent, present = (1.0, 1.0) if weight is None else weight
+        wanted = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+        each = present * wanted * functional.softplus(-logits)
+        each = each + absent * (1 - wanted) * functional.softplus(logits)
         return each.mean(dim=1).sum()
     return functional.cross_entropy(
         logits, labels, weight, reduction="sum", label_smoothing=smoothing

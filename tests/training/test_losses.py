@@ -47,6 +47,46 @@ def test_multilabel_is_binary_cross_entropy() -> None:
     torch.testing.assert_close(label_loss([logits], [labels], ["multilabel"]), each.mean())
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_smoothing_is_torchs(smoothing: float, weighted: bool) -> None:
+    logits = [torch.randn(5, 3), torch.randn(2, 4)]
+    labels = [torch.tensor([0, 1, 2, 0, 1]), torch.tensor([3, 0])]
+    weights = [torch.tensor([0.5, 2.0, 1.0]), torch.tensor([1.0, 3.0, 0.2, 0.7])]
+    chosen = weights if weighted else [None, None]
+    wanted = [
+        functional.cross_entropy(x, y, w, label_smoothing=smoothing, reduction="sum")
+        for x, y, w in zip(logits, labels, chosen, strict=True)
+    ]
+    found = label_loss(logits, labels, ["multiclass"] * 2, smoothing, chosen)
+    torch.testing.assert_close(found, torch.stack(wanted).sum() / 7)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_smoothing_of_findings_is_that_of_absent_and_present(
+    smoothing: float, weighted: bool
+) -> None:
+    logits, labels = torch.randn(4, 5) * 20, torch.randint(0, 2, (4, 5))
+    weights = torch.stack([torch.rand(5) + 0.5, torch.rand(5) + 0.5])
+    pairs = torch.stack([torch.zeros_like(logits), logits], dim=-1)
+    wanted = torch.stack(
+        [
+            functional.cross_entropy(
+                pairs[:, finding],
+                labels[:, finding],
+                weights[:, finding] if weighted else None,
+                label_smoothing=smoothing,
+                reduction="sum",
+            )
+            for finding in range(5)
+        ]
+    )
+    chosen = [weights] if weighted else None
+    found = label_loss([logits], [labels], ["multilabel"], smoothing, chosen)
+    torch.testing.assert_close(found, wanted.sum() / labels.numel())
+
+
 @pytest.mark.parametrize("tau", [1.0, 10.0])
 def test_transfer_is_the_papers_divergence(tau: float) -> None:
     teacher, student = torch.randn(6, 8) * 5, torch.randn(6, 8) * 5

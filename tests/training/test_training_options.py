@@ -18,6 +18,7 @@ from lorkd_deploy.training import decompose as module
 from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.decompose import Student, build_student, fit_student
 from lorkd_deploy.training.history import Fitted
+from lorkd_deploy.training.loop import schedule
 from lorkd_deploy.training.setup import Setup, open_setup
 from tests.stopping import KilledError, StopAt
 
@@ -142,6 +143,8 @@ def test_tensorboard_has_every_step_once_though_the_training_was_killed(tmp_path
     tags = set(found.Tags()["scalars"])
     assert {"loss/labels", "lr", "accuracy", "validation/score", "waiting for data"} <= tags
     assert [e.step for e in found.Scalars("loss/labels")] == [1, 2, 3, 4, 5, 6]
+    rates = [schedule(setup.recipe.train, step, 6) for step in range(6)]
+    assert [e.value / setup.recipe.train.lr for e in found.Scalars("lr")] == pytest.approx(rates)
     (last,) = found.Scalars("validation/score")
     assert last.value == pytest.approx(fitted.history[-1]["score"])
     assert 0 <= found.Scalars("waiting for data")[-1].value < 1
