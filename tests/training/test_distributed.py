@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from lorkd_deploy import load_bundle
@@ -28,11 +30,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 SLOW_MACHINE = 600  # s
 
 
-def start(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
-    """`torchrun` with two processes, on the CPU."""
+def start(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
+    """`torchrun` with two processes, on the CPU, and these environment variables."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1",
-                                "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
+                                "CUDA_VISIBLE_DEVICES": ""} | variables  # fmt: skip
     return subprocess.Popen(
         [*TORCHRUN, *map(str, arguments)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -114,18 +116,24 @@ def taught(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture(scope="module")
+def whole(recipe: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing has interrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(taught, run)
+    out, _ = torchrun("-m", "lorkd_deploy", "decompose", recipe, "--out", run, "--json")
+    assert json.loads(out)["bundle"] == str(run / "bundle")
+    return run
+
+
 @pytest.mark.slow
 def test_killed_is_named_and_resumed_equals_uninterrupted(
-    recipe: Path, taught: Path, tmp_path: Path
+    recipe: Path, taught: Path, whole: Path, tmp_path: Path
 ) -> None:
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for run in (killed, whole):
-        shutil.copytree(taught, run)
-    out, _ = torchrun("-m", "lorkd_deploy", "decompose", recipe, "--out", whole, "--json")
-    assert json.loads(out)["bundle"] == str(whole / "bundle")
-
+    killed = tmp_path / "killed"
+    shutil.copytree(taught, killed)
     process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", killed)
-    victim = _second(process, killed / "checkpoints" / "decompose")
+    _, victim = _ranks(process, killed / "checkpoints" / "decompose")
     began = time.monotonic()
     victim.send_signal(signal.SIGKILL)
     code, _, err = finish(process)
@@ -138,6 +146,42 @@ def test_killed_is_named_and_resumed_equals_uninterrupted(
 
     torchrun("-m", "lorkd_deploy", "decompose", recipe, "--out", killed, "--resume")
     assert _weights(killed) == _weights(whole)
+
+
+@pytest.mark.slow
+def test_one_that_hangs_is_named_within_the_timeout(
+    recipe: Path, taught: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(taught, run)
+    process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", run,
+                    LORKD_RANK_TIMEOUT="6")  # fmt: skip
+    first, second = _ranks(process, run / "checkpoints" / "decompose")
+    second.suspend()
+    psutil.wait_procs([first], timeout=SLOW_MACHINE)
+    second.kill()  # torchrun would, half a minute later
+    code, _, err = finish(process)
+    assert code != 0
+    assert f"rank 1 (pid {second.pid} on " in err
+    assert re.search(r"has died: nothing was heard of it for \d+ s", err)
+    assert not (run / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_a_department_more_leaves_the_others_as_they_are(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    grown, out = yaml.safe_load(recipe.read_text(encoding="utf-8")), tmp_path / "grown"
+    data = {"source": "phantom", "name": "tissue", "train": 48, "val": 16, "test": 24}
+    grown["departments"].append({"name": "ward-c", "tasks": [{"name": "tissue", "data": data}]})
+    (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown), encoding="utf-8")
+    torchrun("-m", "lorkd_deploy", "decompose", tmp_path / "grown.yaml", "--from", whole,
+             "--add-department", "ward-c", "--out", out, "--set", "train.epochs=1")  # fmt: skip
+    before, after = _weights(whole), _weights(out)
+    assert {name: after.get(name) for name in before} == before
+    assert "bundle/experts/tissue.safetensors" in after
+    moved = load_bundle(out).expert("tissue")["5.B"]
+    assert np.abs(moved).max() > 0, "no gradient reached the expert"
 
 
 def accelerate(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -171,15 +215,15 @@ def test_accelerate_that_starts_one_of_two_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def _second(process: subprocess.Popen[str], saved: Path) -> psutil.Process:
-    """Rank 1 of `process`, once there is more than one checkpoint in `saved`."""
+def _ranks(process: subprocess.Popen[str], saved: Path) -> list[psutil.Process]:
+    """The ranks of `process`, once there is more than one checkpoint in `saved`."""
     end = time.monotonic() + SLOW_MACHINE
     while len(list(saved.glob("step-*/state.json"))) < 2:
         assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
         time.sleep(0.005)
     children = psutil.Process(process.pid).children()
-    (second,) = (child for child in children if child.environ().get("RANK") == "1")
-    return second
+    by_rank = {child.environ().get("RANK"): child for child in children}
+    return [by_rank["0"], by_rank["1"]]
 
 
 def _weights(run: Path) -> dict[str, str]:
