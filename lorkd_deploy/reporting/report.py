@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.reporting.cards import model_card
 from lorkd_deploy.reporting.html import html
 from lorkd_deploy.reporting.markdown import markdown
@@ -37,8 +39,8 @@ def report(run: str | Path, *, images: bool = False) -> ReportFiles:
     off by default, since they may be patients' images and the page is made to be passed on.
     Needs the bundle only; what was not measured is said to be. Everything is put together before
     anything is written. Raises `BundleError`, `ArtifactError` or `LorkdError` for files that are
-    missing, damaged or of another bundle, `RuntimeUnavailableError` where jinja2 or plotly is
-    missing.
+    missing, damaged or of another bundle, `LorkdError` where RUN can't be written,
+    `RuntimeUnavailableError` where jinja2 or plotly is missing.
     """
     opened = open_run(run)
     folder, sources = opened.path, read_sources(opened)
@@ -57,9 +59,26 @@ def report(run: str | Path, *, images: bool = False) -> ReportFiles:
         tables=tuple(tables),
     )
     texts = {files.html: html(content), files.markdown: markdown(content), **cards, **tables}
-    for file in (folder / TABLES).glob("*.csv"):
-        if file not in tables:
-            file.unlink()  # of an earlier report, of what is measured no more
+    try:
+        _write(texts)
+        for file in (folder / TABLES).glob("*.csv"):
+            if file not in tables:
+                file.unlink()  # of an earlier report, of what is measured no more
+    except OSError as exc:
+        raise LorkdError(
+            f"the report can't be written: {exc.strerror}",
+            where=exc.filename,
+            fix="check who owns the run's folder, what is in the way there and what room its disk "
+            "has, or copy the run to where you may write",
+        ) from exc
+    return files
+
+
+def _write(texts: dict[Path, str]) -> None:
+    """Write every file; none where one of their folders can't be written to."""
+    for folder in sorted({file.parent for file in texts}):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+            pass
     for file, text in texts.items():
         write_atomic(file, text.encode())
-    return files

@@ -80,6 +80,41 @@ def test_tables_sort_by_value_with_the_keyboard(chromium: Chromium, page: Path) 
     assert chromium.run(sort) == "descending"
 
 
+def test_every_column_of_every_table_sorts(chromium: Chromium, page: Path) -> None:
+    opened(chromium, page)
+    # What a column shows after one click and after two; what has no value stays at the end.
+    script = """[...document.querySelectorAll('table')].flatMap((table) => {
+      const name = table.closest('.block').id;
+      const values = (i) => [...table.tBodies[0].rows].map((r) => r.cells[i].dataset.value);
+      return [...table.tHead.rows[0].cells].map((header, i) => {
+        const press = () => { header.querySelector('button').click(); return values(i); };
+        return [name, values(i), press(), press(), header.getAttribute('aria-sort')];
+      });
+    })"""
+
+    def key(value: str) -> tuple[int, float, str]:
+        try:
+            return (0, float(value), "")
+        except ValueError:
+            return (1, 0.0, value)
+
+    found = chromium.run(script)
+    assert {name for name, *_ in found} >= {"summary-table", "proof-table", "together-table"}
+    assert len({name for name, *_ in found}) >= 2 + 10 * len(TASKS)
+    for name, before, rising, falling, said in found:
+        known = [value for value in before if value]
+        gaps = [""] * (len(before) - len(known))
+        assert sorted(rising) == sorted(before), name
+        assert said == "descending", name
+        numbers = all(key(value)[0] == 0 for value in known)
+        if numbers:
+            known.sort(key=key)
+            assert [*map(key, rising)] == [*map(key, [*known, *gaps])], name
+            assert [*map(key, falling)] == [*map(key, [*known[::-1], *gaps])], name
+        else:  # words, in the order of the browser's language
+            assert falling == [*rising[: len(known)][::-1], *gaps], name
+
+
 def test_every_control_is_reached_and_named(chromium: Chromium, page: Path) -> None:
     opened(chromium, page)
     chromium.press("Tab", 9)
@@ -160,6 +195,25 @@ def test_it_prints_light_and_comes_back(chromium: Chromium, page: Path) -> None:
     assert chromium.run("window.printed") != before  # the plots were drawn again, for paper
     assert chromium.run(ink) == before
     assert chromium.complaints() == []
+
+
+@pytest.mark.parametrize("engines", [ENGINES, MANY_ENGINES], ids=["one engine", "five engines"])
+@pytest.mark.parametrize("paper", [695, 717], ids=["A4", "US letter"])  # CSS px between margins
+def test_nothing_is_wider_than_the_paper(
+    chromium: Chromium,
+    tmp_path: Path,
+    engines: tuple[tuple[str, float, float], ...],
+    paper: int,
+) -> None:
+    opened(chromium, report(build_run(tmp_path / "run", engines=engines)).html, width=paper)
+    chromium.call("Emulation.setEmulatedMedia", media="print")
+    chromium.run("dispatchEvent(new Event('beforeprint'))")
+    wide = f"""[...document.querySelectorAll('main *')]
+      .filter((e) => e.getBoundingClientRect().right > {paper} + 1)
+      .map((e) => `${{e.closest('[id]')?.id}} ${{e.tagName}} ${{e.getBoundingClientRect().right}}`)
+    """
+    assert chromium.run(wide) == []
+    assert chromium.run("document.documentElement.scrollWidth") <= paper
 
 
 def test_downloads_work_offline(chromium: Chromium, page: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lorkd_deploy import cli
 from lorkd_deploy.errors import BundleError, LorkdError, RuntimeUnavailableError
 from lorkd_deploy.metrics import auc
 from lorkd_deploy.profiling.decisions import calibration_error
@@ -386,6 +388,43 @@ def test_a_damaged_profile_or_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         report(tmp_path / "nowhere")
     assert not (run / "report.md").exists()
+
+
+@pytest.mark.parametrize("way", ["cards", "report-csv"])
+def test_a_folder_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    (run / way).write_text("a file is in the way")  # root may write to any folder
+    assert cli.main(["report", str(run)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: the report can't be written: ")
+    assert f"where: {run / way}" in shown.err
+    assert "to do: check who owns the run's folder" in shown.err
+    assert "Traceback" not in shown.err
+    assert not (run / "report.html").exists() and not (run / "report.md").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
+def test_a_folder_that_is_only_to_be_read_is_told(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    run.chmod(0o555)
+    try:
+        with pytest.raises(LorkdError, match="can't be written: Permission denied"):
+            report(run)
+    finally:
+        run.chmod(0o755)
+
+
+def test_a_run_that_is_not_there_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", str(tmp_path / "nowhere")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"error: the folder does not exist\n  where: {tmp_path / 'nowhere'}" in shown.err
+    assert "to do: give the folder that `lorkd decompose` wrote" in shown.err
 
 
 @pytest.mark.parametrize("missing", ["jinja2", "plotly.offline"])
