@@ -1,8 +1,8 @@
 """What TensorRT and TensorRT for RTX have in common: build from ONNX, load, run.
 
 `trt` is the module of either. Networks are strongly typed: precision is what the ONNX model says,
-on TensorRT 10, 11 and RTX alike. Running needs a GPU and is not run in this project's own tests;
-it is written against the documented API (10.3 to 11.4, RTX 1.7).
+on TensorRT 10, 11 and RTX alike. Running needs a GPU: this project's own tests run it over a
+stand-in alone. It is written against the documented API (10.3 to 11.4.1, RTX 1.7).
 
 Refit is `trt`'s alone and opt-in: RTX 1.7.1 can't build a refittable engine without a GPU (REFIT,
 and REFIT_INDIVIDUAL with any weight marked, fail in its compiler).

@@ -1,7 +1,8 @@
 """TensorRT 10.3 and later, and 11: the engine is built on the GPU that it runs on.
 
-Not run in this project's own tests, which have no GPU: written against the documented API of 10.3
-(JetPack 6) and 11.4, over the same code as `trt-rtx`, whose builder runs everywhere.
+Run in this project's own tests over a stand-in alone, there being no GPU: written against the
+documented API of 10.3 (JetPack 6) and 11.4.1, over the same code as `trt-rtx`, whose builder runs
+everywhere.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 OLDEST = (10, 3)
 INT8_ON_DLA = (11, 4, 1)  # calibrated by TensorRT before (TensorRT#2222, Model-Optimizer#1661)
 BLOCKED = {"11.3.0": "it can drop the bias of a matrix product, and gives wrong answers then"}
+INSTEAD = "install 11.4.1 or later; on a Jetson with JetPack 6 its own TensorRT, 10.3"
 INSTALL = "use the TensorRT of JetPack, or python -m pip install 'lorkd-deploy[tensorrt]'"
 
 
@@ -81,7 +83,7 @@ def probe() -> Probe:
     for blocked, why in BLOCKED.items():
         if version.startswith(blocked):
             reason = f"TensorRT {version} is blocked: {why}"
-            return Probe(False, False, version, reason=reason, fix="install 11.4 or later")
+            return Probe(False, False, version, reason=reason, fix=INSTEAD)
     if not gpus():
         fix = "run `lorkd export` on the machine with the GPU"
         return Probe(False, False, version, reason="there is no GPU here", fix=fix)
@@ -155,8 +157,8 @@ def _use_dla(trt: Any, builder: Any, config: Any, core: int, precision: str) -> 
     if core >= cores:
         raise RuntimeUnavailableError(
             f"there is no DLA core {core}: TensorRT {trt.__version__} finds {cores} here",
-            fix="DLA needs a Jetson Orin, with TensorRT up to 10.7 (JetPack 6), or 11.4.1 and "
-            "later (JetPack 7.2.2)",
+            fix="DLA needs an AGX Orin or Orin NX with TensorRT up to 10.7 (JetPack 6), or an AGX "
+            "Orin with 11.4.1 or later (JetPack 7.2.2)",
         )
     if precision not in ("fp16", "int8"):
         raise UsageError(f"a DLA core can't do {precision}", fix="--precision fp16")
@@ -164,6 +166,7 @@ def _use_dla(trt: Any, builder: Any, config: Any, core: int, precision: str) -> 
         raise RuntimeUnavailableError(
             f"DLA can't do int8 from quantise and dequantise nodes: {old}", fix="--precision fp16"
         )
+    # fp16 by types is documented for DLA from 11 on; for 10, `_placed` says what came of it.
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
