@@ -28,6 +28,7 @@ from lorkd_deploy.profiling.environment import (
     cpu_limit,
     gpus,
 )
+from lorkd_deploy.profiling.nvml import INSTALL
 from lorkd_deploy.runtime import targets
 
 PATIENCE = 120  # s: importing torch for the first time from a slow disk takes that long
@@ -132,7 +133,9 @@ def _training() -> Iterator[Check]:
         if name == "torch":
             build = f", CUDA {said['cuda']}" if said["cuda"] else ", CPU only"
         yield Check(name=name, status="ok", found=said["version"] + build)
-    yield _gpu(gpus(), torch)
+    cards = gpus()
+    yield _gpu(cards, torch)
+    yield from _gpu_figures(cards)
 
 
 def _gpu(cards: Sequence[str], torch: Mapping[str, Any]) -> Check:
@@ -147,6 +150,19 @@ def _gpu(cards: Sequence[str], torch: Mapping[str, Any]) -> Check:
         found = f"{'; '.join(cards)}; torch can't use it"
         return Check(name="gpu", status="broken", found=found, fix=fix)
     return Check(name="gpu", status="ok", found="; ".join(cards))
+
+
+def _gpu_figures(cards: Sequence[str]) -> Iterator[Check]:
+    """Whether a benchmark can read what the GPU does; nothing where there is none."""
+    if not cards:
+        return
+    if find_spec("pynvml") is None:
+        found = (
+            "nvidia-ml-py not installed: `lorkd benchmark` reads the GPU's memory and heat by it"
+        )
+        yield Check(name="gpu figures", status="missing", found=found, fix=INSTALL)
+    else:
+        yield Check(name="gpu figures", status="ok", found="nvidia-ml-py is installed")
 
 
 def _target(target: str) -> Check:

@@ -89,6 +89,17 @@ def test_a_gpu_that_torch_cannot_use_is_broken(
     assert (check.fix is not None) == (status == "broken")
 
 
+@pytest.mark.parametrize(("absent", "status"), [(True, "missing"), (False, "ok")])
+def test_what_reads_a_gpu_is_looked_for_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, absent: bool, status: str
+) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: None if absent else name)
+    assert list(machine._gpu_figures([])) == []
+    (check,) = machine._gpu_figures(["NVIDIA A2, 570, 15 GiB"])
+    assert check.status == status
+    assert check.fix == ("pip install 'lorkd-deploy[gpu]'" if absent else None)
+
+
 PROBES = {
     "works": ("Probe(True, True, '2.0', ('fp32', 'int8'))", "ok", "builds and runs fp32, int8"),
     "builds": ("Probe(True, False, '2.0', ('fp32',), 'no GPU', 'add one')", "limited", "no GPU"),

@@ -8,6 +8,7 @@ and whatever other processes took meanwhile.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def open_gpu_memory(root: Path = Path("/")) -> GpuMemory:
         jtop = _open_jtop()
         if jtop is not None:
             source = "jetson-stats, and MemAvailable of /proc/meminfo (unified memory)"
-            return GpuMemory(source, jetson=True, jtop=jtop, root=root)
+            found = GpuMemory(source, jetson=True, jtop=jtop, root=root)
+            # It reads from its service in a thread, until whoever measures lets go of `found`.
+            weakref.finalize(found, jtop.close)
+            return found
         source = "MemAvailable of /proc/meminfo (unified memory; jetson-stats is not installed)"
         return GpuMemory(source, jetson=True, root=root)
     nvml = Nvml()
@@ -74,7 +78,7 @@ def _available(root: Path) -> float | None:
 def _open_jtop() -> Any:
     """jetson-stats' client, connected to its service, or None. Not run by us: no Jetson here."""
     try:
-        from jtop import jtop  # type: ignore[import-not-found]
+        from jtop import jtop
 
         client = jtop()
         client.start()

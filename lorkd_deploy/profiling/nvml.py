@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+INSTALL = "pip install 'lorkd-deploy[gpu]'"
 MIB = 1 << 20
 # nvmlClocksEventReasons that are no choice of ours: power brake, thermal slow-downs, power cap.
 SLOWED = {
@@ -38,9 +39,9 @@ class Nvml:
         self._gpus: list[Any] = []
         self.absent: str | None = None
         try:
-            import pynvml  # type: ignore[import-not-found]
+            import pynvml
         except ImportError:
-            self.absent = "nvidia-ml-py is not installed"
+            self.absent = f"nvidia-ml-py is not installed ({INSTALL})"
             return
         try:
             pynvml.nvmlInit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -63,7 +64,8 @@ def test_what_cannot_be_read_of_a_gpu_is_said(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     found = open_gpu_memory(tmp_path)
-    assert found.source == "not measured: nvidia-ml-py is not installed"
+    why = "nvidia-ml-py is not installed (pip install 'lorkd-deploy[gpu]')"
+    assert found.source == f"not measured: {why}"
     assert found.of(os.getpid()) is None
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(count=0))
     assert "NVML finds no GPU" in open_gpu_memory(tmp_path).source
@@ -81,11 +83,16 @@ def test_a_jetson_shares_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "jetson-stats is not installed" in found.source
 
     row = [7, "user", "I", "Graphic", 20, "R", 3.1, 90_000, 51_200, "python3"]
-    client = SimpleNamespace(start=lambda: None, processes=[row])
+    closed: list[bool] = []
+    client = SimpleNamespace(start=lambda: None, processes=[row], close=lambda: closed.append(True))
     monkeypatch.setitem(sys.modules, "jtop", SimpleNamespace(jtop=lambda: client))
     found = open_gpu_memory(tmp_path)
     assert found.of(7) == 50 and found.of(8) is None
     assert found.source.startswith("jetson-stats")
+    assert closed == []
+    del found
+    gc.collect()
+    assert closed == [True]
 
 
 def test_proportional_memory_is_no_more_than_resident(tmp_path: Path) -> None:
