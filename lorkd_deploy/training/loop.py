@@ -74,7 +74,7 @@ def fit(
     Every step's randomness comes from `(seed, step)`, so a resumed training ends with the same
     weights, bit for bit on the CPU, as an uninterrupted one. `auto_batch` lets a batch that does
     not fit into memory pass in parts; `tensorboard` is a folder for the figures of every step;
-    `record` is given the training so far at its start and at each validation.
+    `record` is given the training so far, at each validation and where it can't go on.
     Each of the `processes` calls this with its own share of every batch; the first one writes.
     Raises `TrainingError` where the loss is not finite, naming the step and the cause.
     """
@@ -97,13 +97,17 @@ def fit(
     now.parts = update.parts
     so_far = partial(_so_far, now, loader, update, precision, processes)
     record = record if processes.leads else _no_record
-    record(so_far())
     scalars = open_scalars(tensorboard if processes.leads else None, now.step)
     began, saved_at = time.perf_counter() - now.seconds, time.monotonic()
     progress.start(what, steps)
     progress.advance(now.step)
     whole_batch = shared_statistics(model.train(), processes)
-    with closing(scalars), _stopped(progress), whole_batch, compiled(model, spec):
+    with (
+        closing(scalars),
+        _stopped(progress, lambda: record(so_far())),
+        whole_batch,
+        compiled(model, spec),
+    ):
         for batch in loader.batches(now.step):
             model.train()
             torch.manual_seed(_mixed(seed, batch.step, processes.index))
@@ -144,10 +148,13 @@ def _so_far(
 
 
 @contextmanager
-def _stopped(progress: Progress) -> Iterator[None]:
-    """Whose bar ends with the block."""
+def _stopped(progress: Progress, keep: Callable[[], None]) -> Iterator[None]:
+    """Whose bar ends with the block; `keep` is called where the training can't go on."""
     try:
         yield
+    except TrainingError:
+        keep()
+        raise
     finally:
         progress.stop()
 

@@ -161,10 +161,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(
         train={"epochs": 5, "batch_size": 16, "lr": 1e25, "warmup": 0, "checkpoint_minutes": 0},
         transfer={"kind": "none"},
     )
-    with pytest.raises(TrainingError, match=r"step \d+: .*not finite"):
+    with pytest.raises(TrainingError, match=r"step \d+: .*not finite") as caught:
         decompose(path, tmp_path / "run")
     assert not (tmp_path / "run" / "bundle").exists()
-    assert not read_json(tmp_path / "run" / "history" / "bundle.json")["finished"]
+    history = read_json(tmp_path / "run" / "history" / "bundle.json")
+    assert not history["finished"] and f"step {history['steps']}:" in str(caught.value)
     found = Checkpoints(tmp_path / "run" / "checkpoints" / "decompose", _recipe_hash(path)).load()
     assert found is not None, "the last checkpoint is whole"
     assert all(value.isfinite().all() for value in found.tensors.values()), (

@@ -68,12 +68,12 @@ def test_a_training_with_everything_on_goes_on_bit_for_bit(tmp_path: Path) -> No
 def test_a_stopped_training_has_its_history_and_resume_goes_on_with_it(tmp_path: Path) -> None:
     setup, file = _setup(epochs=2.5), tmp_path / "history.json"
     _, whole = _fit(setup, tmp_path / "whole")
-    for last, validated in ((3, []), (9, [6]), (14, [6, 12])):
+    for last, validated in ((9, [6]), (14, [6, 12])):
         with pytest.raises(KilledError):
-            _fit(setup, tmp_path, history=file, progress=StopAt(last), resume=last > 3)
+            _fit(setup, tmp_path, history=file, progress=StopAt(last), resume=last > 9)
         found = read_json(file)
         assert [entry["step"] for entry in found["validations"]] == validated
-        assert not found["finished"] and found["steps"] == (validated or [0])[-1]
+        assert not found["finished"] and found["steps"] == validated[-1]
         assert found["parts"] == 1 and 0 <= found["waiting_for_data"] <= 1
     _fit(setup, tmp_path, history=file, resume=True)
     assert read_json(file)["validations"] == whole.history
