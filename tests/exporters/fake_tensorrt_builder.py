@@ -104,11 +104,24 @@ class OnnxParser:
 
     def parse(self, model: bytes) -> bool:
         self._network._model = onnx.load_from_string(model)
+        self._read_as_signed(self._network._model.graph)
         for node in self._network._model.graph.node:
             if node.op_type in LACKS:
                 self._errors.append(ParserError(node.op_type))
                 self._logger.log(Severity.ERROR, f"no importer for {node.op_type}")
         return not self._errors
+
+    def _read_as_signed(self, graph: Any) -> None:
+        """What TensorRT makes of UINT8, with these words: half of the range is lost."""
+        unsigned, signed = onnx.TensorProto.UINT8, onnx.TensorProto.INT8
+        for value in graph.value_info:
+            if value.type.tensor_type.elem_type == unsigned:
+                value.type.tensor_type.elem_type = signed
+        for entry in graph.initializer:
+            if entry.data_type == unsigned:
+                entry.data_type = signed
+                said = "UINT8 zero_point only on DLA. Defaulting to INT8 instead"
+                self._logger.log(Severity.WARNING, f"TensorRT supports {said}")
 
 
 class Profile:

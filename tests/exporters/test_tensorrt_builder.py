@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from onnx import helper
 
 from lorkd_deploy import cli
 from lorkd_deploy.deploy.artifact import read_artifact
+from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.precision import float16
+from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
 from lorkd_deploy.runtime import EngineFiles, EngineSpec, RunOptions, exporter
 from tests.deploy.made_run import make_run
@@ -236,9 +239,9 @@ def test_export_and_verify_by_command(
 ) -> None:
     run = make_run(tmp_path / "run", tmp_path / "data")
     monkeypatch.setenv("LORKD_DATA", str(tmp_path / "data"))
-    export = ["export", str(run), "--target", "tensorrt", "--department", "clinic", "--quiet"]
+    command = ["export", str(run), "--target", "tensorrt", "--department", "clinic", "--quiet"]
     options = ["--option", "max_batch=4", "--option", f"timing_cache={tmp_path / 'timings'}"]
-    assert cli.main([*export, "--precision", "fp16", *options]) == 0
+    assert cli.main([*command, "--precision", "fp16", *options]) == 0
     artifact = read_artifact(run / "export" / "clinic" / "eye" / "trt-fp16")
     assert artifact.parity.status == "passed"
     assert artifact.facts["precision"] == "fp16" and artifact.facts["provider"] == "Fake"
@@ -251,3 +254,27 @@ def test_export_and_verify_by_command(
     engine.write_bytes(engine.read_bytes()[:-1] + b"\0")
     assert cli.main(["verify", str(run), "--quiet"]) == 3
     assert "model.engine has changed since it was exported" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not find_spec("nncf"), reason="int8 needs NNCF, not installed here")
+def test_int8_has_no_tensor_that_tensorrt_would_misread(
+    tmp_path: Path, driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", tmp_path / "data")
+    monkeypatch.setenv("LORKD_DATA", str(tmp_path / "data"))
+    (artifact,) = export(run, "trt", precision="int8", task=["eye"])
+    assert artifact.parity.status == "passed"
+    assert "UINT8" not in (artifact.folder / "build.log").read_text()
+    seen = []
+    real = fake_tensorrt_builder.OnnxParser.parse
+
+    def noted(self: Any, model: bytes) -> bool:
+        types = {entry.data_type for entry in onnx.load_from_string(model).graph.initializer}
+        seen.append(onnx.TensorProto.UINT8 in types)
+        return real(self, model)
+
+    monkeypatch.setattr(fake_tensorrt_builder.OnnxParser, "parse", noted)
+    (verdict,) = verify(run, drill_down=True)
+    assert verdict.passed, verdict.reasons
+    assert verdict.drilled is not None and verdict.drilled.node is None
+    assert seen and not any(seen)  # the models that drilling down built anew
