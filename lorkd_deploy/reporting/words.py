@@ -117,7 +117,7 @@ def _accuracy_tile(pairs: Sequence[Pair]) -> tuple[str, str | None, str]:
     low, high = signed(min(values), 1), signed(max(values), 1)
     text = low if low == high else f"{low} to {high}"
     areas = [entry.auc.value for entry in found if entry.auc]
-    under = "percentage points"
+    under = "points"
     if areas:
         least, most = signed(min(areas), 3), signed(max(areas), 3)
         under += f"; AUC {least if least == most else f'{least} to {most}'}"

@@ -214,6 +214,10 @@ def test_nothing_is_wider_than_the_paper(
     """
     assert chromium.run(wide) == []
     assert chromium.run("document.documentElement.scrollWidth") <= paper
+    hidden = """[...document.querySelectorAll('.plot')].filter((e) => e.querySelector('.legend'))
+      .map((e) => e.querySelector('.legend').getBoundingClientRect().bottom
+        - e.querySelector('.cartesianlayer').getBoundingClientRect().top)"""
+    assert max(chromium.run(hidden)) < 5  # px that a legend covers of its plot
 
 
 def test_downloads_work_offline(chromium: Chromium, page: Path, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ function draw(element, key, width) {
   }
   drawn.set(element, key);
   const config = { displayModeBar: false, displaylogo: false, showTips: false };
-  return Plotly.react(element, figure.data, layout, config);
+  // At another width the legend takes other lines: react would keep the room that it took before.
+  const plot = element.layout?.width === room ? Plotly.react : Plotly.newPlot;
+  return plot(element, figure.data, layout, config);
 }
 
 function redraw(width) {
