@@ -71,7 +71,8 @@ def lead(sources: Sources) -> str:
     if pairs:
         own = extent([p.expert.latency.p50.value for p in pairs if p.expert])
         theirs = extent([p.teacher.latency.p50.value for p in pairs if p.teacher])
-        text += f" An engine answers in {own} ms, the foundation model in {theirs} ms."
+        which = "Each task's engine below" if _several(sources) else "An engine"
+        text += f" {which} answers in {own} ms, the foundation model in {theirs} ms."
     return text
 
 
@@ -103,10 +104,23 @@ def tiles(sources: Sources) -> list[tuple[str, str | None, str]]:
         (
             "Speed-up",
             f"{extent(ratios, 2)} ×" if ratios else None,
-            "median latency, against the foundation model",
+            _of_all(sources) or "median latency, against the foundation model",
         ),
         _accuracy_tile(pairs),
     ]
+
+
+def _several(sources: Sources) -> bool:
+    """Whether more engines were measured than the first screen shows."""
+    return len(sources.pairs()) > len(sources.manifest.tasks)
+
+
+def _of_all(sources: Sources) -> str:
+    """The speed-up of every engine: those that are shown were picked for being fast."""
+    ratios = [ratio.value for ratio in speed_ups(sources.pairs())]
+    if not _several(sources) or not ratios:
+        return ""
+    return f"median latency, of the engines below; of all {extent(ratios, 2)} ×"
 
 
 def _accuracy_tile(pairs: Sequence[Pair]) -> tuple[str, str | None, str]:

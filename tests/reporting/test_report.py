@@ -20,6 +20,7 @@ from lorkd_deploy.metrics import auc
 from lorkd_deploy.profiling.decisions import calibration_error
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
+    PROFILE,
     Profile,
     answers_name,
     labels_name,
@@ -148,6 +149,9 @@ def test_the_summary_has_one_engine_a_task_and_the_chapters_the_rest(tmp_path: P
     assert "onnx int8 (loses 5.0 points)" in chapter
     assert "openvino int8 (parity not proven)" in chapter
     assert "20 engines measured" in text
+    # The shown ones were picked for being fast: what all of them reach stands beside it.
+    ratios = [c.latency[0].ratio.value for c in read_profile(run / "profile" / PROFILE).comparisons]
+    assert f"of all {significant(min(ratios), 2)} to {significant(max(ratios), 2)} ×)" in text
     assert "is below zero): cells, xray (onnx int8)." in text
 
 
