@@ -281,7 +281,8 @@ class BatchRatio(Part):
 class Comparison(Part):
     """An expert beside the teacher's engine of the same target and precision where there is one.
 
-    `memory` is the teacher's peak over the expert's, `size` the same of the files.
+    `memory` is the teacher's peak over the expert's, `size` the same of the files; `throughput` is
+    the expert's images a second over the teacher's, paired by round, each at its own best batch.
     """
 
     engine: str
@@ -290,6 +291,7 @@ class Comparison(Part):
     memory: float | None
     size: float
     scores: tuple[Difference, ...] = ()
+    throughput: Interval | None = None
 
 
 class Assertion(Part):

@@ -15,16 +15,24 @@ from lorkd_deploy.profiling.profile import (
     Comparison,
     Difference,
     EngineProfile,
+    Interval,
     Memory,
     Protocol,
     Score,
     Spread,
     Stages,
+    Timing,
     calls_name,
 )
 from lorkd_deploy.profiling.rounds import Round
 from lorkd_deploy.profiling.selection import is_teacher
-from lorkd_deploy.profiling.summary import batch_ratio, spread, spread_where_known, timing
+from lorkd_deploy.profiling.summary import (
+    batch_ratio,
+    paired_ratio,
+    spread,
+    spread_where_known,
+    timing,
+)
 
 
 def engine_profile(
@@ -36,7 +44,6 @@ def engine_profile(
     timings = tuple(
         timing(batch, [r.batches[batch] for r in rounds]) for batch in rounds[0].batches
     )
-    fastest = max(timings, key=lambda entry: entry.throughput.value)
     peak = spread_where_known([r.batches[smallest].peak for r in rounds])
     return EngineProfile(
         engine=engine.name,
@@ -64,7 +71,7 @@ def engine_profile(
         timings=timings,
         scores=tuple(scores),
         build_seconds=engine.build_seconds,
-        best_batch=fastest.batch if protocol.best_batches else None,
+        best_batch=_fastest(timings).batch if protocol.best_batches else None,
         stages=Stages(
             **{name: spread([r.stages[name] for r in rounds]) for name in rounds[0].stages}
         ),
@@ -91,6 +98,7 @@ def comparison(
         memory=_peak_ratio(expert, teacher),
         size=teacher.bytes / expert.bytes,
         scores=tuple(differences),
+        throughput=_throughput(expert, teacher),
     )
 
 
@@ -109,6 +117,18 @@ def _ratios(expert: EngineProfile, teacher: EngineProfile) -> Iterator[BatchRati
     for fast in expert.timings:
         if fast.batch in slow:  # each has a best batch of its own
             yield batch_ratio(slow[fast.batch], fast)
+
+
+def _fastest(timings: Iterable[Timing]) -> Timing:
+    """The batch size with the most images a second."""
+    return max(timings, key=lambda entry: entry.throughput.value)
+
+
+def _throughput(expert: EngineProfile, teacher: EngineProfile) -> Interval | None:
+    if expert.best_batch is None or teacher.best_batch is None:
+        return None
+    mine, theirs = _fastest(expert.timings), _fastest(teacher.timings)
+    return paired_ratio(mine.round_throughput, theirs.round_throughput)
 
 
 def _peak_ratio(expert: EngineProfile, teacher: EngineProfile) -> float | None:

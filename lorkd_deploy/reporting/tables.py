@@ -205,21 +205,25 @@ def batches(sources: Sources, department: str, key: str) -> Table | None:
         Column("speed_up", "Speed-up", hint="foundation model's median over the expert's"),
         Column("verdict", "Verdict", numeric=False),
     )
-    ratios = {
-        (pair.comparison.engine, entry.batch): entry
-        for pair in sources.pairs(department)
-        if pair.comparison
-        for entry in pair.comparison.latency
-    }
+    pairs = [pair.comparison for pair in sources.pairs(department) if pair.comparison]
+    ratios = {(pair.engine, entry.batch): entry for pair in pairs for entry in pair.latency}
     rows = []
     for engine in listed:
         for timing in engine.timings:
             ratio = ratios.get((engine.engine, timing.batch))
             rows.append((*_batch_row(engine, timing), *_verdict(engine, ratio)))
+    at_best = [
+        f"{pair.engine} {significant(pair.throughput.value)} × ({between(pair.throughput)})"
+        for pair in pairs
+        if pair.throughput
+    ]
     return Table(
         key,
         "Throughput by batch size",
-        "",
+        "Images a second over the foundation model's, each at its own best batch: "
+        f"{', '.join(at_best)}."
+        if at_best
+        else "",
         columns,
         tuple(rows),
     )

@@ -252,18 +252,22 @@ def test_battery_and_heat_stay_in_the_report(
 def test_each_engine_is_measured_at_its_best_batch_too(hospital: Hospital) -> None:
     hospital.engine("warm", np.eye(3)[:, :2], sleep=0.004)  # however many images
     profile = benchmark(
-        hospital.run,
-        task=["warm"],
-        teacher=False,
-        rounds=1,
-        seconds=0.001,
-        iterations=1,
-        largest_batch=16,
+        hospital.run, task=["warm"], rounds=1, seconds=0.001, iterations=1, largest_batch=16
     )
     warm = profile.engine(WARM)
-    assert profile.protocol.best_batches == {WARM: 16}
+    assert profile.protocol.best_batches[WARM] == 16
     assert [timing.batch for timing in warm.timings] == [1, 4, 16]
     assert warm.best_batch == 16
+    (beside,) = profile.comparisons
+    rates = [
+        max(timing.round_throughput[0] for timing in profile.engine(name).timings)
+        for name in (WARM, TEACHER)
+    ]
+    assert beside.throughput is not None
+    assert beside.throughput.value == pytest.approx(rates[0] / rates[1])
+    report(hospital.run)
+    text = " ".join((hospital.run / "report.md").read_text().split())
+    assert f"each at its own best batch: {WARM} " in text
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_measuring(hospital: Hospital) -> None:
