@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,15 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     rows = {norm: run(norm, options.teacher, options.out / norm) for norm in NORMS}
-    figures = {"recipe": RECIPE, "norms": rows, "environment": environment().model_dump()}
+    figures = {
+        "recipe": RECIPE,
+        "norms": rows,
+        "measured": time.strftime("%Y-%m-%d"),
+        "environment": environment().model_dump(mode="json"),
+    }
     (RESULTS / "norms.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (RESULTS / "norms.md").write_text(markdown(rows))
-    print(markdown(rows))
+    (RESULTS / "norms.md").write_text(markdown(figures))
+    print(markdown(figures))
     return 0
 
 
@@ -57,8 +63,10 @@ def run(norm: str, teacher: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def markdown(rows: dict[str, dict[str, Any]]) -> str:
+def markdown(figures: dict[str, Any]) -> str:
     """One line a kind of norm."""
+    rows, machine = figures["norms"], figures["environment"]
+    versions = machine["packages"]
     tasks = list(next(iter(rows.values()))["test"])
     lines = [
         "| norm | validation score | bundle | "
@@ -70,7 +78,15 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
         cells = [f"{row['test'][t]['auc']:.3f}, {row['test'][t]['accuracy']:.3f}" for t in tasks]
         size = f"{row['bundle_bytes'] / 2**20:.1f} MiB"
         lines.append(f"| {norm} | {row['validation_score']:.4f} | {size} | {' | '.join(cells)} |")
-    lines += ["", "Validation score: mean AUC over the tasks at the best step; one seed each.", ""]
+    lines += [
+        "",
+        "Validation score: mean AUC over the tasks at the best step; one seed each.",
+        "",
+        f"Measured {figures['measured']} on {machine['cpu']}, {machine['allowed_cpus']} CPUs; "
+        f"Python {machine['python']}, torch {versions['torch']}, "
+        f"torchvision {versions['torchvision']}.",
+        "",
+    ]
     return "\n".join(lines)
 
 
