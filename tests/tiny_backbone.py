@@ -52,6 +52,11 @@ def transformer() -> nn.Module:
     return made
 
 
+def blind() -> nn.Module:
+    """Images `(N, 3, S, S)` → zeros `(N, 16)`, whatever they show."""
+    return nn.Sequential(backbone(), nn.Threshold(1e9, 0.0))
+
+
 def without_batch_statistics() -> nn.Module:
     """Images `(N, 3, S, S)` → features `(N, 8)`, each sample by itself."""
     return nn.Sequential(

@@ -1,6 +1,6 @@
 """Other students and teachers than the recipes', end to end: trained, decomposed, proven.
 
-More of them are in `benchmarks/students.py`, which takes minutes.
+More networks, with the proof of `benchmarks/students.py`, are in `test_student_networks.py`.
 """
 
 from __future__ import annotations
