@@ -79,6 +79,37 @@ def test_a_stopped_training_has_its_history_and_resume_goes_on_with_it(tmp_path:
     assert read_json(file)["validations"] == whole.history
 
 
+@pytest.mark.parametrize(
+    ("changed", "tolerance"),
+    [
+        ({"channels_last": False}, 1e-4),
+        ({"precision": "bf16"}, 0.05),  # 8 bits of significand
+        ({"precision": "fp16"}, 0.02),  # 11 bits
+    ],
+)
+def test_precisions_and_memory_formats_keep_the_numbers(
+    changed: dict[str, Any], tolerance: float, tmp_path: Path
+) -> None:
+    """Six steps beside those in fp32 and channels-last: the last loss, and the weights' whole way
+    from where they began, within a fraction of its length.
+    """
+    torch.manual_seed(0)
+    start = build_student(_setup(), None).state_dict()
+    plain, known = _fit(_setup(epochs=1, channels_last=True), tmp_path / "plain")
+    other, found = _fit(_setup(epochs=1, **changed), tmp_path / "other")
+    assert (known.precision, found.precision) == ("fp32", changed.get("precision", "fp32"))
+    assert known.best_step == found.best_step == 6, "one validation, so the last state is the best"
+    names = [n for n, p in plain.named_parameters() if p.requires_grad]
+    assert all(other.state_dict()[n].dtype == torch.float32 for n in names)
+    wanted = torch.cat([(plain.state_dict()[n] - start[n]).flatten() for n in names])
+    gone = torch.cat([(other.state_dict()[n] - start[n]).flatten() for n in names])
+    off = float((gone - wanted).norm() / wanted.norm())
+    assert off <= tolerance
+    assert off > 1e-4 or "precision" not in changed, "it was computed in fp32 after all"
+    loss = known.history[-1]["labels"]
+    assert found.history[-1]["labels"] == pytest.approx(loss, rel=tolerance)
+
+
 def test_a_batch_smaller_than_the_number_of_tasks(tmp_path: Path) -> None:
     student, fitted = _fit(_setup(batch_size=2, epochs=0.5), tmp_path)
     assert fitted.steps == 24
