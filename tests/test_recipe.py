@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from lorkd_deploy.errors import RecipeError, UsageError
 from lorkd_deploy.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
@@ -83,6 +87,30 @@ def test_the_small_recipe_has_four_departments_at_64_px() -> None:
     assert blood.classes is not None
     assert len(blood.classes) == 8
     assert recipe.preprocess.size == 64
+
+
+def _keys(annotation: Any) -> Iterator[str]:
+    """The keys of every section in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for key, field in annotation.model_fields.items():
+            yield key
+            yield from _keys(field.annotation)
+    for part in get_args(annotation):
+        yield from _keys(part)
+
+
+def test_the_small_recipe_names_every_key() -> None:
+    """But for how many images are drawn, which the demo tells, and for `targets`, no choice."""
+    text = shipped_recipes()["medmnist-small"].read_text(encoding="utf-8")
+    unnamed = {key for key in _keys(Recipe) if not re.search(rf"\b{key}\b", text)}
+    assert unnamed == {"val", "targets"}
+
+
+def test_the_small_recipe_tells_what_a_key_is_that_is_left_out() -> None:
+    text = shipped_recipes()["medmnist-small"].read_text(encoding="utf-8")
+    written, count = re.subn(r"^((?:  )?)# (\w+: )", r"\1\2", text, flags=re.MULTILINE)
+    assert count >= 20
+    assert parse_recipe(yaml.safe_load(written), where="test") == load_recipe("medmnist-small")
 
 
 def test_five_faults_are_told_at_once_with_their_places(file: Path) -> None:
