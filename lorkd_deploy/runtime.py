@@ -33,6 +33,7 @@ from lorkd_deploy.storage import inside
 
 F32 = npt.NDArray[np.float32]
 Schema = TypeVar("Schema", bound=BaseModel)
+Own = TypeVar("Own", bound="Closing")
 ENTRY_POINTS = "lorkd_deploy.exporters"
 Int8 = Literal["any", "tensor", "signed"]
 ALIASES = {"tensorrt": "trt"}
@@ -123,6 +124,24 @@ class Runner(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+class Closing:
+    """The context manager that every runner is: leaving the block closes it."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self: Own) -> Own:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class Exporter(Protocol):

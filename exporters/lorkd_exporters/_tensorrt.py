@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.runtime import F32, EngineFiles, EngineSpec
+from lorkd_deploy.runtime import F32, Closing, EngineFiles, EngineSpec
 from lorkd_deploy.storage import write_atomic
 from lorkd_exporters._cuda import Device, gpus
 from lorkd_exporters._nodes import with_nodes
@@ -116,7 +115,7 @@ def build(  # noqa: PLR0917
     )
 
 
-class TensorRtRunner:
+class TensorRtRunner(Closing):
     """A loaded engine on the first GPU: float32 `(N, 3, S, S)` → float32 logits `(N, K)`.
 
     Batches above the engine's largest are run in parts.
@@ -191,11 +190,18 @@ class TensorRtRunner:
         logger = _logger(self._trt)
         refitter = self._trt.Refitter(self._engine, logger)
         kept = []  # TensorRT reads them as late as in the refit itself
-        for names in (touched, refitter.get_missing_weights):
-            for name in names() if callable(names) else names:
-                kept.append(np.ascontiguousarray(weights[name]) if name in weights else None)
-                if kept[-1] is None or not refitter.set_named_weights(name, kept[-1]):
-                    raise self._not_refitted(f"it doesn't take {name}: {logger.worst}")
+
+        def put(name: str) -> None:
+            if name in weights:
+                kept.append(np.ascontiguousarray(weights[name]))
+                if refitter.set_named_weights(name, kept[-1]):
+                    return
+            raise self._not_refitted(f"it doesn't take {name}: {logger.worst}")
+
+        for name in touched:
+            put(name)
+        for name in refitter.get_missing_weights():
+            put(name)
         if not refitter.refit_cuda_engine():
             raise self._not_refitted(logger.worst)
 
@@ -220,17 +226,6 @@ class TensorRtRunner:
             self._device.use()
             del self._context, self._engine
             self._device.close()
-
-    def __enter__(self) -> TensorRtRunner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _profile(builder: Any, tensor: Any, options: Options) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     F32,
+    Closing,
     EngineFiles,
     EngineSpec,
     Probe,
@@ -125,7 +125,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
     return OnnxRunner(session, options.threads)
 
 
-class OnnxRunner:
+class OnnxRunner(Closing):
     """A loaded model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`."""
 
     def __init__(self, session: onnxruntime.InferenceSession, threads: int) -> None:
@@ -162,17 +162,6 @@ class OnnxRunner:
     def close(self) -> None:
         """Free the model; calling the runner after this raises `ArtifactError`."""
         self._run = _closed
-
-    def __enter__(self) -> OnnxRunner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _require(providers: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     F32,
+    Closing,
     EngineFiles,
     EngineSpec,
     Probe,
@@ -172,7 +172,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     return OpenVinoRunner(compiled, facts, None if cache is None else folder / cache)
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(Closing):
     """A compiled model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`."""
 
     def __init__(
@@ -238,17 +238,6 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Free the model; calling the runner after this raises `ArtifactError`."""
         self._request = None
-
-    def __enter__(self) -> OpenVinoRunner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _precisions(core: openvino.Core, device: str) -> dict[str, str]:

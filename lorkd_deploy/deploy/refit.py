@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +22,24 @@ from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, engine_tasks, open_engine
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.inputs import known_inputs
+from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.parity import ParityError
-from lorkd_deploy.deploy.precision import float16
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import GateError, UsageError
-from lorkd_deploy.runtime import F32, Runner, RunOptions
+from lorkd_deploy.runtime import F32, Closing, Runner, RunOptions, exporter
 from lorkd_deploy.storage import sha256_bytes
 
 OPTION = {"refit": True}  # of `lorkd export`: what an engine has to be built with
 PRECISIONS = ("fp32", "fp16")  # an int8 engine has the scales of its task's own images
 FIX = "don't use refit here: a Switchboard without it keeps an engine for each expert"
 Weights = Mapping[str, npt.NDArray[Any]]
+
+
+class _Model(NamedTuple):
+    """A task's ONNX model, as far as it is needed."""
+
+    sha256: str
+    weights: Weights
 
 
 @runtime_checkable
@@ -73,8 +80,8 @@ class SharedEngine:
         self._turn = threading.RLock()
         self._runner: Runner | None = None
         self._inside = ""  # whose weights the open engine has
-        self._weights: dict[str, Weights] = {}
-        self._users: set[str] = set()
+        self._models: dict[str, _Model] = {}
+        self._users: Counter[str] = Counter()  # a task may be opened again before it is closed
 
     def open(self, task: str, options: RunOptions) -> tuple[Artifact, Runner]:
         """A runner that answers as `task`'s expert, proven on this machine, and what it is.
@@ -83,7 +90,7 @@ class SharedEngine:
         engine isn't the same as before after A → B → A.
         """
         with self._turn:
-            self._users.add(task)
+            self._users[task] += 1
             try:
                 if self._runner is None:
                     self._runner = self._opened(options)
@@ -98,15 +105,16 @@ class SharedEngine:
             return self._holding(task)(batch)
 
     def close(self, task: str) -> None:
-        """Free a task's weights, and after the last one the engine."""
+        """End one opening of `task`: the last one of a task frees its weights, the last one of all
+        the engine."""
         with self._turn:
-            self._users.discard(task)
-            if task != self._artifact.engine:
-                self._weights.pop(task, None)
-            if not self._users and self._runner is not None:
+            self._users[task] -= 1
+            if not self._users[task] and task != self._artifact.engine:
+                self._models.pop(task, None)
+            if not any(self._users.values()) and self._runner is not None:
                 self._runner.close()
                 self._runner, self._inside = None, ""
-                self._weights.clear()
+                self._models.clear()
 
     def _opened(self, options: RunOptions) -> Runner:
         runner = open_engine(self._artifact, options)
@@ -143,7 +151,7 @@ class SharedEngine:
                 "engine": task,
                 "department": entry.department,
                 "tasks": engine_tasks((entry,)),
-                "onnx_sha256": sha256_bytes(self._model(task)),
+                "onnx_sha256": self._models[task].sha256,
                 "parity": parity,
             }
         )
@@ -152,41 +160,36 @@ class SharedEngine:
         """The open engine with `task`'s weights in it; after a failure it has nobody's."""
         assert self._runner is not None
         if self._inside != task:
-            if task not in self._weights:
-                self._weights[task] = _initialisers(self._model(task))
+            if task not in self._models:
+                model = self._model(task)
+                self._models[task] = _Model(sha256_bytes(model), _initialisers(model))
             self._inside = ""
-            cast("Refittable", self._runner).refit(self._weights[task], self._touched)
+            weights = self._models[task].weights
+            cast("Refittable", self._runner).refit(weights, self._touched)
             self._inside = task
         return self._runner
 
     def _model(self, task: str) -> bytes:
-        model = onnx_model(self._reference.bundle, task)
-        return float16(model) if self._artifact.precision == "fp16" else model
+        bundle, built = self._reference.bundle, self._artifact
+        able = exporter(built.target).probe()
+        return given_model(onnx_model(bundle, task), bundle, task, built.precision, able)
 
 
-class _Expert:
+class _Expert(Closing):
     """A `Runner` that answers as one task's expert."""
 
     def __init__(self, shared: SharedEngine, task: str, facts: Mapping[str, Any]) -> None:
         self._shared, self._task = shared, task
         self.facts = {**facts, "refitted": True}
+        self._closed = False
 
     def __call__(self, batch: F32) -> F32:
         return self._shared.answer(self._task, batch)
 
     def close(self) -> None:
-        self._shared.close(self._task)
-
-    def __enter__(self) -> _Expert:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        if not self._closed:
+            self._closed = True
+            self._shared.close(self._task)
 
 
 def _touched(bundle: Bundle, tasks: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from lorkd_deploy.bundle.read import load_bundle
@@ -35,7 +34,7 @@ from lorkd_deploy.deploy.parity import tolerance_of
 from lorkd_deploy.deploy.refit import OPTION, PRECISIONS, SharedEngine, sharing
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.run import open_run
-from lorkd_deploy.runtime import ALIASES, F32, Runner, RunOptions, exporter
+from lorkd_deploy.runtime import ALIASES, F32, Closing, Runner, RunOptions, exporter
 
 MIB = 2**20  # bytes
 log = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ class Engine:
             self._runner = None
 
 
-class Switchboard:
+class Switchboard(Closing):
     """Opens departments' engines when they are asked for, and keeps them open within a budget.
 
     `bundle` is a RUN or a bundle. Engines are those below its export folder, each checked against
@@ -178,17 +177,6 @@ class Switchboard:
         with self._lock:
             self._closed = True
         self._shrink()
-
-    def __enter__(self) -> Switchboard:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _task(self, department: str, task: str | None) -> str:
         if department not in self._departments:
