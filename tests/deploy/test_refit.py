@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.deploy.artifact import ARTIFACT
+from lorkd_deploy.deploy.artifact import ARTIFACT, read_artifact
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.parity import ParityError
-from lorkd_deploy.deploy.refit import sharing
+from lorkd_deploy.deploy.refit import SharedEngine, sharing
 from lorkd_deploy.deploy.switchboard import Switchboard
 from lorkd_deploy.errors import ArtifactError, GateError, UsageError
-from lorkd_deploy.runtime import EngineSpec, exporter
+from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
 from tests.deploy.made_run import OF_TASK, PREPROCESS, true_logits
 from tests.exporters import fake_tensorrt
 
@@ -108,6 +108,21 @@ def test_threads_never_get_another_expert(refittable: Path, batch: Any) -> None:
     for budget in (512.0, 0.0):
         with board_of(refittable, budget=budget) as board, ThreadPoolExecutor(4) as pool:
             list(pool.map(work, range(4)))
+
+
+def test_a_task_that_is_opened_again_before_it_is_closed_stays_open(
+    refittable: Path, driver: fake_tensorrt.Driver, batch: Any
+) -> None:
+    bundle = load_bundle(refittable / "bundle")
+    artifact = read_artifact(refittable / "export" / "ward" / "lung" / "trt-fp32")
+    shared = SharedEngine(bundle, ("lung", "heart"), artifact)
+    _, first = shared.open("heart", RunOptions())
+    _, second = shared.open("heart", RunOptions())
+    first.close()
+    first.close()  # a second time it does nothing
+    assert near(second(batch), true_logits(refittable, "heart", batch))
+    second.close()
+    assert not driver.alive
 
 
 def test_a_refit_that_leaves_something_behind_is_found(
