@@ -10,8 +10,9 @@ the benchmark gives (`profiling/summary.py`): a difference only where the 95 % i
 round-paired ratio lies wholly outside 1 ± 2 %.
 
 The slowed one has to be called slower in every trial, the copy different in at most one of 20.
-Rounds are shorter than the benchmark's, which makes it harder. About ten minutes. Writes
-benchmarks/results/decisions.json and .md, exits with 1 where a bound is missed.
+Rounds are shorter than the benchmark's, which makes it harder. Twelve minutes on a quiet machine,
+up to four times that where disturbed rounds are repeated. Writes benchmarks/results/decisions.json
+and .md, exits with 1 where a bound is missed.
 """
 
 from __future__ import annotations
@@ -146,7 +147,14 @@ def measure(run: Path, trials: int, seconds: float) -> dict[str, Any]:
             "slowed": slowed_copy(engine, folder, p50),
             "copy": engine.model_copy(update={"folder": folder / "copy"}),
         }
-        found = [trial(bench, three, seed) for seed in range(trials)]
+        found: list[dict[str, Any]] = []
+        for seed in range(trials):
+            found.append(one := trial(bench, three, seed))
+            said = (
+                f"trial {seed + 1} of {trials}: slowed is {one['slowed']['verdict']}, copy "
+                f"{one['copy']['verdict']}, {one['repeated']} rounds repeated"
+            )
+            print(said, file=sys.stderr, flush=True)
     slower = sum(one["slowed"]["verdict"] == "slower" for one in found)
     different = sum(one["copy"]["verdict"] != "no difference shown" for one in found)
     return {
