@@ -4,15 +4,15 @@
 
 RUN needs an expert's engine: `lorkd export RUN`. A trial is ten rounds, as `--assert` takes, each
 measured as the benchmark does (`profiling/rounds.py`: a fresh process on one pinned CPU, disturbed
-rounds repeated), batch 1, one thread, of three engines: the expert's, an identical copy of its
-folder, and one that sleeps 20 % of the engine's p50 after every call. Its verdicts are those that
-the benchmark gives (`profiling/summary.py`): a difference only where the 95 % interval of the
+rounds repeated, here once), batch 1, one thread, of three engines: the expert's, an identical copy
+of its folder, and one that sleeps 20 % of the engine's p50 after every call. Its verdicts are those
+that the benchmark gives (`profiling/summary.py`): a difference only where the 95 % interval of the
 round-paired ratio lies wholly outside 1 ± 2 %.
 
 The slowed one has to be called slower in every trial, the copy different in at most one of 20.
-Rounds are shorter than the benchmark's, which makes it harder. Twelve minutes on a quiet machine,
-up to four times that where disturbed rounds are repeated. Writes benchmarks/results/decisions.json
-and .md, exits with 1 where a bound is missed.
+Rounds are shorter than the benchmark's and repeated less often, which makes it harder. Twelve to
+twenty-five minutes. Writes benchmarks/results/decisions.json and .md, exits with 1 where a bound is
+missed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Bench:
         given = {"rounds": ROUNDS, "seconds": seconds, "iterations": ITERATIONS, "warmup": WARMUP,
                  "largest_batch": 0, "uncached": False}  # fmt: skip
         known = protocol_of(bundle, recipe, [engine], given)
-        self.protocol: Protocol = known.model_copy(update={"batch_sizes": (1,)})
+        self.protocol: Protocol = known.model_copy(update={"batch_sizes": (1,), "repeats": 1})
         self.image = folder / "image.png"
         draw_image(self.image, 0)
         self.instruments = Instruments(open_power(), open_gpu_memory())
@@ -223,7 +223,7 @@ def _report(document: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"A ratio is the engine's p50 over the other's; a sleep takes longer than it is asked for. "
-        f"Of {every} rounds {repeated} were repeated because the machine was disturbed, and "
+        f"Of {every} rounds {repeated} were repeated, once each, as the machine was disturbed, and "
         f"{disturbed} stayed so."
     )
 
