@@ -290,7 +290,10 @@ def _report(document: dict[str, Any]) -> Iterator[str]:
     yield (
         f"Batch 1, one thread, fp32, one pinned CPU, in turns, {document['seconds']:g} s each. "
         f"Measured {document['measured']} on "
-        f"{machine['cpu']}, load average {load['before'][0]:.1f} at the start and "
+        f"{machine['cpu']}, Python {machine['python']}, onnxruntime "
+        f"{machine['packages'].get('onnxruntime')}, openvino "
+        f"{machine['packages'].get('openvino')}, load average "
+        f"{load['before'][0]:.1f} at the start and "
         f"{load['after'][0]:.1f} at the end. The median of the pairs' ratios has to lie within "
         f"1 ± {AGREE:g}."
     )

@@ -196,8 +196,9 @@ def _report(document: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{document['engine']} ({document['p50_ms']:.3g} ms), {len(trials)} trials of "
         f"{document['rounds']} interleaved rounds, {document['seconds']:g} s a round, batch 1, one "
-        f"thread, one pinned CPU. Measured {document['measured']} on {machine['cpu']}, load "
-        f"average {load['before'][0]:.1f} at the start and "
+        f"thread, one pinned CPU. Measured {document['measured']} on {machine['cpu']}, Python "
+        f"{machine['python']}, onnxruntime {machine['packages'].get('onnxruntime')}, load average "
+        f"{load['before'][0]:.1f} at the start and "
         f"{load['after'][0]:.1f} at the end, {document['took_s']:g} s. A difference is "
         f"called where the 95 % interval of the round-paired ratio lies wholly outside "
         f"1 ± {MARGIN:g}."

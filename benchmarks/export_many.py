@@ -329,8 +329,8 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"ShuffleNetV2 1.0x, r = 4, {count} tasks, {document['size_px']} px. "
         f"Measured {document['measured']} on {machine['cpu']}, "
         f"{machine['allowed_cpus']} CPUs, Python {machine['python']}, {versions}; load average "
-        f"{loads['before'][0]:.1f} at the start, {loads['after'][0]:.1f} at the end: above the "
-        "number of CPUs, times hold waiting.",
+        f"{loads['before'][0]:.1f} at the start, {loads['after'][0]:.1f} at the end (where "
+        "it is above the number of CPUs, times hold waiting).",
         "",
         f"The graph is exported once, in {document['graph_s']:.2f} s; ours fuses, fills it and "
         "checks it, expert by expert. Separate is an export from torch for each expert.",

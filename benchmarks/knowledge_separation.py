@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -51,7 +52,7 @@ VARIANTS = (*PLAIN, "ours", "ours-per-task-norms", "per-sample", "separate")
 FITS = 16 * 2**30  # bytes that the per-sample weights may take
 RANK = 4
 PIXELS = {"cpu": 64, "cuda": 224}
-SHOWN = {"plain": "#888", "ours": "#1b6ca8", "separate": "#b5482f"}
+SHOWN = {"plain": "#888", "ours": "#1b6ca8", "separate": "#b5482f", "per-sample": "#5c7d2b"}
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def per_sample_bytes(case: Case) -> int:
 
 def measure(case: Case, rounds: int, skip: Sequence[str]) -> dict[str, Any]:
     """Seconds a step: wall clock and CPU time of all threads, medians of interleaved rounds."""
-    needed = per_sample_bytes(case)
+    needed, before = per_sample_bytes(case), os.getloadavg()[0]
     variants = [v for v in VARIANTS if v not in skip and (v != "per-sample" or needed <= FITS)]
     steps = {v: step_of(v, case) for v in variants}
     wall: dict[str, list[float]] = {v: [] for v in variants}
@@ -202,6 +203,7 @@ def measure(case: Case, rounds: int, skip: Sequence[str]) -> dict[str, Any]:
     return {
         "case": asdict(case), "name": case.name(), "better_plain": better,
         "per_sample_bytes": needed, "skipped": list(skip), "variants": rows,
+        "measured": time.strftime("%Y-%m-%d"), "load": [before, os.getloadavg()[0]],
     }  # fmt: skip
 
 
@@ -234,27 +236,31 @@ def peak(variant: str, case: Case) -> float:
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| case | variant | step, ms | × plain | × ours | CPU time × plain | peak, MiB | × plain |",
-        "|---|---|---|---|---|---|---|---|",
+        "| case | variant | step, ms | × plain | × ours | CPU time × plain | peak, MiB | × plain "
+        "| measured, load before → after |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in result["cases"]:
-        ours = case["variants"]["ours"]["wall_s"]
+        ours, load = case["variants"]["ours"]["wall_s"], case["load"]
+        when = f"{case['measured']}, {load[0]:.1f} → {load[1]:.1f}"
         for variant, row in case["variants"].items():
             lines.append(
                 f"| {case['name']} | {variant} | {row['wall_s'] * 1e3:.0f} | "
                 f"{row['wall_ratio']:.2f} | {row['wall_s'] / ours:.2f} | {row['cpu_ratio']:.2f} | "
-                f"{row['peak_mib']:.0f} | {row['peak_ratio']:.2f} |"
+                f"{row['peak_mib']:.0f} | {row['peak_ratio']:.2f} | {when} |"
             )
         if skipped := case.get("skipped"):
-            lines.append(f"| {case['name']} | {', '.join(skipped)} | not measured | | | | | |")
+            lines.append(
+                f"| {case['name']} | {', '.join(skipped)} | left out by `--skip` | | | | | | |"
+            )
         if case["per_sample_bytes"] > FITS:
             need = case["per_sample_bytes"] / 2**30
-            lines.append(f"| {case['name']} | per-sample | would need {need:.0f} GiB | | | | | |")
+            lines.append(f"| {case['name']} | per-sample | would need {need:.0f} GiB | | | | | | |")
     return "\n".join(lines)
 
 
 def plot(result: dict[str, Any]) -> str:
-    """A step's milliseconds an image against T, one panel a student, as SVG."""
+    """A step's milliseconds an image against T, on a logarithmic axis, one panel a student."""
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 310" font-size="12" '
         'font-family="sans-serif"><rect width="760" height="310" fill="white"/>'
@@ -263,21 +269,23 @@ def plot(result: dict[str, Any]) -> str:
         cases_ = [case for case in result["cases"] if case["case"]["student"] == student]
         left = 50 + 360 * panel
         x_of = {t: left + 25 + 85 * i for i, t in enumerate((1, 10, 32, 100))}
-        top = max((ms for case in cases_ for ms in _an_image(case).values()), default=1.0)
+
+        def y_of(ms: float) -> float:
+            return 260 - 100 * math.log10(ms)
+
         parts.append(f'<text x="{left}" y="18" font-weight="bold">{student}</text>')
         parts.append(
             f'<text x="{left}" y="34">training step, ms an image (N differs with T)</text>'
         )
-        for share in (0.0, 0.5, 1.0):
-            y = 260 - 200 * share
+        for ms in (1, 2, 5, 10, 20, 50, 100):
+            y = y_of(ms)
             parts.append(f'<path d="M{left} {y:.1f}h310" stroke="#ddd"/>')
-            label = f"{top * share:.1f}"
-            parts.append(f'<text x="{left - 4}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+            parts.append(f'<text x="{left - 4}" y="{y + 4:.1f}" text-anchor="end">{ms}</text>')
         parts += [f'<text x="{x}" y="278" text-anchor="middle">{t}</text>' for t, x in x_of.items()]
         for name, colour in SHOWN.items():
             for balance, dashes in (("even", ""), ("uneven", ' stroke-dasharray="5 4"')):
                 at = sorted(
-                    (x_of[case["case"]["tasks"]], 260 - 200 * _an_image(case)[name] / top)
+                    (x_of[case["case"]["tasks"]], y_of(_an_image(case)[name]))
                     for case in cases_
                     if case["case"]["balance"] == balance and name in _an_image(case)
                 )
@@ -288,8 +296,8 @@ def plot(result: dict[str, Any]) -> str:
                     *(f'<circle cx="{x}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in at),
                 ]
     for i, (name, colour) in enumerate(SHOWN.items()):
-        parts.append(f'<text x="{50 + 90 * i}" y="300" fill="{colour}">{name}</text>')
-    parts.append('<text x="330" y="300">tasks T; solid: even, dashed: uneven batches</text>')
+        parts.append(f'<text x="{50 + 80 * i}" y="300" fill="{colour}">{name}</text>')
+    parts.append('<text x="390" y="300">tasks T; solid: even, dashed: uneven batches</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -319,9 +327,9 @@ def write(result: dict[str, Any]) -> None:
         "the student without experts in its faster memory format. Peak memory is what building and "
         "three steps add in a fresh process; the counts of uneven batches rise geometrically by "
         f"10:1, as far as whole samples allow. {machine['cpu']}, {machine['allowed_cpus']} CPUs, "
-        f"Python {machine['python']}, torch {versions.get('torch', torch.__version__)}, "
-        f"{result['measured']}, load average {result['load_before'][0]:.1f} before and "
-        f"{result['load_after'][0]:.1f} after.\n\n{table(result)}\n\n"
+        f"Python {machine['python']}, torch {versions.get('torch', torch.__version__)}. Variants "
+        "of a case are measured in one run, cases one after the other, maybe on another day.\n\n"
+        f"{table(result)}\n\n"
         f"![step time against the number of tasks]({stem.name}.svg)\n"
     )
     stem.with_suffix(".md").write_text(text)
@@ -353,19 +361,16 @@ def main() -> int:
                      "precision": "fp32" if chosen.device == "cpu" else "bf16 autocast",
                      "optimiser": "SGD, momentum 0.9, weight decay 1e-4"},
         "environment": environment().model_dump(mode="json"),
-        "measured": time.strftime("%Y-%m-%d"),
-        "load_before": os.getloadavg(),
         "cases": [],
     }  # fmt: skip
     if chosen.go_on:
         kept = json.loads(results_stem(chosen.device).with_suffix(".json").read_text())
-        result |= {key: kept[key] for key in ("cases", "load_before", "measured")}
+        result["cases"] = kept["cases"]
     done = {entry["name"] for entry in result["cases"]}
     for case in cases(chosen.device, chosen.quick):
         if chosen.only in case.name() and case.name() not in done:
             rounds = 2 if chosen.quick else chosen.rounds
             result["cases"].append(measure(case, rounds, chosen.skip))
-            result["load_after"] = os.getloadavg()
             print(table({"cases": result["cases"][-1:]}), flush=True)
             if not chosen.quick and (chosen.go_on or not chosen.only):
                 write(result)

@@ -173,13 +173,16 @@ def since(before: dict[str, Any], after: dict[str, Any]) -> str:
         apart = [one["low"] > other["high"] for one, other in pairs]
         cells = " | ".join(_shown(interval) for pair in pairs for interval in pair)
         lines.append(f"| {row['task']} | {cells} | {'lower' if any(apart) else 'no loss shown'} |")
-    said = [
-        f"{when}: teacher {part['teacher']['seconds'] / 60:.0f} min for "
-        f"{part['teacher']['steps']} steps, decomposition {part['bundle']['seconds'] / 60:.0f} min "
-        f"for {part['bundle']['steps']} steps, {part['bundle']['threads']} CPU thread(s)"
-        for when, part in (("then", before["training"]), ("now", after["training"]))
-    ]
-    return "\n".join([*lines, "", "; ".join(said) + ".", ""])
+    lines += ["", "| training | then, min | now, min | steps | how, then | how, now |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, what in (("teacher", "teacher"), ("bundle", "decomposition")):
+        runs = [document["training"][name] for document in (before, after)]
+        took = " | ".join(f"{run['seconds'] / 60:.0f}" for run in runs)
+        steps = " → ".join(str(run["steps"]) for run in runs)
+        how = " | ".join(f"{run['threads']} thread(s), {run['precision']}" for run in runs)
+        lines.append(f"| {what} | {took} | {steps} | {how} |")
+    notes = [f"then{before.get('note', '')}", f"now{after.get('note', '')}"]
+    return "\n".join([*lines, "", "Trained " + "; ".join(notes) + ".", ""])
 
 
 def _below(rows: list[dict[str, Any]]) -> str:

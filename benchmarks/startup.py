@@ -77,8 +77,8 @@ def main() -> int:
         f"Fresh processes, {ROUNDS} rounds, variants in turn, warm disk cache. "
         f"Measured {document['measured']} on {machine.cpu}, "
         f"{machine.allowed_cpus} CPUs, Python {machine.python}, load average {before[0]:.1f} at "
-        f"the start and {os.getloadavg()[0]:.1f} at the end: above the number of CPUs, the wall "
-        f"clock holds waiting for others. `lorkd --help` has to stay below {LIMIT} s.",
+        f"the start and {os.getloadavg()[0]:.1f} at the end (where it is above the number of CPUs, "
+        f"the wall clock holds waiting for others). `lorkd --help` has to stay below {LIMIT} s.",
         "",
         "| what | median s | min s | max s | CPU median s |",
         "|---|---:|---:|---:|---:|",

@@ -346,8 +346,9 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"{document['rounds']} switches a way in changing order, {document['calls']} calls after "
         f"each; medians. Measured {document['measured']} on {machine['cpu']}, "
         f"{machine['allowed_cpus']} CPUs, Python {machine['python']}; load average "
-        f"{loads['before'][0]:.1f} at the start, {loads['after'][0]:.1f} at the end: above the "
-        "number of CPUs, times hold waiting. `benchmarks/switching.py` says what the ways are.",
+        f"{loads['before'][0]:.1f} at the start, {loads['after'][0]:.1f} at the end (where "
+        "it is above the number of CPUs, times hold waiting). `benchmarks/switching.py` says "
+        "what the ways are.",
         "",
         "| departments | way | a switch, ms (max) | an inference, p50 ms | over kept open "
         "| memory, all, MiB | a department more, MiB | on disk a department, MiB "
