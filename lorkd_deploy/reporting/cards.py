@@ -12,7 +12,8 @@ import yaml
 
 from lorkd_deploy import __version__
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.reporting import cautions, quality, tables, words
+from lorkd_deploy.profiling.profile import Profile
+from lorkd_deploy.reporting import cautions, quality, scenarios, tables, words
 from lorkd_deploy.reporting.cells import UNMEASURED
 from lorkd_deploy.reporting.markdown import facts, grid, plain
 from lorkd_deploy.reporting.page import describe
@@ -42,6 +43,7 @@ def model_card(sources: Sources, department: str) -> str:
         if table:
             parts += [f"### {table.title}", plain(table.caption), grid(table)]
     parts += _speed(sources, department)
+    parts += _scenarios(sources, department)
     parts += ["## Parity of the engines", grid(proof(sources, department))]
     parts += _limits(sources, tasks)
     parts += ["## Hashes", facts(tuple(_hashes(sources, tasks)))]
@@ -154,9 +156,34 @@ def _decomposition(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
 def _speed(sources: Sources, department: str) -> list[str]:
     if not tables.of_department(sources, department):
         return ["## Latency and memory", f"Latency, throughput and memory: {UNMEASURED}."]
+    assert sources.profile  # or no engine would be known
     table = tables.engines(sources, department, "engines")
-    where = sources.profile.environment.cpu if sources.profile else UNMEASURED
-    return ["## Latency and memory", plain(f"On {where}. {tables.LATENCY}"), grid(table)]
+    text = f"{_measured(sources.profile)} {tables.LATENCY}"
+    notes = "\n".join(f"- {plain(note)}" for note in sources.profile.notes)
+    said = ["To know when you read these figures:", notes] if notes else []
+    return ["## Latency and memory", plain(text), *said, grid(table)]
+
+
+def _measured(profile: Profile) -> str:
+    """When, where and how, in two sentences: what a latency is worth without the report."""
+    how = profile.protocol
+    threads = words.count(how.threads, "thread")
+    pinned = "not pinned" if how.cpus is None else f"pinned to CPU {', '.join(map(str, how.cpus))}"
+    return (
+        f"Measured {profile.created[:10]} on {profile.environment.cpu}, {threads}, {pinned}; batch "
+        f"{min(how.batch_sizes)}. Each engine ran {words.count(how.rounds, 'round')} in fresh "
+        f"processes, the engines interleaved, a round of at least {how.iterations} images and "
+        f"{how.seconds:g} s after a warm-up."
+    )
+
+
+def _scenarios(sources: Sources, department: str) -> list[str]:
+    """LoadGen's results and what is to be known of them; nothing where none was run."""
+    table = scenarios.scenarios(sources, department, "scenarios")
+    if table is None:
+        return []
+    notes = "\n".join(f"- {plain(note)}" for note in scenarios.warnings(sources))
+    return [f"## {table.title}", plain(table.caption), *([notes] if notes else []), grid(table)]
 
 
 def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:

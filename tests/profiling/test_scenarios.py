@@ -111,7 +111,11 @@ def test_another_scenario_is_added_and_the_report_shows_them(hospital: Hospital)
     assert "No result was reviewed by MLCommons" in text
     assert "quick run" in text and "single-stream" in text
     benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
-    assert "#### MLPerf scenarios" in report(hospital.run).markdown.read_text()
+    files = report(hospital.run)
+    assert "#### MLPerf scenarios" in files.markdown.read_text()
+    card = files.model_cards[0].read_text().split("## MLPerf scenarios")[1].split("\n## ")[0]
+    assert "- 3 of 3 MLPerf scenarios do not conform" in card
+    assert "| single-stream | Expert warm (trial fp32) |" in card and "cold" not in card
 
 
 def test_without_test_images_there_is_no_accuracy_mode(hospital: Hospital) -> None:
@@ -326,6 +330,14 @@ def test_a_quick_benchmark_says_so(hospital: Hospital) -> None:
     assert any("does not conform to the protocol" in note for note in profile.notes)
     with pytest.raises(UsageError, match="decides nothing"):
         benchmark(hospital.run, quick=True, assertions=["p50_ms<8"])
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_measuring(hospital: Hospital) -> None:
+    (hospital.run / "profile").write_text("a file is in the way")  # root may write to any folder
+    hospital.engine("warm", np.eye(3)[:, :2], dies_at=1)
+    with pytest.raises(LorkdError, match="profile can't be written") as caught:
+        benchmark_scenarios(hospital.run, ["single-stream"], task=["warm"], quick=True)
+    assert caught.value.fix and caught.value.where == str(hospital.run / "profile")
 
 
 def test_damaged_files_are_told(hospital: Hospital, tmp_path: Path) -> None:

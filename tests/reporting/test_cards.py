@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import yaml
 
 from lorkd_deploy.deploy.artifact import read_artifact
+from lorkd_deploy.profiling.profile import PROFILE
 from lorkd_deploy.reporting.report import report
-from lorkd_deploy.storage import sha256_file
+from lorkd_deploy.storage import canonical_json, sha256_file
 from tests.reporting.run_folder import MANY_ENGINES, TASKS, build_run
 
 
@@ -80,6 +82,21 @@ def test_hashes_that_are_not_there_are_said(tmp_path: Path) -> None:
     hashes = (run / "cards/breast/model_card.md").read_text().split("## Hashes")[1]
     assert "- Engines: not exported\n" in hashes
     assert "bundle (manifest.json), sha256: not recorded here\n" in hashes
+
+
+def test_a_latency_stands_beside_how_it_was_measured(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    file = run / "profile" / PROFILE
+    content = json.loads(file.read_text())
+    content["notes"] = ["a quick run (5 rounds of 3 s): no figure to be quoted", "ran on battery"]
+    file.write_bytes(canonical_json(content))
+    report(run)
+    card = (run / "cards/breast/model_card.md").read_text()
+    speed = card.split("## Latency and memory")[1].split("\n## ")[0]
+    assert "Measured 2026-11-23 on Fixture CPU @ 2.50GHz, one thread, pinned to CPU 1" in speed
+    assert "ran five rounds in fresh processes" in speed and "at least 100 images and 3 s" in speed
+    assert "- a quick run (5 rounds of 3 s): no figure to be quoted\n- ran on battery\n" in speed
+    assert speed.index("ran on battery") < speed.index("| Engine |")
 
 
 def test_nothing_is_claimed_that_was_not_measured(tmp_path: Path) -> None:
