@@ -144,7 +144,7 @@ def _changes(
         yield _ratio(name, "ratio_vs_teacher", *speed_ups, more_is_better=True)
     spreads = _spreads(after)
     for metric, old_rounds in _spreads(before).items():
-        if metric in spreads:
+        if metric in spreads and min(*old_rounds, *spreads[metric]) > 0:
             yield _ratio(name, metric, old_rounds, spreads[metric])
     size = after.bytes / before.bytes
     yield Change(
@@ -154,7 +154,7 @@ def _changes(
         second=after.bytes,
         change=Interval(value=size, low=size, high=size),
         relative=True,
-        verdict="no change shown" if size == 1 else "worse" if size > 1 else "better",
+        verdict=_verdict(size, size, more_is_better=False),
     )
     scores = {score.task: score for score in after.scores}
     for score in before.scores:
@@ -211,11 +211,7 @@ def _ratio(
     drawn = _medians(new, generator) / _medians(old, generator)
     value = float(np.median(new) / np.median(old))
     low, high = (float(v) for v in np.percentile(drawn, (2.5, 97.5)))
-    verdict: Verdict = "no change shown"
-    if min(len(old), len(new)) < LEAST_ROUNDS:
-        verdict = "too few rounds"
-    elif low > 1 + MARGIN or high < 1 - MARGIN:
-        verdict = "better" if (value > 1) == more_is_better else "worse"
+    few = min(len(old), len(new)) < LEAST_ROUNDS
     return Change(
         engine=engine,
         metric=metric,
@@ -223,8 +219,15 @@ def _ratio(
         second=float(np.median(new)),
         change=Interval(value=value, low=low, high=high),
         relative=True,
-        verdict=verdict,
+        verdict="too few rounds" if few else _verdict(low, high, more_is_better=more_is_better),
     )
+
+
+def _verdict(low: float, high: float, *, more_is_better: bool) -> Verdict:
+    """Of a ratio with this interval."""
+    if low <= 1 + MARGIN and high >= 1 - MARGIN:
+        return "no change shown"
+    return "better" if (low > 1) == more_is_better else "worse"
 
 
 def _medians(values: F64, generator: np.random.Generator) -> F64:
@@ -285,6 +288,12 @@ def _notes(first: Profile, second: Profile) -> Iterator[str]:
         yield (
             "p90, p99 and throughput are not compared: a profile of an earlier version doesn't "
             "keep them by round"
+        )
+    measured = [_spreads(engine) for p in (first, second) for engine in p.engines]
+    if unfit := {name for found in measured for name, rounds in found.items() if min(rounds) <= 0}:
+        yield (
+            f"{' and '.join(sorted(unfit))} aren't compared where a round isn't above zero: no "
+            "ratio can be given of that"
         )
     ours, theirs = ({e.engine for e in p.engines} for p in (first, second))
     if ours - theirs:

@@ -16,10 +16,12 @@ from lorkd_deploy.profiling.profile import (
     PROFILE,
     Profile,
     answers_name,
+    labels_name,
     read_profile,
 )
+from lorkd_deploy.profiling.summary import spread
 from lorkd_deploy.storage import canonical_json, read_tensors, sha256_file, write_tensors
-from tests.reporting.run_folder import TASKS, build_run
+from tests.reporting.run_folder import FINDINGS, TASKS, build_run
 
 EXPERT = "breast/ultrasound/onnx-fp32"
 
@@ -153,6 +155,36 @@ def test_a_change_within_the_margin_is_noise(run: Path, other: Path) -> None:
     assert compare(run, other).beyond_noise == ()
 
 
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(1.01, "no change shown"), (0.99, "no change shown"), (1.05, "worse"), (0.9, "better")],
+)
+def test_a_size_changes_beyond_the_margin_only(
+    run: Path, other: Path, factor: float, verdict: str
+) -> None:
+    profile = read_profile(other / "profile" / PROFILE)
+    engines = [
+        engine.model_copy(update={"bytes": round(engine.bytes * factor)})
+        for engine in profile.engines
+    ]
+    rewrite(other, profile.model_copy(update={"engines": tuple(engines)}))
+    sizes = [entry for entry in compare(run, other).changes if entry.metric == "size_bytes"]
+    assert [entry.verdict for entry in sizes] == [verdict] * len(engines)
+
+
+def test_no_ratio_is_made_of_what_is_not_above_zero(run: Path, other: Path) -> None:
+    profile = read_profile(other / "profile" / PROFILE)
+    idle = spread([-0.2, 0.1, 0.2, 0.3, 0.4])  # the idle machine took more in the first round
+    engines = []
+    for engine in profile.engines:
+        memory = engine.memory.model_copy(update={"loaded": spread([0.0] * 5)})
+        engines.append(engine.model_copy(update={"joules": idle, "memory": memory}))
+    rewrite(other, profile.model_copy(update={"engines": tuple(engines)}))
+    found = compare(other, other)
+    assert not {"joules", "loaded_mib"} & {entry.metric for entry in found.changes}
+    assert any(note.startswith("joules and loaded_mib aren't compared") for note in found.notes)
+
+
 def test_answers_are_compared_image_by_image(run: Path, other: Path) -> None:
     file = other / "profile" / ANSWERS
     answers = read_tensors(file)
@@ -165,6 +197,24 @@ def test_answers_are_compared_image_by_image(run: Path, other: Path) -> None:
     worse = {change.metric for change in found if change.verdict == "worse"}
     assert {"ultrasound accuracy", "ultrasound auc", "ultrasound sensitivity"} <= worse
     assert {change.engine for change in found} == {EXPERT}
+
+
+def test_findings_are_compared_as_such(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=(FINDINGS,))
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    file = other / "profile" / ANSWERS
+    answers = read_tensors(file)
+    name = answers_name("film", "lungs/film/onnx-fp32")
+    right = (answers[name] >= 0.5) == answers[labels_name("film")]
+    answers[name][:, 2] = 1 - answers[name][:, 2]  # the last finding is now mostly wrong
+    write_tensors(file, answers)
+    profile = read_profile(other / "profile" / PROFILE)
+    rewrite(other, profile.model_copy(update={"answers_sha256": sha256_file(file)}))
+    found = {change.metric: change for change in compare(run, other).beyond_noise}
+    assert found.keys() >= {"film accuracy", "film auc", "film sensitivity"}
+    assert {change.verdict for change in found.values()} == {"worse"}
+    lost = (1 - 2 * right[:, 2].mean()) / 3  # of every answer, as MedMNIST counts them
+    assert found["film accuracy"].change.value == pytest.approx(lost)
 
 
 def test_what_else_differs_is_said(run: Path, other: Path) -> None:
