@@ -36,7 +36,6 @@ _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as nearly 2^63 bytes
 def environment(root: Path = Path("/")) -> Environment:
     """Read the machine; `root` is where `/proc` and `/sys` lie."""
     memory = memory_limit(root)
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return Environment(
         cpu=cpu_model(root),
         architecture=platform.machine(),
@@ -49,7 +48,7 @@ def environment(root: Path = Path("/")) -> Environment:
         memory_mib=psutil.virtual_memory().total >> 20,
         memory_limit_mib=None if memory is None else memory >> 20,
         gpus=gpus(),
-        battery=battery is not None and not battery.power_plugged,
+        battery=_on_battery(),
         system=_system(),
         kernel=platform.release(),
         python=platform.python_version(),
@@ -160,6 +159,16 @@ def disturbances(machine: Environment, load: Load, threads: int) -> Iterator[str
         yield f"the CPU's clock governor is {machine.governor!r}: clocks may have changed"
     if machine.battery:
         yield "the machine ran on battery: clocks may have been lowered"
+
+
+def _on_battery() -> bool:
+    """Whether the power cable is known to be out: a battery that is full or kept from charging
+    doesn't always tell."""
+    try:
+        battery = psutil.sensors_battery()
+    except (AttributeError, OSError):  # another system, or a kernel without power supplies
+        return False
+    return battery is not None and battery.power_plugged is False
 
 
 def _max_mhz(root: Path) -> float | None:

@@ -10,6 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import pytest
+
 from lorkd_deploy.processor import cpu_model
 from lorkd_deploy.profiling.environment import (
     cpu_limit,
@@ -86,6 +89,35 @@ def test_what_disturbed_the_figures_is_said() -> None:
     said = " ".join(disturbances(noisy, busy, 2))
     for part in ("3.20", "0.5 CPUs", "powersave", "battery"):
         assert part in said
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="the kernel's own files stand for the battery")
+@pytest.mark.parametrize(
+    ("files", "battery"),
+    [
+        ({"BAT0/status": "Discharging"}, True),
+        ({"BAT0/status": "Charging"}, False),
+        ({"BAT0/status": "Not charging"}, False),  # full, or kept at 80 %
+        ({"BAT0/status": "Discharging", "AC/online": "1"}, False),
+        ({"BAT0/status": "Charging", "AC/online": "0"}, True),
+        ({"AC/online": "0"}, False),  # no battery
+        ({}, False),
+        (None, False),  # a kernel without power supplies
+    ],
+)
+def test_a_battery_is_told_from_mains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str] | None, battery: bool
+) -> None:
+    supplies = tmp_path / "power_supply"
+    if files is not None:
+        supplies.mkdir()
+    for name, text in (files or {}).items():
+        (supplies / name).parent.mkdir(exist_ok=True)
+        (supplies / name).write_text(f"{text}\n")
+        if name.startswith("BAT"):
+            (supplies / "BAT0/capacity").write_text("80\n")
+    monkeypatch.setattr("psutil._pslinux.POWER_SUPPLY_PATH", str(supplies))
+    assert environment().battery is battery
 
 
 def test_resident_memory_grows_with_what_is_held() -> None:
