@@ -59,7 +59,8 @@ TINY = [
 @pytest.mark.parametrize("page", [README, JETSON], ids=lambda page: page.name)
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    found = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r' src(?:set)?="([^"]+)"', text)
+    links = [link for link in found if "://" not in link]
     assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
 
 

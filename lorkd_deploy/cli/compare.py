@@ -33,7 +33,9 @@ def compare(
     """Show what changed from one run's benchmark to another's, beyond noise.
 
     Engines are matched by name. Times (p50, p90, p99), throughput, memory and sizes are given as
-    second over first, accuracy and the like as second minus first on the same test images.
+    second over first, accuracy and the like as second minus first on the same test images. Measure
+    both with `lorkd benchmark RUN --rounds 10`: of fewer rounds the intervals are wide, and of
+    fewer than five no change is claimed.
 
     \b
     Examples:
