@@ -156,12 +156,10 @@ def train_student(
 
 def _check_student(setup: Setup) -> None:
     """Find out what can't be done before the hours that a teacher may take."""
-    recipe = setup.recipe
-    if recipe.experts.budget is not None or recipe.train.compile:
-        student = build_student(setup, None)
-        check_budget(setup, student.classifier)
-        with compiled(student, recipe.train):
-            pass
+    student = build_student(setup, None)
+    check_budget(setup, student.classifier)
+    with compiled(student, setup.recipe.train):
+        pass
 
 
 def _teacher(path: Path, setup: Setup) -> tuple[TeacherNetwork, str]:
@@ -191,6 +189,10 @@ def fit_student(
     setup.processes.first(lambda: check_budget(setup, student.classifier))
     place(student, device, channels_last=recipe.train.channels_last)
     classifier = student.classifier
+    for name, reason in classifier.backbone.skipped:
+        log.info("no expert on layer %s: %s", name, reason)
+    for name, largest in classifier.backbone.wasteful:
+        log.info("layer %s can't use its rank: %d is the largest that changes it", name, largest)
     steps, validate_steps = setup.steps(recipe.train)
 
     def validate() -> dict[str, float]:
@@ -241,10 +243,6 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
             log.info("the student's checkpoint has more, unused: %s", ", ".join(report.unexpected))
     features = models.feature_dim(backbone, recipe.preprocess.size)
     experts = with_experts(backbone, recipe)
-    for name, reason in experts.skipped:
-        log.info("no expert on layer %s: %s", name, reason)
-    for name, largest in experts.wasteful:
-        log.info("layer %s can't use its rank: %d is the largest that changes it", name, largest)
     projection: nn.Module = nn.Identity()
     if mentor is not None and recipe.transfer.kind == "features":
         projection = nn.Linear(mentor.features, features)

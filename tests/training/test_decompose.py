@@ -183,6 +183,23 @@ def test_what_is_wrong_leaves_no_run_and_the_folder_free(recipe: Path, tmp_path:
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("experts.skip=[head*]", r"no layer that can have experts is called 'head\*'"),
+        ("experts.rank={stem*: 2}", r"no layer that can have experts is called 'stem\*'"),
+        ("experts.rank=9", "rank 9 of task 0 is above what any layer can use"),
+        ("student.architecture=torchvision:resnt18", "no torchvision architecture"),
+    ],
+)
+def test_a_wrong_student_is_told_before_a_teacher_is_trained(
+    recipe: Path, tmp_path: Path, wrong: str, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        decompose(recipe, tmp_path / "run", set=[wrong])
+    assert not (tmp_path / "run").exists()
+
+
 def test_importing_a_teacher_with_heads(recipe: Path, tmp_path: Path) -> None:
     """A checkpoint whose backbone is under `net.` and whose heads are `fc0` … `fc2`."""
     torch.manual_seed(1)
