@@ -14,14 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lorkd_deploy.errors import BundleError
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.storage import (
     canonical_json,
     read_tensors,
     sha256_bytes,
     sha256_file,
-    write_tensors,
+    tensor_bytes,
+    write_atomic,
 )
 from lorkd_deploy.training.autocast import autocast, chosen_precision
 from lorkd_deploy.training.evaluate import network_input
@@ -38,9 +38,10 @@ IN_MEMORY = 4 << 30  # bytes of features that are held
 class TeacherFeatures:
     """Features `(N, F)` float32 of a batch's images, from memory or from the teacher itself.
 
-    The cache lies in `folder` under the hash of all it depends on (teacher, images'
-    preprocessing, precision), so another teacher's is never read. `facts` are for the history:
-    whether they are cached, the file's hash, or why not.
+    The cache lies in `folder`. Its name has the hash of all it depends on (teacher, images'
+    preprocessing, precision) and that of its own bytes, so that neither another teacher's nor a
+    damaged one is ever learnt from. `facts` are for the history: whether they are cached, the
+    file's hash, or why not.
     """
 
     def __init__(
@@ -97,40 +98,43 @@ class TeacherFeatures:
         depends = {
             "teacher": teacher_sha256,
             "preprocess": recipe.preprocess.sha256,
+            "tasks": self._setup.names,
             "data": [task.provenance for task in self._setup.data],
             "flip": recipe.train.flip,
             "precision": self._precision,
             "device": self._device.type,
         }
-        key = sha256_bytes(canonical_json(depends))
-        path = folder / f"teacher-features-{key[:16]}.safetensors"
+        start = f"teacher-features-{sha256_bytes(canonical_json(depends))[:16]}"
         processes = self._setup.processes
-        held = processes.first(lambda: self._read(path))
+        held = processes.first(lambda: self._read(folder, start))
         if held is not None:
             return held
         made = self._make()
         if processes.leads:
-            write_tensors(path, dict(zip(self._setup.names, made, strict=True)))
-            self._tell(path, "written")
+            data = tensor_bytes(dict(zip(self._setup.names, made, strict=True)))
+            sha256 = sha256_bytes(data)
+            path = folder / _file_name(start, sha256)
+            write_atomic(path, data)
+            self._tell(path, sha256, "written")
         return made
 
-    def _read(self, path: Path) -> list[F32] | None:
-        """What is cached at `path`; else None, and there is room for it."""
-        if path.exists():
-            try:
+    def _read(self, folder: Path, start: str) -> list[F32] | None:
+        """The cache whose name begins with `start`; else None, and there is room for it."""
+        for path in folder.glob("teacher-features-*.safetensors"):
+            if not path.name.startswith(start):
+                log.info("%s is of another teacher or recipe: computed again", path.name)
+            elif path.name == _file_name(start, sha256 := sha256_file(path)):
+                self._tell(path, sha256, "read")
                 found = read_tensors(path)
-                held = [found[name] for name in self._setup.names]
-                self._tell(path, "read")
-                return held
-            except (BundleError, KeyError):
+                return [found[name] for name in self._setup.names]
+            else:
                 log.warning("%s is damaged: computed again", path.name)
-        for other in path.parent.glob("teacher-features-*.safetensors"):
-            log.info("%s is of another teacher or recipe: computed again", other.name)
-            other.unlink()
+            path.unlink()
+        for unfinished in folder.glob(".teacher-features-*.tmp"):
+            unfinished.unlink()  # a killed writer's, of up to gigabytes
         return None
 
-    def _tell(self, path: Path, done: str) -> None:
-        sha256 = sha256_file(path)
+    def _tell(self, path: Path, sha256: str, done: str) -> None:
         self.facts |= {"cached": True, "file": path.name, "sha256": sha256}
         log.info("teacher features %s: cache/%s, sha256 %s", done, path.name, sha256)
 
@@ -160,3 +164,7 @@ class TeacherFeatures:
         with autocast(self._device, self._precision):
             features: Tensor = self.mentor.backbone(x)
         return features.float()
+
+
+def _file_name(start: str, sha256: str) -> str:
+    return f"{start}-{sha256[:16]}.safetensors"

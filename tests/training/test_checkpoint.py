@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,9 +13,7 @@ from safetensors import SafetensorError
 from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.training import checkpoint
 from lorkd_deploy.training.checkpoint import Checkpoints, State, pack, unpack
-from tests.stopping import KilledError
-
-CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir")  # of the file system, by `os`
+from tests.stopping import KilledError, killed_when
 
 
 def _state(step: int) -> State:
@@ -93,23 +88,17 @@ def test_killed_at_any_change_of_the_disk_a_whole_one_and_two_at_most_are_left(
 
 
 def _killed_before(moment: int, folder: Path, patch: pytest.MonkeyPatch) -> list[int]:
-    """Stop at the `moment`th change, and allow none after it, as kill -9 does.
+    """Killed before the `moment`th change.
 
     → how many checkpoints, finished or not, lay in `folder` at each change.
     """
     looked: list[int] = []
 
-    def before(change: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(*arguments: Any, **options: Any) -> Any:
-            looked.append(len(list(folder.iterdir())))
-            if len(looked) > moment:
-                raise KilledError
-            return change(*arguments, **options)
+    def due(*_: object) -> bool:
+        looked.append(len(list(folder.iterdir())))
+        return len(looked) > moment
 
-        return checked
-
-    for name in CHANGES:
-        patch.setattr(os, name, before(getattr(os, name)))
+    killed_when(due, patch)
     return looked
 
 

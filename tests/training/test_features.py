@@ -19,6 +19,7 @@ from lorkd_deploy.training.evaluate import network_input
 from lorkd_deploy.training.features import TeacherFeatures
 from lorkd_deploy.training.network import TeacherNetwork
 from lorkd_deploy.training.setup import Setup, open_setup
+from tests.stopping import KilledError, killed_when
 
 CPU = torch.device("cpu")
 
@@ -70,17 +71,46 @@ def test_a_second_training_reads_them(setup: Setup, tmp_path: Path) -> None:
     assert file.stat().st_mtime_ns == written
 
 
-def test_another_teachers_and_a_damaged_cache_are_computed_again_and_it_is_said(
+def test_another_teachers_cache_is_computed_again_and_it_is_said(
     setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     first = _features(setup, 0, tmp_path)
     _compare(setup, _features(setup, 1, tmp_path), 1)
     assert f"{first.facts['file']} is of another teacher or recipe: computed again" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_damaged_cache_is_computed_again_and_it_is_said(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    made = _features(setup, 0, tmp_path)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-100])
-    _compare(setup, _features(setup, 1, tmp_path), 1)
+    whole = file.read_bytes()
+    assert sha256_file(file) == made.facts["sha256"]
+    if damage == "truncated":
+        file.write_bytes(whole[:-100])
+    else:
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # a number that could be true
+    _compare(setup, _features(setup, 0, tmp_path), 0)
     assert f"{file.name} is damaged: computed again" in caplog.text
+    assert file.read_bytes() == whole
+
+
+def test_a_writer_that_was_killed_leaves_nothing_to_learn_from(
+    setup: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.MonkeyPatch.context() as patch:
+        killed_when(lambda change, _: change == "replace", patch)
+        with pytest.raises(KilledError):
+            _features(setup, 0, tmp_path)
+    (unfinished,) = tmp_path.iterdir()
+    assert unfinished.name.endswith(".tmp")
+    _compare(setup, _features(setup, 0, tmp_path), 0)
+    assert "teacher features read" not in caplog.text
+    assert not unfinished.exists()
 
 
 def test_the_caches_hash_is_told(
