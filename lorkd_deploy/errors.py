@@ -84,15 +84,20 @@ def is_out_of_memory(exc: BaseException) -> bool:
     return full or "can't allocate memory" in str(exc)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], *, where: object = None) -> UsageError:
-    """The error for a name that doesn't exist: lists the nearest names, or all if there are few."""
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], *, where: object = None, all_of_them: bool = False
+) -> UsageError:
+    """The error for a name that doesn't exist: lists the nearest names, or all if there are few.
+
+    `all_of_them` lists all in any case: for a pattern, which resembles none of what it is for.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = [] if all_of_them else difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         fix = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     elif names:
-        shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-        fix = f"known: {shown}"
+        shown = names if all_of_them else names[:12]
+        fix = f"known: {', '.join(shown)}" + (", …" if len(shown) < len(names) else "")
     else:
         fix = f"there is no {kind} here"
     return UsageError(f"no {kind} is called {name!r}", where=where, fix=fix)

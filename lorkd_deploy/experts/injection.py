@@ -13,7 +13,7 @@ from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
 from lorkd_deploy.experts.model import ExpertModel, replace_modules
 from lorkd_deploy.experts.norms import NORMS, PerTaskNorm, has_own_state
-from lorkd_deploy.experts.ranks import Rank, ranks_by_layer, wasteful_layers
+from lorkd_deploy.experts.ranks import Rank, ranks_by_layer, unknown_layer, wasteful_layers
 from lorkd_deploy.experts.routing import Router
 
 
@@ -123,6 +123,6 @@ def _apply_patterns(
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         matched = [m for m, name in able.items() if fnmatchcase(name, pattern)]
         if not matched:
-            raise unknown_name("layer that can have experts", pattern, able.values())
+            raise unknown_layer(pattern, able.values(), where="experts.skip")
         for m in matched:
             reasons[m] = "left out as asked"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from lorkd_deploy.delta import Factorisation, largest_rank
@@ -40,7 +40,7 @@ def _of_layers(rank: Rank, layers: Sequence[str]) -> dict[str, int]:
         return dict.fromkeys(layers, rank)
     for pattern in rank:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            raise unknown_name("layer that can have experts", pattern, layers)
+            raise unknown_layer(pattern, layers, where="experts.rank, or a task's rank")
     closest_first = sorted(rank, key=_vagueness)
     found = {}
     for name in layers:
@@ -52,6 +52,12 @@ def _of_layers(rank: Rank, layers: Sequence[str]) -> dict[str, int]:
             )
         found[name] = rank[fits[0]]
     return found
+
+
+def unknown_layer(pattern: str, layers: Iterable[str], *, where: str) -> UsageError:
+    """The error for a pattern without a match, with all that it could have matched."""
+    kind = "layer that can have experts"
+    return unknown_name(kind, pattern, layers, where=where, all_of_them=True)
 
 
 def _vagueness(pattern: str) -> tuple[int, int, str]:

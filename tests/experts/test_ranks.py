@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -61,6 +64,15 @@ def test_wrong_ranks(rank: object, what: str, fix: str | None) -> None:
     assert what in caught.value.what
     assert fix is None or fix in str(caught.value.fix)
     assert not hasattr(module[0], "A")
+
+
+@pytest.mark.parametrize("options", [{"rank": {"block1*": 2, "*": 1}}, {"skip": ["block1*"]}])
+def test_a_pattern_without_a_match_is_told_every_layer(options: dict[str, Any]) -> None:
+    layers = {f"block{index}x": nn.Linear(4, 4) for index in range(20, 40)}
+    with pytest.raises(UsageError, match=r"'block1\*'") as caught:
+        add_experts(nn.Sequential(OrderedDict(layers)), 2, **options)
+    assert caught.value.fix == "known: " + ", ".join(layers)
+    assert next(iter(options)) in str(caught.value.where)
 
 
 def test_a_rank_that_some_layers_cant_use_is_used_and_listed() -> None:
