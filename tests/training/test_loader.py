@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,8 @@ from lorkd_deploy.errors import ImageError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.training import loader as module
 from lorkd_deploy.training.history import Fitted, write_history
-from lorkd_deploy.training.loader import Augment, Images, Loader, threads
-from lorkd_deploy.training.sampler import MixedSampler
+from lorkd_deploy.training.loader import Augment, Batch, Images, Loader, threads
+from lorkd_deploy.training.sampler import Draw, MixedSampler
 
 PREPROCESS = Preprocess(size=8)
 
@@ -101,6 +103,44 @@ def test_images_that_threads_read_stay_in_their_order(monkeypatch: pytest.Monkey
         np.testing.assert_array_equal(made[:, 0, 0, 0], rows)
         with pytest.raises(ImageError, match="image 51"):  # the first in order, not in time
             Images(Split(Files(bad=51), np.arange(200)), PREPROCESS)[np.arange(200)]
+
+
+class FirstIsSlow(Loader):
+    """Its first batch takes 5 s from when it is waited for, by a clock that nothing else moves."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.now = 0.0
+        self.awaited = threading.Event()
+        self.made = threading.Semaphore(0)
+
+    def batch(self, draw: Draw) -> Batch:
+        if draw.step == 0:
+            assert self.awaited.wait(60)
+            self.now += 5
+        made = super().batch(draw)
+        self.made.release()
+        return made
+
+    def clock(self) -> float:
+        self.awaited.set()
+        return self.now
+
+
+def test_waiting_is_counted_and_the_next_batches_are_made_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampler = MixedSampler([20], batch_size=8, temperature=1, seed=0, steps=4)
+    augment = Augment(flip=False, shift=0, seed=0)
+    loader = FirstIsSlow([Images(_split(20, 0), PREPROCESS)], sampler, augment)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=loader.clock))
+    batches = loader.batches()
+    assert next(batches).step == 0
+    assert loader.waiting == 5
+    for _ in range(3):  # while the step has the first, two more are there though nobody asked
+        assert loader.made.acquire(timeout=60)
+    assert [batch.step for batch in batches] == [1, 2, 3]
+    assert loader.waiting == 5
 
 
 def test_as_many_threads_as_this_process_has_cpus_for(monkeypatch: pytest.MonkeyPatch) -> None:
