@@ -17,8 +17,8 @@ import pytest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import ARTIFACT, read_artifact
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.parity import ParityError
-from lorkd_deploy.deploy.refit import SharedEngine, sharing
+from lorkd_deploy.deploy.parity import TOLERANCE, ParityError
+from lorkd_deploy.deploy.refit import PRECISIONS, SharedEngine, sharing
 from lorkd_deploy.deploy.switchboard import Switchboard
 from lorkd_deploy.errors import ArtifactError, GateError, UsageError
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
@@ -52,26 +52,30 @@ def board_of(run: Path, **options: Any) -> Switchboard:
     return Switchboard(run, "trt", refit=True, **options)
 
 
-def near(found: Any, expected: Any) -> bool:
-    return bool(np.abs(found - expected).max() < 1e-4 * max(1, np.abs(expected).max()))
+def near(found: Any, expected: Any, precision: str = "fp32") -> bool:
+    allowed = TOLERANCE[precision].inputs * max(1, np.abs(expected).max())
+    return bool(np.abs(found - expected).max() < allowed)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_experts_of_as_many_classes_share_an_engine(
-    refittable: Path, driver: fake_tensorrt.Driver, batch: Any
+    run: Path, driver: fake_tensorrt.Driver, batch: Any, precision: str
 ) -> None:
-    assert sharing(load_bundle(refittable / "bundle"), "heart") == ("lung", "heart")
+    export(run, "trt", precision=precision, options={"refit": True})
+    assert sharing(load_bundle(run / "bundle"), "heart") == ("lung", "heart")
     first = {}
-    with board_of(refittable) as board:
+    with board_of(run, precision=precision) as board:
         for task in ("lung", "heart", "eye", "findings", "heart", "lung", "findings", "eye"):
             with board.department(OF_TASK[task], task) as engine:
                 found = engine(batch)
-                assert near(found, true_logits(refittable, task, batch))
+                assert near(found, true_logits(run, task, batch), precision)
                 np.testing.assert_array_equal(first.setdefault(task, found), found)
                 assert engine.artifact.engine == task
                 assert engine.artifact.department == OF_TASK[task]
                 assert [part.name for part in engine.artifact.tasks] == [task]
                 assert engine.artifact.parity.status == "passed"
                 assert engine.facts["refitted"] is True
+                assert engine.facts["precision"] == precision
         assert len(driver.alive) == 2 * 2  # two engines, each with input and output
     assert not driver.alive
 

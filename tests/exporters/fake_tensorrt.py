@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from lorkd_exporters import _cuda
 
@@ -176,8 +177,6 @@ class Refitter:
     works = True
 
     def __init__(self, engine: Engine, logger: Any) -> None:
-        import onnx
-
         assert engine.note["refit"]
         self.engine = engine
         self.parsed = onnx.ModelProto.FromString(engine.model)
@@ -188,6 +187,8 @@ class Refitter:
         known = self.known.get(name)
         if known is None or name == self.rejects or list(known.dims) != list(weights.shape):
             return False
+        if known.data_type != onnx.helper.np_dtype_to_tensor_dtype(weights.dtype):
+            return False  # an engine's weights keep their type
         self.given[name] = weights
         return True
 
