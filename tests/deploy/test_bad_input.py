@@ -125,12 +125,14 @@ def test_two_exports_at_once_one_wins_and_the_other_is_told(
     monkeypatch.setattr(export_module, "onnx_model", slow)
     first = threading.Thread(target=export, args=(run,), kwargs={"task": ["eye"]})
     first.start()
-    assert building.wait(timeout=60)
-    with pytest.raises(LorkdError, match="another process is writing here") as caught:
-        export(run, task=["eye"])
-    assert "wait until it has ended" in str(caught.value.fix)
-    told.set()
-    first.join(timeout=60)
+    try:
+        assert building.wait(timeout=60)
+        with pytest.raises(LorkdError, match="another process is writing here") as caught:
+            export(run, task=["eye"])
+        assert "wait until it has ended" in str(caught.value.fix)
+    finally:
+        told.set()
+        first.join(timeout=60)
     assert [artifact.engine for artifact in find_artifacts(run)] == ["eye"]
     assert verify(run)[0].passed
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from tests.deploy.made_run import (
     true_logits,
 )
 
-OPEN_MS = 0.1
 RUNNABLE = [name for name in targets() if exporter(name).probe().can_run]
 
 
@@ -210,7 +209,7 @@ def test_threads_never_get_another_expert(exported: Path, batch: Any, budget: st
     """Six threads switch and predict at once; each answer is compared with the asked expert's."""
     mib = {"all": 512.0, "one": max(sizes(exported).values()), "none": 0.0}[budget]
     known = {task: true_logits(exported, task, batch) for task in TASKS}
-    gate = threading.Barrier(6)
+    gate = threading.Barrier(6, timeout=60)
 
     def work(seed: int) -> int:
         rng = np.random.default_rng(seed)
@@ -265,11 +264,16 @@ def test_threads_that_ask_at_once_share_one_opening(
     assert sorted(opened) == ["eye", "lung"]
 
 
-def test_a_switch_to_an_open_engine_costs_next_to_nothing(exported: Path) -> None:
-    times = []
+def test_a_switch_to_an_open_engine_opens_and_reads_nothing(
+    exported: Path, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Switchboard(exported) as board:
-        for task in ("lung", "heart") * 200:
-            began = time.perf_counter()
+        for task in ("lung", "heart"):
             with board.department("ward", task):
-                times.append(1e3 * (time.perf_counter() - began))
-    assert median(times[2:]) < OPEN_MS
+                pass
+        shutil.rmtree(exported)
+        monkeypatch.setattr(switchboard, "open_engine", None)
+        monkeypatch.setattr(switchboard, "exported_engine", None)
+        for task in ("lung", "heart") * 3:
+            with board.department("ward", task) as engine:
+                assert own(exported, task, batch, engine(batch))
