@@ -34,6 +34,11 @@ class LorkdError(Exception):
         return "\n".join(parts)
 
 
+def with_fix(what: str, fix: str | None) -> str:
+    """What happened and what to do about it, for a report's one line."""
+    return what if fix is None else f"{what}; to do: {fix}"
+
+
 class UsageError(LorkdError):
     """The command or call itself is wrong: an unknown name, options that contradict."""
 

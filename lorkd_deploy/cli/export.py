@@ -135,5 +135,8 @@ def export(
     for language in sample:
         output.text(f"programs: sample-{language} in each engine's folder")
     proof.show_choices(output, artifacts)
+    unproven = [a.parity.reasons for a in artifacts if a.parity.status != "passed"]
+    for reason in dict.fromkeys(reason for reasons in unproven for reason in reasons):
+        output.warning(f"parity was not run, these engines are not verified: {reason}")
     output.text(f"next: lorkd verify {run}")
     output.result([{**a.model_dump(mode="json"), "folder": str(a.folder)} for a in artifacts])

@@ -28,7 +28,7 @@ from lorkd_deploy.deploy.chain import Stage, stages
 from lorkd_deploy.deploy.chain import cpus as cpus  # noqa: PLC0414 (taken from here too)
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.origin import given_model
-from lorkd_deploy.deploy.parity import Parity, ParityError, tolerance_of
+from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here, tolerance_of
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.deploy.sample import require_samples, write_sample
 from lorkd_deploy.deploy.triton import require_layout, require_own, write_repository
@@ -236,8 +236,7 @@ class _Job:
     ) -> tuple[Parity, dict[str, object]]:
         """The engine's parity, and what builder and runtime say that they did."""
         if not self.able.can_run:
-            reason = self.able.reason or f"{self.target} can't run on this machine"
-            return Parity(status="not run here", reasons=(reason,)), written.facts
+            return not_run_here(self.target, self.able), written.facts
         with self.builder.open(fresh, written.files, RunOptions(threads=cpus())) as runner:
             parity = reference.check(engine, runner, self.spec.precision, chain)
             return parity, {**written.facts, **runner.facts}

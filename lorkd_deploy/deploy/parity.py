@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict
 
 from lorkd_deploy import metrics
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.errors import GateError, ModelError, UsageError
+from lorkd_deploy.errors import GateError, ModelError, UsageError, with_fix
 from lorkd_deploy.recipe import ToleranceSpec
+from lorkd_deploy.runtime import Probe
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -160,6 +161,12 @@ class Parity(Part):
     def flips(self) -> int:
         """Flipped labels in all of `compared`."""
         return sum(c.flips for c in self.compared)
+
+
+def not_run_here(target: str, able: Probe) -> Parity:
+    """A proof that is left to the device: why, and what to do about it."""
+    reason = able.reason or f"{target} can't run on this machine"
+    return Parity(status="not run here", reasons=(with_fix(reason, able.fix),))
 
 
 class ParityError(GateError):

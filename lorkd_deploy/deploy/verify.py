@@ -22,9 +22,9 @@ from lorkd_deploy.deploy.chain import cpus, stages
 from lorkd_deploy.deploy.drilldown import Drilled
 from lorkd_deploy.deploy.drilldown import drill_down as drill
 from lorkd_deploy.deploy.origin import Origin, origin_of
-from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.deploy.parity import Parity, not_run_here
 from lorkd_deploy.deploy.reference import Reference
-from lorkd_deploy.errors import ArtifactError, LorkdError
+from lorkd_deploy.errors import ArtifactError, LorkdError, with_fix
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import RunOptions, exporter
@@ -33,10 +33,11 @@ from lorkd_deploy.runtime import RunOptions, exporter
 class Verification(BaseModel):
     """The verdict on one engine; `engine` is its folder below RUN/export.
 
-    `reasons` says why it did not pass. `parity` is None where it came to no run, for a fault of
-    the files. `onnx_not_here` says why the ONNX model that it was built from could not be made
-    again and compared with the record's pin; None where it was. `drilled` is what the search for
-    the first node that differs found, if it was asked for and the engine could be run.
+    `reasons` says why it did not pass, and what to do where that is known. `parity` is None where
+    it came to no run, for a fault of the files. `onnx_not_here` says why the ONNX model that it was
+    built from could not be made again and compared with the record's pin; None where it was.
+    `drilled` is what the search for the first node that differs found, if it was asked for and the
+    engine could be run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -118,7 +119,7 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
         ran = parity.status != "not run here"
         drilled = drill(artifact, reference) if drill_down and ran else None
     except LorkdError as exc:
-        return Verification(engine=name, passed=False, reasons=(exc.what,))
+        return Verification(engine=name, passed=False, reasons=(with_fix(exc.what, exc.fix),))
     if parity.status == "passed" and artifact.parity.status == "not run here":
         write_artifact(artifact.model_copy(update={"parity": parity}), folder)
     reasons = (
@@ -139,8 +140,7 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
 def _parity(artifact: Artifact, reference: Reference, origin: Origin) -> Parity:
     able = exporter(artifact.target).probe()
     if not able.can_run:
-        reason = able.reason or f"{artifact.target} can't run on this machine"
-        return Parity(status="not run here", reasons=(reason,))
+        return not_run_here(artifact.target, able)
     own = artifact.files[0].sha256
     chain = stages(origin.fused, origin.given, artifact.precision, own)
     with open_engine(artifact, RunOptions(threads=cpus())) as runner:

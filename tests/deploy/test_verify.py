@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import read_artifact, write_artifact
 from lorkd_deploy.deploy.export import export
@@ -224,6 +226,32 @@ def test_without_the_data_it_is_said_and_passes(exported: Path, data: Path) -> N
     assert parity is not None
     assert set(parity.images_not_here) == {"lung", "heart", "eye", "findings"}
     assert [c.on for c in parity.compared] == ["inputs"] * 4
+
+
+def test_what_to_do_is_said_where_a_runtime_or_device_is_missing(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "onnxruntime", None)
+        assert cli.main(["verify", str(exported), "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert "onnxruntime is not installed; to do: python -m pip install 'lorkd-deploy[onnx]'" in said
+    unable = Probe(True, False, "1.0", ("fp32",), reason="no GPU", fix="verify it on the device")
+    monkeypatch.setattr(exporter("onnx"), "probe", lambda: unable)
+    assert cli.main(["export", str(exported), "--quiet"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("not verified: no GPU; to do: verify it on the device") == 1
+
+
+def test_an_engine_of_another_gpu_says_what_to_do(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*_: object) -> Any:
+        raise ArtifactError("it was built for SM 86", fix="run `lorkd export` on this device")
+
+    monkeypatch.setattr(exporter("onnx"), "open", other)
+    reasons = set(failed(exported).values())
+    assert reasons == {"it was built for SM 86; to do: run `lorkd export` on this device"}
 
 
 def test_an_engine_that_was_only_built_is_completed_where_it_runs(
