@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -60,9 +61,10 @@ def verify(
 
     `drill_down` looks for the first node of each engine whose output differs from the fused model.
 
-    An engine that can't be run on this machine has not passed. One whose proof was left to the
-    device it is for gets the figures written into its record when it passes here. Raises
-    `BundleError` where there is no run, `ArtifactError` where nothing was exported.
+    An engine that can't be run on this machine has not passed. Where parity was run and its verdict
+    is another than the record's, the record gets it, with the figures and with what ran here: one
+    whose proof was left to this device is proven, one that fails here no longer says `passed`.
+    Raises `BundleError` where there is no run, `ArtifactError` where nothing was exported.
     """
     opened = open_run(run)
     folders = artifact_folders(opened.export)
@@ -115,13 +117,14 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
         origin = origin_of(artifact, reference.bundle)
         if origin.fault is not None:
             return Verification(engine=name, passed=False, reasons=(origin.fault,))
-        parity = _parity(artifact, reference, origin)
+        parity, facts = _parity(artifact, reference, origin)
         ran = parity.status != "not run here"
         drilled = drill(artifact, reference) if drill_down and ran else None
     except LorkdError as exc:
         return Verification(engine=name, passed=False, reasons=(with_fix(exc.what, exc.fix),))
-    if parity.status == "passed" and artifact.parity.status == "not run here":
-        write_artifact(artifact.model_copy(update={"parity": parity}), folder)
+    if ran and parity.status != artifact.parity.status:
+        proven = {"parity": parity, "facts": artifact.facts | facts}
+        write_artifact(artifact.model_copy(update=proven), folder)
     reasons = (
         parity.reasons
         if parity.status == "failed"
@@ -137,19 +140,23 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
     )
 
 
-def _parity(artifact: Artifact, reference: Reference, origin: Origin) -> Parity:
+def _parity(
+    artifact: Artifact, reference: Reference, origin: Origin
+) -> tuple[Parity, dict[str, Any]]:
+    """The engine's parity, and what the runtime says that it did."""
     able = exporter(artifact.target).probe()
     if not able.can_run:
-        return not_run_here(artifact.target, able)
+        return not_run_here(artifact.target, able), {}
     own = artifact.files[0].sha256
     chain = stages(origin.fused, origin.given, artifact.precision, own)
     with open_engine(artifact, RunOptions(threads=cpus())) as runner:
         parity = reference.check(artifact.engine, runner, artifact.precision, chain)
+        facts = runner.facts
     between = artifact.precision in able.converted and artifact.onnx_sha256 != own
     if origin.given is None and between and parity.links_not_here is None:
         missing = f"the {artifact.precision} ONNX model: {origin.not_here}"
-        return parity.model_copy(update={"links_not_here": missing})
-    return parity
+        return parity.model_copy(update={"links_not_here": missing}), facts
+    return parity, facts
 
 
 def _contradictions(artifact: Artifact, name: str, reference: Reference) -> list[str]:

@@ -20,7 +20,7 @@ from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.deploy.verify import Verification, verify
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.runtime import Probe, exporter
+from lorkd_deploy.runtime import Closing, Probe, Runner, exporter
 from lorkd_deploy.storage import sha256_bytes
 from tests.deploy.made_run import make_run, rewrite_record
 
@@ -258,7 +258,9 @@ def test_an_engine_that_was_only_built_is_completed_where_it_runs(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proven = read_artifact(exported / EYE)
-    unproven = proven.model_copy(update={"parity": Parity(status="not run here", reasons=("x",))})
+    built = {"options": {"x": 1}}  # what the machine that built it knew
+    not_run = Parity(status="not run here", reasons=("x",))
+    unproven = proven.model_copy(update={"parity": not_run, "facts": built})
     write_artifact(unproven, exported / EYE)
     with monkeypatch.context() as elsewhere:
         unable = Probe(True, False, "1.0", ("fp32",), reason="no GPU")
@@ -269,4 +271,38 @@ def test_an_engine_that_was_only_built_is_completed_where_it_runs(
         assert fresh.parity == Parity(status="not run here", reasons=("no GPU",))
     assert failed(exported) == {}
     assert read_artifact(exported / EYE).parity == proven.parity
+    assert {"provider", "version", "threads"} <= set(proven.facts)
+    assert read_artifact(exported / EYE).facts == proven.facts | built
     assert read_artifact(exported / LUNG).parity.status == "passed"
+
+
+@pytest.mark.parametrize("status", ["passed", "not run here"])
+def test_an_engine_that_fails_here_says_so_until_it_passes(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    proven = read_artifact(exported / EYE)
+    told = proven.parity.model_copy(update={"status": status})
+    write_artifact(proven.model_copy(update={"parity": told}), exported / EYE)
+    with monkeypatch.context() as device:
+        real = exporter("onnx").open
+        device.setattr(exporter("onnx"), "open", lambda *given: _Halved(real(*given)))
+        assert "eye, 5 test images: max |difference|" in failed(exported)["clinic/eye/onnx-fp32"]
+    record = read_artifact(exported / EYE)
+    assert record.parity.status == "failed"
+    assert record.facts["provider"] == "another device"
+    assert failed(exported) == {}
+    assert read_artifact(exported / EYE) == proven
+
+
+class _Halved(Closing):
+    """A device that computes other logits."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.facts = runner.facts | {"provider": "another device"}
+
+    def __call__(self, batch: Any) -> Any:
+        return self._runner(batch) / 2
+
+    def close(self) -> None:
+        self._runner.close()
