@@ -92,6 +92,7 @@ def _python(artifact: Artifact) -> dict[str, str]:
     program = fill(
         "python/classify.py.in",
         **_common(artifact),
+        NOTICE=_notice(artifact, "\n"),
         STANDARD="import ctypes\n" if "ctypes." in runtime.infer else "",
         IMPORT=runtime.line,
         TASKS="\n".join(_python_task(task) for task in artifact.tasks),
@@ -113,13 +114,27 @@ def _cpp(artifact: Artifact) -> dict[str, str]:
     words = artifact.preprocess.in_words
     return {
         "classify.cpp": fill(
-            "cpp/classify.cpp.in", **_common(artifact), TASKS=tasks, PREPROCESS=words
+            "cpp/classify.cpp.in",
+            **_common(artifact),
+            NOTICE=_notice(artifact, "\n// "),
+            TASKS=tasks,
+            PREPROCESS=words,
         ),
         "CMakeLists.txt": fill("cpp/CMakeLists.txt.in", RUNTIME=version),
     }
 
 
 _WRITERS: dict[str, Callable[[Artifact], dict[str, str]]] = {"python": _python, "cpp": _cpp}
+
+
+def _notice(artifact: Artifact, line: str) -> str:
+    """What stands below the first line of a program whose engine isn't proven; `line` begins it."""
+    if artifact.parity.status == "passed":
+        return ""
+    return (
+        f"{line}NOT VERIFIED when this was written (parity: {artifact.parity.status}): run `lorkd "
+        f"verify`{line}on the device; artifact.json says what has been proven since."
+    )
 
 
 def _common(artifact: Artifact) -> dict[str, object]:

@@ -154,6 +154,20 @@ def test_cpp_is_built_and_answers_as_predict_does(run: Path, scan: Path, tmp_pat
     assert b"is not float32 (N, 3, 16, 16)" in refused.stderr
 
 
+@pytest.mark.parametrize("status", ["passed", "failed", "not run here"])
+def test_a_program_says_where_its_engine_is_not_verified(exported: Path, status: str) -> None:
+    engine = read_artifact(exported / "export" / "clinic" / "eye" / "onnx-fp32")
+    parity = engine.parity.model_copy(update={"status": status})
+    engine = engine.model_copy(update={"parity": parity})
+    for language, name, comment in (("python", "classify.py", ""), ("cpp", "classify.cpp", "// ")):
+        program = write_sample(engine, language) / name
+        first, second, *_ = program.read_text(encoding="utf-8").splitlines()
+        assert first.endswith("Not a medical device.")
+        said = f"{comment}NOT VERIFIED when this was written (parity: {status}): run `lorkd verify`"
+        assert second.startswith(said) == (status != "passed")
+    assert functions(engine)["SIZE"] == engine.preprocess.size
+
+
 def test_samples_that_do_not_exist(run: Path) -> None:
     with pytest.raises(UsageError, match="no cpp sample for the target onnx") as caught:
         export(run, sample=["python", "cpp"])
