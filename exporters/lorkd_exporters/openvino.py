@@ -47,6 +47,7 @@ class Options(BaseModel):
     cache: str | None = Field(
         default=None,
         min_length=1,
+        exclude=True,  # a folder of this machine: the IR says it to whoever opens the engine
         description="a folder for compiled models, so that later openings are faster; a relative "
         "one lies beside the engine",
     )
@@ -109,7 +110,7 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
     for name, value in described.items():
         model.set_rt_info(value, ["lorkd", name])
     openvino.save_model(model, folder / MODEL, compress_to_fp16=spec.precision == "fp16")
-    return EngineFiles((MODEL, WEIGHTS), {"options": options.model_dump(exclude_none=True)})
+    return EngineFiles((MODEL, WEIGHTS), {"options": options.model_dump()})
 
 
 def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRunner:

@@ -43,7 +43,9 @@ class Options(_tensorrt.Options):
     """What `--option` can say to this target."""
 
     timing_cache: str | None = Field(
-        default=None, description="a file; kept from build to build it makes the next one faster"
+        default=None,
+        exclude=True,  # a file of the machine that built it, and nothing of the engine
+        description="a file; kept from build to build it makes the next one faster",
     )
     hardware: Literal["NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"] = Field(
         default="NONE", description="other GPUs that it may run on, at some cost of speed"

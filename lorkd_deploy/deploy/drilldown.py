@@ -152,7 +152,8 @@ def _on_onnx_runtime(cut: Cuttable, images: F32, tensor: str) -> F32:
 
 
 def _rebuilt(artifact: Artifact, cut: Cuttable, images: F32, tensor: str) -> F32:
-    """`tensor` through the artifact's target, built with the options that it was built with."""
+    """`tensor` through the artifact's target, built with the options that its record has: those
+    that name a file or folder of the machine aren't among them."""
     target = exporter(artifact.target)
     spec = EngineSpec(artifact.precision, dict(artifact.facts.get("options", {})))
     with tempfile.TemporaryDirectory(prefix="lorkd-drill-") as name:

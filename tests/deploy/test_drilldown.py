@@ -125,6 +125,17 @@ def test_a_target_that_computes_wrongly(run: Path, monkeypatch: pytest.MonkeyPat
     assert "no node of a fresh build differs" in str(drilled)
 
 
+def test_nothing_is_kept_of_models_that_are_built_anew(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the target's runtime is not installed")
+    kept = tmp_path / "compiled"
+    (artifact,) = export(run, "openvino", options={"cache": str(kept)}, task=["heart"])
+    assert str(kept) not in (artifact.folder / "artifact.json").read_text()
+    before = sorted(kept.iterdir())
+    assert before
+    assert verified(run)[0].passed
+    assert sorted(kept.iterdir()) == before
+
+
 def _drilled(run: Path, artifact: Artifact) -> Drilled:
     return drill_down(artifact, Reference(load_bundle(run)))
 

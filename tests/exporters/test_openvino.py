@@ -145,7 +145,7 @@ def test_compiled_models_are_kept_where_asked(
     engine.mkdir()
     options = {"cache": "compiled"} if said_at == "export" else {}
     made = target.export(source / "fused.onnx", engine, EngineSpec("fp32", options))
-    assert made.facts["options"] == {"device": "CPU"} | options
+    assert made.facts["options"] == {"device": "CPU"}
     opened = {} if said_at == "export" else {"cache": str(elsewhere)}
     answers = []
     for loaded in (False, True):

@@ -247,7 +247,10 @@ def test_export_and_verify_by_command(
     assert artifact.facts["precision"] == "fp16" and artifact.facts["provider"] == "Fake"
     assert artifact.file_names == ("model.engine", "build.log", "layers.json")
     assert last_build["profile"] == [1, 1, 4]
+    assert str(tmp_path) not in (artifact.folder / "artifact.json").read_text()
+    (tmp_path / "timings").write_bytes(b"timings on another GPU\n")
     assert cli.main(["verify", str(run), "--drill-down"]) == 0
+    assert (tmp_path / "timings").read_bytes() == b"timings on another GPU\n"
     assert "clinic/eye/trt-fp16: no node of a fresh build differs" in capsys.readouterr().out
     assert not driver.alive
     engine = artifact.folder / "model.engine"
