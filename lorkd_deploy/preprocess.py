@@ -30,7 +30,11 @@ SMALLEST_SIDE = 8  # px; below this an upscaled image holds nothing a network co
 
 
 class Preprocess(BaseModel):
-    """Image uint8 → resize (and centre crop) → RGB → (x / 255 − mean) / std, float32, CHW."""
+    """Image uint8 → resize (and centre crop) → RGB → (x / 255 − mean) / std, float32, CHW.
+
+    What a model may differ in has a field, and so stands in the hash. The order (RGB) and the range
+    (0 … 1 before `mean` and `std`) are the same for all: whoever feeds BGR or 0 … 255 fails parity.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

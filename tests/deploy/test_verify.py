@@ -22,7 +22,7 @@ from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import Closing, Probe, Runner, exporter
 from lorkd_deploy.storage import sha256_bytes
-from tests.deploy.made_run import make_run, rewrite_record
+from tests.deploy.made_run import PREPROCESS, make_run, rewrite_record
 
 EYE, LUNG, HEART = (
     Path(f"export/{name}/onnx-fp32") for name in ("clinic/eye", "ward/lung", "ward/heart")
@@ -92,12 +92,6 @@ def test_no_run(tmp_path: Path) -> None:
         (lambda run: rewrite_record(run / EYE, bundle_sha256="0" * 64), "another bundle"),
         (lambda run: rewrite_record(run / EYE, onnx_sha256="0" * 64), "against 000000000000…"),
         (lambda run: rewrite_record(run / EYE, preprocess_sha256="0" * 64), "preprocessing"),
-        (
-            lambda run: rewrite_record(
-                run / EYE, preprocess=Preprocess(size=16, mean=(0, 0, 0)).model_dump()
-            ),
-            "preprocessing",
-        ),
     ],
 )
 def test_a_damaged_engine_fails_and_the_others_pass(
@@ -106,6 +100,45 @@ def test_a_damaged_engine_fails_and_the_others_pass(
     damage(exported)
     assert list(failed(exported)) == ["clinic/eye/onnx-fp32"]
     assert message in failed(exported)["clinic/eye/onnx-fp32"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"size": 32},
+        {"resize_shorter": 20},
+        {"interpolation": "nearest"},
+        {"mean": (0, 0, 0)},
+        {"std": (1, 1, 1)},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_an_engine_of_another_preprocessing(exported: Path, changed: dict[str, Any]) -> None:
+    other = Preprocess(**(PREPROCESS.model_dump() | changed))
+    rewrite_record(exported / EYE, preprocess=other.model_dump(), preprocess_sha256=other.sha256)
+    assert failed(exported) == {"clinic/eye/onnx-fp32": "its preprocessing is not the bundle's"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda images: images[:, ::-1],
+        lambda images: 255 * (images * 0.5 + 0.5),
+        lambda images: images * 0.5 + 0.5,
+    ],
+    ids=["BGR", "0 to 255", "0 to 1"],
+)
+def test_a_channel_order_or_range_that_has_no_field_fails_parity(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Any], Any]
+) -> None:
+    assert (PREPROCESS.mean, PREPROCESS.std) == ((0.5,) * 3, (0.5,) * 3)
+    real = Preprocess.normalise
+    monkeypatch.setattr(
+        Preprocess, "normalise", lambda *given: np.ascontiguousarray(wrong(real(*given)))
+    )
+    reasons = failed(exported)
+    assert len(reasons) == 5
+    assert all("8 generated inputs: max |difference|" in reason for reason in reasons.values())
 
 
 def test_the_model_of_another_version_is_made_again(exported: Path) -> None:
