@@ -13,6 +13,7 @@ from lorkd_exporters import _tensorrt
 from lorkd_exporters._cuda import gpus
 from onnx import helper
 
+from lorkd_deploy.deploy.precision import float16
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.runtime import EngineSpec, exporter, targets
 from tests.exporters.conftest import BUILDABLE
@@ -31,13 +32,17 @@ def test_targets_are_the_public_modules() -> None:
 
 
 @builds
-def test_an_engine_is_built_without_a_gpu(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])  # int8: tests/deploy/test_precision.py
+def test_an_engine_is_built_without_a_gpu(source: Path, tmp_path: Path, precision: str) -> None:
     options = SMALL | {"opt_batch": 2, "workspace": 64, "level": 1}
-    made = rtx.export(source / "fused.onnx", tmp_path, EngineSpec("fp32", options))
+    fused = (source / "fused.onnx").read_bytes()
+    model = tmp_path / "given.onnx"
+    model.write_bytes(fused if precision == "fp32" else float16(fused))
+    made = rtx.export(model, tmp_path, EngineSpec(precision, options))
     assert made.files[:2] == ("model.engine", "build.log")
     assert (tmp_path / "model.engine").stat().st_size > 10_000
     assert made.facts["runtime"] == "tensorrt_rtx"
-    assert made.facts["precision"] == "fp32"
+    assert made.facts["precision"] == precision
     assert made.facts["options"] == options | {"min_batch": 1, "tf32": False}
     log = (tmp_path / "build.log").read_text()
     assert "INFO" in log and "VERBOSE" not in log
