@@ -57,13 +57,21 @@ def require_samples(languages: Sequence[str], target: str) -> None:
 def write_sample(artifact: Artifact, language: str) -> Path:
     """Write the program to `sample-LANGUAGE` in the engine's folder; → that folder.
 
-    Raises `ArtifactError` for an ONNX engine of other execution providers than the CPU's.
+    Raises `ArtifactError` for an ONNX engine of other execution providers than the CPU's, and for
+    an engine that can't take a single image.
     """
     if artifact.target == "onnx" and not artifact.on_the_cpu:
         raise ArtifactError(
             "the sample runs ONNX engines on the CPU, and this one is for other providers",
             where=artifact.folder,
             fix="export it without --option providers, or without --sample",
+        )
+    least = artifact.facts.get("options", {}).get("min_batch", 1)
+    if least > 1:
+        raise ArtifactError(
+            f"the engine takes no fewer than {least} images, and the sample classifies one",
+            where=artifact.folder,
+            fix="export it with --option min_batch=1, or without --sample",
         )
     folder = artifact.folder / f"sample-{language}"
     with folder_atomic(folder) as fresh:

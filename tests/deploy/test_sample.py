@@ -17,7 +17,7 @@ from lorkd_deploy.deploy.artifact import Artifact, read_artifact
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.predict import predict
 from lorkd_deploy.deploy.sample import PYTHON, TARGETS, write_sample
-from lorkd_deploy.errors import UsageError
+from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import exporter
 from tests.deploy.made_run import TASKS, classes_of, true_logits
@@ -166,6 +166,15 @@ def test_a_program_says_where_its_engine_is_not_verified(exported: Path, status:
         said = f"{comment}NOT VERIFIED when this was written (parity: {status}): run `lorkd verify`"
         assert second.startswith(said) == (status != "passed")
     assert functions(engine)["SIZE"] == engine.preprocess.size
+
+
+@pytest.mark.parametrize("language", ["python", "cpp"])
+def test_an_engine_that_takes_no_single_image(exported: Path, language: str) -> None:
+    engine = read_artifact(exported / "export" / "clinic" / "eye" / "onnx-fp32")
+    engine = engine.model_copy(update={"facts": {"options": {"min_batch": 2}}})
+    with pytest.raises(ArtifactError, match="no fewer than 2 images, and the sample") as caught:
+        write_sample(engine, language)
+    assert "min_batch=1" in str(caught.value.fix)
 
 
 def test_samples_that_do_not_exist(run: Path) -> None:

@@ -111,3 +111,7 @@ def test_the_python_sample_of_an_engine(
     exponentials = np.exp(true_logits(run, "eye", image)[0])
     found = [float(value) for _, _, value in rows]
     assert found == pytest.approx(exponentials / exponentials.sum(), abs=2e-6)
+
+    infer = runpy.run_path(str(program))["infer"]
+    with pytest.raises(SystemExit, match=r"takes no batch of shape \(33, 3, 16, 16\)"):
+        infer(np.repeat(image, 33, axis=0))
