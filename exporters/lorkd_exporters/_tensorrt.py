@@ -84,7 +84,8 @@ def build(  # noqa: PLR0917
     network.name = spec.precision  # the only thing in an engine that its reader can ask for
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_path.read_bytes()):  # by content: the log gets no path
-        nodes = {parser.get_error(i).node_operator() for i in range(parser.num_errors)}
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        nodes = {" ".join(filter(None, (e.node_operator(), e.node_name()))) for e in errors}
         said = f"{', '.join(sorted(nodes))}: {logger.worst}"
         raise _failed(f"{trt.__name__} can't take this model: {said}", onnx_path)
     config = builder.create_builder_config()

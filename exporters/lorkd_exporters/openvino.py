@@ -26,7 +26,7 @@ from lorkd_deploy.runtime import (
     parse_options,
     require_precision,
 )
-from lorkd_exporters._nodes import with_nodes
+from lorkd_exporters._nodes import with_nodes, with_operator
 
 if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]
@@ -152,7 +152,9 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
         compiled = core.compile_model(model, device, settings)
     except RuntimeError as exc:
         raise ArtifactError(
-            f"OpenVINO can't compile the engine for {device}: {_said(exc)}", where=folder
+            f"OpenVINO can't compile the engine for {device}: "
+            f"{with_operator(_said(exc), exc, model)}",
+            where=folder,
         ) from exc
     real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if real != hint:

@@ -81,11 +81,14 @@ class Network:
 class ParserError:
     """`ParserError`."""
 
-    def __init__(self, operator: str) -> None:
-        self._operator = operator
+    def __init__(self, operator: str, name: str) -> None:
+        self._operator, self._name = operator, name
 
     def node_operator(self) -> str:
         return self._operator
+
+    def node_name(self) -> str:
+        return self._name
 
 
 class OnnxParser:
@@ -107,7 +110,7 @@ class OnnxParser:
         self._read_as_signed(self._network._model.graph)
         for node in self._network._model.graph.node:
             if node.op_type in LACKS:
-                self._errors.append(ParserError(node.op_type))
+                self._errors.append(ParserError(node.op_type, node.name))
                 self._logger.log(Severity.ERROR, f"no importer for {node.op_type}")
         return not self._errors
 

@@ -130,6 +130,29 @@ def test_an_operator_is_named_with_its_layer(tmp_path: Path) -> None:
         target.export(tmp_path / "m.onnx", tmp_path, EngineSpec())
 
 
+def test_an_operator_that_the_device_lacks_is_named_when_it_is_opened(tmp_path: Path) -> None:
+    """Of a shape whose length depends on the data nobody knows the rank, and the CPU needs it."""
+    values = [
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
+        for n, s in (("a", [1, 3]), ("b", None))
+    ]
+    given = {
+        "stem.conv.weight": helper.make_tensor("stem.conv.weight", 1, [6], [2.0] * 6),
+        "flat": helper.make_tensor("flat", onnx.TensorProto.INT64, [1], [-1]),
+    }
+    nodes = [
+        helper.make_node("NonZero", ["a"], ["where"], name="where"),
+        helper.make_node("Reshape", ["where", "flat"], ["shape"], name="shape"),
+        helper.make_node("Reshape", ["stem.conv.weight", "shape"], ["b"], name="stem"),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], list(given.values()))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    files = target.export(tmp_path / "m.onnx", tmp_path, EngineSpec()).files
+    with pytest.raises(ArtifactError, match=r"compile.*Reshape 'b', layer stem\.conv\)"):
+        target.open(tmp_path, files, RunOptions())
+
+
 def test_a_runtime_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "__version__", "2024.6.0-17404-abc")
     probe = target.probe()

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import pytest
 from lorkd_exporters import _tensorrt
+from lorkd_exporters._nodes import with_nodes
 from onnx import helper
 
 from lorkd_deploy import cli
@@ -171,9 +172,22 @@ def test_what_can_not_be_built(
     model = onnx.load(source / "fused.onnx")
     model.graph.node.append(helper.make_node("Det", ["x0"], ["y"], name="stem"))
     onnx.save(model, tmp_path / "det.onnx")
-    with pytest.raises(ArtifactError, match=r"can't take this model: Det: no importer.*'stem'"):
+    with pytest.raises(ArtifactError, match=r"take this model: Det stem: no importer.*'stem'"):
         built(tmp_path / "det.onnx", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_node_is_known_by_its_name_first_then_by_its_operator(
+    source: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(source / "fused.onnx")
+    model.graph.node[3].name = "second"
+    onnx.save(model, tmp_path / "named.onnx")
+    second = "Conv 'second', layer conv2"
+    said = with_nodes("no tactic for Conv (second)", tmp_path / "named.onnx")
+    assert said == f"no tactic for Conv (second) (in the model: {second})"
+    said = with_nodes("no tactic for Conv", tmp_path / "named.onnx")
+    assert said == f"no tactic for Conv (in the model: Conv 'x1', layer conv1; {second})"
 
 
 def test_dla_takes_one_batch(half: Path, tmp_path: Path, driver: fake_tensorrt.Driver) -> None:
