@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from lorkd_deploy.deploy.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     F32,
@@ -21,6 +22,7 @@ from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
     Probe,
+    PythonSample,
     RunOptions,
     engine_path,
     first_line,
@@ -51,6 +53,7 @@ SETTINGS = {
 OLDEST = (1, 23)
 PRECISIONS = ("fp32", "fp16", "int8")
 INSTALL = "python -m pip install 'lorkd-deploy[onnx]'"
+PYTHON_SAMPLE = PythonSample("import onnxruntime", "onnxruntime", fill("python/onnx.in"))
 
 
 class Options(BaseModel):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorkd_deploy.deploy.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     F32,
@@ -20,6 +21,7 @@ from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
     Probe,
+    PythonSample,
     RunOptions,
     engine_path,
     older,
@@ -36,6 +38,7 @@ WEIGHTS = "model.bin"
 OLDEST = (2026, 4)
 COPIED = 256 * 2**10  # bytes of a batch up to which copying it is cheaper than binding it
 INSTALL = "python -m pip install 'lorkd-deploy[openvino]'"
+PYTHON_SAMPLE = PythonSample("import openvino", "openvino", fill("python/openvino.in"))
 
 
 class Options(BaseModel):

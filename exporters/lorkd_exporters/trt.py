@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from lorkd_deploy.deploy.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
 from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
     NoOptions,
     Probe,
+    PythonSample,
     RunOptions,
     engine_path,
     older,
@@ -37,6 +39,7 @@ INT8_ON_DLA = (11, 4, 1)  # calibrated by TensorRT before (TensorRT#2222, Model-
 BLOCKED = {"11.3.0": "it can drop the bias of a matrix product, and gives wrong answers then"}
 INSTEAD = "install 11.4.1 or later; on a Jetson with JetPack 6 its own TensorRT, 10.3"
 INSTALL = "use the TensorRT of JetPack, or python -m pip install 'lorkd-deploy[tensorrt]'"
+PYTHON_SAMPLE = PythonSample("import tensorrt", "tensorrt", fill("python/tensorrt.in"))
 
 
 class Options(_tensorrt.Options):

@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from lorkd_deploy.deploy.template import fill
 from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
     NoOptions,
     Probe,
+    PythonSample,
     RunOptions,
     engine_path,
     older,
@@ -31,6 +33,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
 OLDEST = (1, 7)
 SUPPORTED = (75, 80, 86, 89, 120, 121)
 INSTALL = "python -m pip install 'lorkd-deploy[tensorrt-rtx]'"
+PYTHON_SAMPLE = PythonSample(
+    "import tensorrt_rtx as tensorrt", "tensorrt-rtx", fill("python/tensorrt.in")
+)
 Capability = Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
 
 

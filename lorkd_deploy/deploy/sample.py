@@ -13,42 +13,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from lorkd_deploy import __version__
 from lorkd_deploy.deploy.artifact import Artifact, EngineTask
 from lorkd_deploy.deploy.template import fill
 from lorkd_deploy.errors import ArtifactError, UsageError, unknown_name
-from lorkd_deploy.runtime import PythonSample, exporter
+from lorkd_deploy.runtime import PythonSample, exporter, targets
 from lorkd_deploy.storage import folder_atomic, write_atomic
 
-
-@dataclass(frozen=True)
-class Runtime:
-    """How a Python program runs a target: the template of its call, its import and its wheel."""
-
-    template: str
-    line: str
-    wheel: str
-
-
-PYTHON = {
-    "onnx": Runtime("onnx", "import onnxruntime", "onnxruntime"),
-    "openvino": Runtime("openvino", "import openvino", "openvino"),
-    "trt": Runtime("tensorrt", "import tensorrt", "tensorrt"),
-    "trt-rtx": Runtime("tensorrt", "import tensorrt_rtx as tensorrt", "tensorrt-rtx"),
-}
-TARGETS = {"python": tuple(PYTHON), "cpp": ("openvino",)}  # a third party's own sample beside it
+CPP = ("openvino",)  # whose wheel ships headers and CMake files
 
 
 def require_samples(languages: Sequence[str], target: str) -> None:
     """Raise `UsageError` for a language or a target that there is no sample for."""
     for language in languages:
-        if language not in TARGETS:
-            raise unknown_name("sample", language, TARGETS)
-        if target not in TARGETS[language] and not (language == "python" and _of_others(target)):
-            there_is = "; ".join(f"{name}: {', '.join(for_)}" for name, for_ in TARGETS.items())
+        if language not in _WRITERS:
+            raise unknown_name("sample", language, _WRITERS)
+        if not _there_is(language, target):
+            there_is = "; ".join(
+                f"{name}: {', '.join(known for known in targets() if _there_is(name, known))}"
+                for name in _WRITERS
+            )
             raise UsageError(
                 f"there is no {language} sample for the target {target}", fix=f"there is {there_is}"
             )
@@ -80,23 +66,19 @@ def write_sample(artifact: Artifact, language: str) -> Path:
     return folder
 
 
-def _runtime(target: str) -> PythonSample:
-    own = PYTHON.get(target)
-    if own is not None:
-        return PythonSample(own.line, own.wheel, fill(f"python/{own.template}.in"))
-    others = _of_others(target)
-    assert others is not None, target  # `require_samples` has asked
-    return others
+def _there_is(language: str, target: str) -> bool:
+    return target in CPP if language == "cpp" else _runtime(target) is not None
 
 
-def _of_others(target: str) -> PythonSample | None:
-    """What the exporter of a third party says of its own sample."""
+def _runtime(target: str) -> PythonSample | None:
+    """How a Python program runs an engine of `target`, as its exporter says."""
     found: PythonSample | None = getattr(exporter(target), "PYTHON_SAMPLE", None)
     return found
 
 
 def _python(artifact: Artifact) -> dict[str, str]:
     runtime, preprocess = _runtime(artifact.target), artifact.preprocess
+    assert runtime is not None, artifact.target  # `require_samples` has asked
     program = fill(
         "python/classify.py.in",
         **_common(artifact),
@@ -112,7 +94,9 @@ def _python(artifact: Artifact) -> dict[str, str]:
     )
     return {
         "classify.py": program,
-        "requirements.txt": fill("python/requirements.txt.in", RUNTIME=_requirement(artifact)),
+        "requirements.txt": fill(
+            "python/requirements.txt.in", RUNTIME=_requirement(artifact, runtime.wheel)
+        ),
     }
 
 
@@ -156,9 +140,9 @@ def _common(artifact: Artifact) -> dict[str, object]:
     }
 
 
-def _requirement(artifact: Artifact) -> str:
+def _requirement(artifact: Artifact, wheel: str) -> str:
     """The runtime in the version that the engine was proven, or at least built, with."""
-    wheel, version = _runtime(artifact.target).wheel, artifact.facts.get("version")
+    version = artifact.facts.get("version")
     line = wheel if version is None else f"{wheel}=={version}"
     return f"# A Jetson's TensorRT comes with JetPack: {line}" if artifact.target == "trt" else line
 

@@ -14,7 +14,14 @@ from lorkd_deploy.errors import (
     RuntimeUnavailableError,
     UsageError,
 )
-from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter, require_precision, targets
+from lorkd_deploy.runtime import (
+    EngineSpec,
+    PythonSample,
+    RunOptions,
+    exporter,
+    require_precision,
+    targets,
+)
 from tests.exporters import fake_tensorrt
 from tests.exporters.conftest import BUILDABLE, RUNNABLE, Built, build
 
@@ -75,6 +82,13 @@ def test_what_can_not_run_here_says_so(target: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailableError, match="can't run here") as caught:
         exporter(target).open(tmp_path, ["model"], RunOptions())
     assert caught.value.fix
+
+
+@pytest.mark.parametrize("target", targets())
+def test_it_says_how_a_program_runs_its_engines(target: str) -> None:
+    sample: Any = getattr(exporter(target), "PYTHON_SAMPLE", None)
+    assert isinstance(sample, PythonSample)
+    assert "def infer(batch):" in sample.infer
 
 
 def test_files_are_listed_and_nothing_else_is_written(built: Built, source: Path) -> None:
