@@ -9,15 +9,17 @@ from lorkd_deploy.reporting.sources import Pair, Sources
 
 RULE = (
     "Each row is the task's fastest engine whose parity passed and which loses at most "
-    f"{MAX_DROP:g} points of accuracy against {BASELINE}; the others are in the chapters."
+    f"{MAX_DROP:g} points of test accuracy against {BASELINE} (`--precision auto` goes by "
+    "validation accuracy); the others are in the chapters."
 )
 
 
 def chosen(sources: Sources) -> list[Pair]:
     """One engine a task, in the recipe's order; a task without an engine is a pair without one.
 
-    The rule is that of `lorkd export --precision auto`. Where no engine of a task is accepted, the
-    fastest of all is shown, with what `fault` says of it.
+    The rule is that of `lorkd export --precision auto`, but on the test images, which are what a
+    profile scores; auto never sees them. Where no engine of a task is accepted, the fastest of all
+    is shown, with what `fault` says of it.
     """
     found = []
     for task in sources.manifest.tasks:

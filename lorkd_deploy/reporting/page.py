@@ -20,6 +20,11 @@ from lorkd_deploy.reporting.starting import starting
 from lorkd_deploy.reporting.table import Table
 from lorkd_deploy.reporting.tradeoff import MEASURES, tradeoffs
 
+NO_IMAGES = (
+    "Test images may be patients', so none is on this page: `lorkd report --images` embeds a few "
+    "of each task, with both models' answers, where the data is at hand."
+)
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -107,7 +112,8 @@ def page(sources: Sources, *, images: bool = False) -> Page:
         tradeoffs=plots,
         measures={key: text for key, text in MEASURES.items() if key in shown},
         departments_intro="Everything that was measured of each department's engines, with the "
-        f"foundation model on the same machine beside them. {tables.LATENCY} {tables.ACCURACY}",
+        f"foundation model on the same machine beside them. {tables.LATENCY} {tables.ACCURACY}"
+        f"{'' if images else f' {NO_IMAGES}'}",
         departments=tuple(
             _department(sources, name, number, images=images)
             for number, name in enumerate(sources.manifest.departments, 1)

@@ -29,6 +29,7 @@ LATENCY = (
     "Times are in ms, over every call of every round, none trimmed; the 95 % interval is in small "
     "print. Memory is resident memory over an empty process."
 )
+PEAK = "over an empty process, smaller batches having run before; median over rounds"
 BESIDE = (
     "In small print the foundation model, or the 95 % interval; latency is the median at the "
     "smallest batch."
@@ -196,12 +197,14 @@ def batches(sources: Sources, department: str, key: str) -> Table | None:
     listed = of_department(sources, department)
     if max((len(engine.timings) for engine in listed), default=0) < 2:
         return None
+    known = any(timing.peak_mib is not None for engine in listed for timing in engine.timings)
     columns = (
         Column("engine", "Engine", numeric=False),
         Column("batch", "Batch"),
         Column("p50_ms", "p50", hint="ms a batch"),
         Column("p99_ms", "p99", hint="ms a batch"),
         Column("images_per_s", "Throughput"),
+        *([Column("peak_mib", "Peak memory", hint=PEAK)] if known else []),
         Column("speed_up", "Speed-up", hint="foundation model's median over the expert's"),
         Column("verdict", "Verdict", numeric=False),
     )
@@ -211,7 +214,8 @@ def batches(sources: Sources, department: str, key: str) -> Table | None:
     for engine in listed:
         for timing in engine.timings:
             ratio = ratios.get((engine.engine, timing.batch))
-            rows.append((*_batch_row(engine, timing), *_verdict(engine, ratio)))
+            peak = (number(timing.peak_mib, unit="MiB"),) if known else ()
+            rows.append((*_batch_row(engine, timing), *peak, *_verdict(engine, ratio)))
     at_best = [
         f"{pair.engine} {significant(pair.throughput.value)} × ({between(pair.throughput)})"
         for pair in pairs

@@ -29,7 +29,7 @@ from lorkd_deploy.profiling.profile import (
 from lorkd_deploy.reporting.cells import significant
 from lorkd_deploy.reporting.report import ReportFiles, report
 from lorkd_deploy.storage import canonical_json, read_tensors
-from tests.reporting.run_folder import MANY_ENGINES, TASKS, build_run
+from tests.reporting.run_folder import FINDINGS, MANY_ENGINES, TASKS, build_run
 
 EVIL = '</script><script>window.evil=1</script><img src=x onerror="window.evil=2">'
 
@@ -220,6 +220,39 @@ def test_chapters_show_what_lies_behind_the_figures(run: Path, files: ReportFile
     text = files.markdown.read_text()
     assert text.count("Confusion: expert") == len(TASKS) and "ROC" not in text
     assert "<img" not in own_part(html)  # images only on request
+    assert "lorkd report --images" in html and "lorkd report --images" in text.replace("\\", "")
+
+
+def test_findings_have_four_counts_each_and_no_test_of_mcnemars(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=(FINDINGS, TASKS[0]))
+    files = report(run)
+    found = downloads(files.html.read_text())
+    answers = read_tensors(run / "profile" / ANSWERS)
+    truth = answers[labels_name("film")] == 1
+    given = answers[answers_name("film", "lungs/film/onnx-fp32")]
+    said = given >= 0.5
+    rows = json.loads(found["department-1-confusion-expert.json"])
+    assert [row["finding"] for row in rows] == list(FINDINGS[2])
+    for k, row in enumerate(rows):
+        four = (truth & said, truth & ~said, ~truth & said, ~truth & ~said)
+        counts = [row[name] for name in ("found", "missed", "false_alarms", "cleared")]
+        assert counts == [int(part[:, k].sum()) for part in four]
+    (row,) = json.loads(found["department-1-against.json"])
+    assert (row["gained"], row["lost"], row["moved"], row["mcnemar_p"]) == (3, 11, 0, None)
+    decisions = json.loads(found["department-1-decisions.json"])
+    assert [row["threshold"] for row in decisions] == [None, None]  # one for each finding
+    curve = [row for row in json.loads(found["department-1-roc.json"]) if row["model"] == "Expert"]
+    area = np.trapezoid(
+        [row["sensitivity"] for row in curve], [row["false_alarms"] for row in curve]
+    )
+    assert area == pytest.approx(auc(truth.astype(np.int64), given), abs=0.01)  # on a grid
+    bins = json.loads(found["department-1-calibration.json"])
+    assert sum(row["answers"] for row in bins) == 2 * truth.size
+    for file in (files.markdown, files.model_cards[0]):
+        text = file.read_text()
+        assert "3 labels, any number at once (edema, effusion, nodule)" in text
+        assert "0.31 to 0.52 (one for each of 3)" in text
+        assert "| 3 (of 900) | 11 (of 900) | 0 | – (findings of one image) |" in text
 
 
 def test_answers_that_are_not_the_profiles_are_not_shown(tmp_path: Path) -> None:
@@ -253,6 +286,24 @@ def test_a_runtimes_own_cache_is_told_where_it_has_one(tmp_path: Path) -> None:
     assert "No runtime keeps a cache" not in text  # the teacher's does, beside every department
     assert text.count("folder's files are among those that are forgotten") == len(TASKS)
     assert text.count("It was empty in the first round of Expert") == 1
+
+
+def test_memory_stands_beside_each_batch_where_it_is_known(
+    tmp_path: Path, files: ReportFiles
+) -> None:
+    rows = json.loads(downloads(files.html.read_text())["department-1-batches.json"])
+    assert [(row["batch"], row["peak_mib"]) for row in rows] == [
+        *((1, 189), (8, 196)),  # the foundation model
+        *((1, 32.5), (8, 39.5)),
+    ]
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    file = run / "profile" / PROFILE
+    content = json.loads(file.read_text())
+    for timing in (t for engine in content["engines"] for t in engine["timings"]):
+        timing["peak_mib"] = None
+    file.write_bytes(canonical_json(content))
+    rows = json.loads(downloads(report(run).html.read_text())["department-1-batches.json"])
+    assert len(rows) == 4 and "peak_mib" not in rows[0]
 
 
 def test_memory_alone_and_of_all_departments_together(files: ReportFiles) -> None:
