@@ -48,6 +48,12 @@ def hospital(trial_engine: Callable[..., tuple[Path, str]], tmp_path: Path) -> H
     return Hospital(tmp_path / "run", tmp_path / "data", trial_engine)
 
 
+@pytest.fixture
+def findings(trial_engine: Callable[..., tuple[Path, str]], tmp_path: Path) -> Findings:
+    """The same run, but the task `cold` is multi-label."""
+    return Findings(tmp_path / "run", tmp_path / "data", trial_engine)
+
+
 class Hospital:
     """RUN with two tasks whose images say their label by their brightest channel.
 
@@ -56,6 +62,7 @@ class Hospital:
     """
 
     tasks = {"warm": 2, "cold": 3}  # noqa: RUF012 (read only)
+    multilabel: tuple[str, ...] = ()
     images = 33  # of each test split; one chunk and one image of it alone
 
     def __init__(
@@ -108,9 +115,14 @@ class Hospital:
         generator = np.random.default_rng(len(task) + classes)
         splits = {}
         for split, count in (("train", 6), ("val", 6), ("test", self.images)):
-            labels = np.arange(count) % classes
+            numbers = np.arange(count)
             images = generator.integers(0, 100, (count, 16, 16, 3), dtype=np.uint8)
-            images[np.arange(count), :, :, labels] += 120
+            if task in self.multilabel:
+                labels = numbers[:, None] >> np.arange(classes) & 1
+                images[:, :, :, :classes] += (120 * labels[:, None, None]).astype(np.uint8)
+            else:
+                labels = numbers % classes
+                images[numbers, :, :, labels] += 120
             splits |= {f"{split}_images": images, f"{split}_labels": labels}
         self.data.mkdir(exist_ok=True)
         np.savez(self.data / f"{task}.npz", **splits)
@@ -124,8 +136,9 @@ class Hospital:
             spec = NpzData(
                 source="npz", path=str(self.data / f"{entry.name}.npz"), classes=entry.classes
             )
-            provenance = open_data(spec).provenance
-            tasks.append(entry.model_copy(update={"data": provenance}))
+            data = open_data(spec)
+            update = {"data": data.provenance, "kind": data.kind}
+            tasks.append(entry.model_copy(update=update))
             task = {"name": entry.name, "data": spec.model_dump(mode="json")}
             departments.append({"name": entry.department, "tasks": [task]})
         recipe = Recipe.model_validate(
@@ -150,6 +163,21 @@ class Hospital:
             update={"tasks": tuple(tasks), "recipe": recipe.model_dump(mode="json")}
         )
         (bundle / "manifest.json").write_bytes(manifest_json(complete))
+
+
+class Findings(Hospital):
+    """A `Hospital` whose images of `cold` show any of three findings: image i those of i's bits.
+
+    The teacher answers them correctly but for the last, of which it says the opposite.
+    """
+
+    multilabel = ("cold",)
+
+    def __init__(
+        self, run: Path, data: Path, trial_engine: Callable[..., tuple[Path, str]]
+    ) -> None:
+        super().__init__(run, data, trial_engine)
+        self.engine("teacher", np.hstack([_identity(2), np.diag([1.0, 1.0, -1.0])]))
 
 
 def _identity(classes: int) -> np.ndarray:

@@ -121,12 +121,47 @@ def test_scores_the_whole_test_split_of_each_task(hospital: Hospital) -> None:
     assert by_engine[COLD].size == pytest.approx(teacher.bytes / cold.bytes)
 
 
+def test_findings_are_scored_and_shown_each_for_itself(findings: Hospital) -> None:
+    profile = benchmark(findings.run, task=["cold"], rounds=1, seconds=0.001, iterations=1)
+    ((score,), (of_teacher,)) = (profile.engine(name).scores for name in (COLD, TEACHER))
+    assert (score.accuracy.value, score.auc.value) == (1.0, 1.0)
+    assert (score.sensitivity.value, score.specificity.value) == (1.0, 1.0)
+    assert (len(score.thresholds), score.threshold_from) == (3, "validation")
+    # Of 33 images 16, 16 and 16 show the first, second and third finding.
+    assert score.majority == pytest.approx(17 / 33)
+    assert of_teacher.accuracy.value == pytest.approx(2 / 3)
+    assert of_teacher.auc.value == pytest.approx(2 / 3)
+    (found,) = profile.comparisons[0].scores
+    assert found.accuracy.value == pytest.approx(1 / 3)
+    flips = found.flips
+    assert (flips.answers, flips.gained, flips.lost, flips.moved) == (99, 33, 0, 0)
+    assert flips.p is None  # the findings of one image are not independent
+    answers = read_tensors(findings.run / "profile" / ANSWERS)
+    given = answers[answers_name("cold", COLD)]
+    assert np.array_equal(given >= 0.5, answers[labels_name("cold")] == 1)
+    assert not np.allclose(given.sum(axis=1), 1)
+
+    files = report(findings.run, images=True)
+    text = files.markdown.read_text()
+    teacher, expert = (text.split(f"#### Findings: {m}")[1] for m in ("foundation model", "expert"))
+    assert "| class2 | 16 | 0 | 0 | 17 |" in expert.split("####")[0]
+    assert "| class2 | 0 | 16 | 17 | 0 |" in teacher.split("####")[0]
+    assert "| 33 (of 99) | 0 (of 99) | 0 | – (findings of one image) |" in text
+    page = files.html.read_text()
+    assert re.findall(r'alt="test image \d+, ([^"]+)"', page)[:4] == [
+        "no finding",
+        "class0",
+        "class1",
+        "class0, class1",
+    ]
+
+
 def test_the_report_shows_test_images_only_when_asked(hospital: Hospital) -> None:
     benchmark(hospital.run, task=["warm"], rounds=1, seconds=0.001, iterations=1)
     assert "<img" not in report(hospital.run).html.read_text()
     page = report(hospital.run, images=True).html.read_text()
     shown = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="test image (\d+), ', page)
-    assert len(shown) == 8
+    assert len(shown) == 8 and "lorkd report --images" not in page
     assert [int(index) for _, index in shown[:4]] == [0, 1, 2, 3]  # the teacher mistakes every one
     stored = np.load(hospital.data / "warm.npz")["test_images"][2]
     decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[2][0]))))
