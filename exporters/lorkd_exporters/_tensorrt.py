@@ -119,7 +119,8 @@ def build(  # noqa: PLR0917
 class TensorRtRunner(Closing):
     """A loaded engine on the first GPU: float32 `(N, 3, S, S)` → float32 logits `(N, K)`.
 
-    Batches above the engine's largest are run in parts.
+    Batches above the engine's largest are run in parts; one below its smallest is filled up, so
+    that an engine of a single batch size, as on a DLA core, answers for any number of images.
     """
 
     def __init__(self, trt: Any, path: Path, threads: int) -> None:
@@ -170,15 +171,14 @@ class TensorRtRunner(Closing):
         return np.concatenate([self._part(data[i : i + self._most]) for i in starts])
 
     def _part(self, part: F32) -> F32:
-        if len(part) < self._least or not self._context.set_input_shape(self._input, part.shape):
-            raise ArtifactError(
-                f"the engine takes batches of {self._least} to {self._most}, not {len(part)}",
-                fix="export it with another --option min_batch=…",
-            )
+        count = len(part)
+        if count < self._least:
+            part = np.concatenate([part, np.zeros((self._least - count, *self._shape), np.float32)])
+        ready = self._context.set_input_shape(self._input, part.shape)
         self._device.upload(self._from, part)
-        if not self._context.execute_async_v3(self._device.stream):
+        if not ready or not self._context.execute_async_v3(self._device.stream):
             raise ArtifactError(f"the engine failed on {part.dtype} {part.shape}")
-        return self._device.download(self._to, (len(part), self._classes))
+        return self._device.download(self._to, (len(part), self._classes))[:count]
 
     def refit(self, weights: Mapping[str, npt.NDArray[Any]], touched: Sequence[str]) -> None:
         """Put `weights`, by their names in the ONNX model, into the engine: those in `touched`, and

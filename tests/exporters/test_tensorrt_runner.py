@@ -15,7 +15,7 @@ from lorkd_exporters import _tensorrt
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.runtime import RunOptions, exporter
+from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
 from tests import tiny_bundle
 from tests.deploy.made_run import classes_of, make_run, true_logits
 from tests.exporters import fake_tensorrt
@@ -63,6 +63,16 @@ def test_logits_of_any_number_of_images(
         runner(batch)
     runner.close()
     assert driver.calls.count("cuDevicePrimaryCtxRelease_v2") == 1
+
+
+def test_an_engine_of_one_batch_size_answers_for_any_number_of_images(
+    source: Path, engine: Path, tmp_path: Path, driver: fake_tensorrt.Driver, batch: Any
+) -> None:
+    options = {"min_batch": 2, "opt_batch": 2, "max_batch": 2}
+    made = exporter("trt").export(source / "fused.onnx", tmp_path, EngineSpec("fp32", options))
+    with opened(engine) as any_size, opened(tmp_path / made.files[0]) as pairs:
+        for images in (batch, batch[:1]):
+            np.testing.assert_allclose(pairs(images), any_size(images), rtol=1e-5, atol=1e-5)
 
 
 def test_a_version_compatible_engine_is_allowed_its_host_code_by_its_name(
