@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.storage import read_json
@@ -21,6 +21,7 @@ SCHEMA = 1
 PROFILE = "profile.json"
 CALLS = "calls.safetensors"
 ANSWERS = "answers.safetensors"
+LEAST_CALLS = {"p99": 100, "p99_9": 1000}  # of fewer a percentile is little but the slowest call
 
 
 class Part(BaseModel):
@@ -52,7 +53,8 @@ class Timing(Part):
     `p50` carries an interval found by resampling rounds; `throughput` is images over the time
     spent in calls, its interval likewise. `peak_mib` is the memory over an empty process up to the
     end of this batch size, smaller ones having run before (median of the rounds). `percentiles`
-    are the 0th, 1st, … 100th. `interruptions` is how often in each round the kernel gave the
+    are the 0th, 1st, … 100th. `p99` and `p99_9` are None for fewer calls than `LEAST_CALLS`, in
+    older profiles too. `interruptions` is how often in each round the kernel gave the
     engine's CPU to something else, `unsettled` in how many rounds the warm-up was given up before
     its median had settled. The `round_` figures are those of each round for itself; where
     `round_p90` and what follows it are empty, the profile is from before they were kept.
@@ -62,8 +64,8 @@ class Timing(Part):
     calls: int
     p50: Interval
     p90: float
-    p99: float
-    p99_9: float
+    p99: float | None
+    p99_9: float | None
     mean: float
     minimum: float
     maximum: float
@@ -77,6 +79,11 @@ class Timing(Part):
     round_p90: tuple[float, ...] = ()
     round_p99: tuple[float, ...] = ()
     round_throughput: tuple[float, ...] = ()
+
+    @field_validator("p99", "p99_9")
+    @classmethod
+    def _of_enough_calls(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return value if info.data.get("calls", 0) >= LEAST_CALLS[str(info.field_name)] else None
 
 
 class ColdStart(Part):
@@ -309,7 +316,8 @@ class Protocol(Part):
     Each round starts every engine once, in a fresh process, in the order that `order` records:
     drawn with `seed`, each second round the reverse of the one before, so that a drift of the
     machine falls on all alike. At each batch size a round warms up (at least `warmup` calls, until
-    the median settles), then calls the engine until `iterations` images and `seconds` are done.
+    the median settles), then calls the engine until `iterations` images (at batch 32 a 32nd as
+    many calls) and `seconds` are done.
     `cpus` are the logical CPUs that the worker was pinned to (None: pinning isn't possible here).
 
     A round in which others took more than `most_others` of those CPUs, or a CPU limit stopped the

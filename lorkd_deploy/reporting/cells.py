@@ -23,6 +23,11 @@ def number(value: float | None, digits: int = 3, unit: str = "", *, note: str = 
     return Cell(f"{text} {unit}" if unit else text, value, note)
 
 
+def tail(value: float | None) -> Cell:
+    """A high percentile, or that there were too few calls for one."""
+    return Cell("too few calls", tone="quiet") if value is None else number(value)
+
+
 def mebibytes(size: float | None, *, note: str = "") -> Cell:
     """Bytes, shown in MiB."""
     if size is None:

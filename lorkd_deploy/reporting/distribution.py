@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import number, significant, words
+from lorkd_deploy.reporting.cells import number, significant, tail, words
 from lorkd_deploy.reporting.plot import Figure, layout
 from lorkd_deploy.reporting.rounds import Round, rounds
 from lorkd_deploy.reporting.sources import Sources
@@ -112,9 +112,10 @@ def _strokes(found: list[Round], colour: str, name: str, end: str) -> list[dict[
 
 def _hover_of_round(name: str, entry: Round) -> str:
     which = "" if entry.number is None else f" · round {entry.number}"
+    beyond = "" if entry.p99 is None else f", 99 % below {significant(entry.p99)} ms"
     return (
-        f"<b>{name}</b>{which}<br>median {significant(entry.p50)} ms, "
-        f"99 % below {significant(entry.p99)} ms<br>{entry.calls:,} calls, "
+        f"<b>{name}</b>{which}<br>median {significant(entry.p50)} ms{beyond}<br>"
+        f"{entry.calls:,} calls, "
         f"{significant(entry.minimum)} to {significant(entry.maximum)} ms"
     )
 
@@ -132,7 +133,7 @@ def _distribution_data(key: str, listed: list[tuple[EngineProfile, Round]]) -> T
             words(engine.engine),
             Cell(str(entry.number), entry.number),
             number(entry.calls),
-            *(number(getattr(entry, k)) for k in keys),
+            *((tail if k == "p99" else number)(getattr(entry, k)) for k in keys),
         )
         for engine, entry in listed
     )

@@ -19,6 +19,7 @@ from lorkd_deploy.reporting.cells import (
     points,
     significant,
     spread,
+    tail,
     words,
 )
 from lorkd_deploy.reporting.choice import RULE, chosen, fault
@@ -183,8 +184,8 @@ def _engine_row(engine: EngineProfile) -> tuple[Cell, ...]:
         words(engine_name(engine), note=f"{engine.target} {engine.precision}"),
         number(timing.p50.value, note=between(timing.p50)),
         number(timing.p90),
-        number(timing.p99),
-        number(timing.p99_9),
+        tail(timing.p99),
+        tail(timing.p99_9),
         number(timing.mean),
         number(timing.throughput.value, unit="/s", note=between(timing.throughput)),
         spread(engine.memory.peak, "MiB"),
@@ -238,7 +239,7 @@ def _batch_row(engine: EngineProfile, timing: Timing) -> tuple[Cell, ...]:
         words(engine_name(engine), note=f"{engine.target} {engine.precision}"),
         number(timing.batch, note="its best" if timing.batch == engine.best_batch else ""),
         number(timing.p50.value, note=between(timing.p50)),
-        number(timing.p99),
+        tail(timing.p99),
         number(timing.throughput.value, unit="/s", note=between(timing.throughput)),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorkd_deploy.profiling.bounds import bounds
-from lorkd_deploy.profiling.profile import Environment, Interval, Profile, Protocol
+from lorkd_deploy.profiling.profile import LEAST_CALLS, Environment, Interval, Profile, Protocol
 from lorkd_deploy.reporting.cells import UNMEASURED, MiB, signed, significant
 from lorkd_deploy.reporting.choice import chosen
 from lorkd_deploy.reporting.sources import Pair, Sources
@@ -152,10 +152,12 @@ def protocol(profile: Profile | None) -> list[str]:
         f"{how.seed}, each second round the reverse of the one before, so that a machine that "
         f"grows warmer or busier favours none.",
         f"A round warmed up with at least {how.warmup} calls, until the median settled, then ran "
-        f"until at least {how.iterations} images and {how.seconds:g} s were done, at "
+        f"until at least {how.iterations} images (not calls) and {how.seconds:g} s were done, at "
         f"batch {_listed(how.batch_sizes)}, input {shape}, float32. {_pinned(how)} "
         f"Each call was timed with {how.clock}; all calls count, none is trimmed.",
-        "p50, p90, p99 and p99.9 are percentiles over all calls of all rounds. Intervals are 95 % "
+        "p50, p90, p99 and p99.9 are percentiles over all calls of all rounds; no p99 is shown "
+        f"of fewer than {LEAST_CALLS['p99']} calls, no p99.9 of fewer than "
+        f"{LEAST_CALLS['p99_9']:,}. Intervals are 95 % "
         "bootstrap intervals: of latency by resampling rounds, of accuracy by resampling images. "
         "A speed-up is the foundation model's median over the expert's in the same round; a "
         f"difference is claimed only where the whole interval lies outside 1 ± "

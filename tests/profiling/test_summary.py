@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from lorkd_deploy.profiling.profile import Interval
+from lorkd_deploy import report
+from lorkd_deploy.profiling.profile import PROFILE, Interval, read_profile
 from lorkd_deploy.profiling.summary import (
     RoundCalls,
     batch_ratio,
@@ -16,6 +20,7 @@ from lorkd_deploy.profiling.summary import (
     timing,
     verdict,
 )
+from tests.reporting.run_folder import TASKS, build_run
 
 MS = 1_000_000
 
@@ -56,6 +61,26 @@ def test_a_timing_holds_every_call_of_every_round() -> None:
     assert len(found.percentiles) == 101
     assert found.percentiles[100] == 900
     assert found.p50.low <= found.p50.value <= found.p50.high
+
+
+def test_a_percentile_of_too_few_calls_is_none_in_older_profiles_too(tmp_path: Path) -> None:
+    few, enough = (timing(8, [RoundCalls(np.full(n, 2 * MS))]) for n in (99, 100))
+    assert (few.p90, few.p99, few.p99_9) == (2, None, None)
+    assert (enough.p99, enough.p99_9) == (2, None)
+    assert timing(8, [RoundCalls(np.full(1000, 2 * MS))]).p99_9 == 2
+
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    file = run / "profile" / PROFILE
+    older = json.loads(file.read_text())
+    for engine in older["engines"]:
+        for entry in engine["timings"]:
+            entry |= {"calls": 57, "p99": 123.456, "p99_9": 234.567}
+    file.write_text(json.dumps(older))
+    assert {entry.p99 for e in read_profile(file).engines for entry in e.timings} == {None}
+    files = report(run)
+    shown = [file.read_text() for file in (files.markdown, files.html, *files.tables)]
+    assert all("too few calls" in text for text in shown[:2])
+    assert not any("123.456" in text or "234.567" in text for text in shown)
 
 
 def test_spread_keeps_every_round_and_says_where_one_is_unknown() -> None:
