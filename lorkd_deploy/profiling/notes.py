@@ -43,8 +43,8 @@ def notes_of(
         )
     if protocol.rounds < LEAST_ROUNDS:
         yield (
-            f"{protocol.rounds} rounds are too few for an interval of 95 %: no difference is "
-            f"claimed below {LEAST_ROUNDS}"
+            f"{protocol.rounds} rounds are too few for an interval: no difference is claimed below "
+            f"{LEAST_ROUNDS}, whose interval covers 94 %"
         )
     for expert in engines:
         beside = teacher_for(expert, engines)

@@ -15,7 +15,7 @@ I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 Verdict = Literal["faster", "slower", "no difference shown", "too few rounds"]
 MARGIN = 0.02
-LEAST_ROUNDS = 5  # the median's range over n rounds covers 1 - 2^(1-n): 94 % from five on
+LEAST_ROUNDS = 5  # the median's range over n rounds covers 1 - 2^(1-n): 94 % with five
 RESAMPLES = 2000
 _SEED = 0
 
@@ -115,7 +115,7 @@ def _rate(batch: int, calls: I64) -> float:
 
 def _by_rounds(values: F64, *, value: float) -> Interval:
     """95 % percentile-bootstrap interval of the median of one value a round."""
-    # With five rounds it reaches from the smallest to the largest: wide, and honest. `value`, of
+    # With five rounds it reaches from the smallest to the largest, which is 94 %. `value`, of
     # all calls together, may lie outside where rounds differ in their number of calls.
     generator = np.random.default_rng(_SEED)
     drawn = generator.integers(len(values), size=(RESAMPLES, len(values)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lorkd_deploy.profiling.bounds import bounds
 from lorkd_deploy.profiling.profile import LEAST_CALLS, Environment, Interval, Profile, Protocol
+from lorkd_deploy.profiling.summary import LEAST_ROUNDS
 from lorkd_deploy.reporting.cells import UNMEASURED, MiB, signed, significant
 from lorkd_deploy.reporting.choice import chosen
 from lorkd_deploy.reporting.sources import Pair, Sources
@@ -158,7 +159,8 @@ def protocol(profile: Profile | None) -> list[str]:
         "p50, p90, p99 and p99.9 are percentiles over all calls of all rounds; no p99 is shown "
         f"of fewer than {LEAST_CALLS['p99']} calls, no p99.9 of fewer than "
         f"{LEAST_CALLS['p99_9']:,}. Intervals are 95 % "
-        "bootstrap intervals: of latency by resampling rounds, of accuracy by resampling images. "
+        f"bootstrap intervals: of latency by resampling rounds{_covers(how)}, of accuracy by "
+        "resampling images. "
         "A speed-up is the foundation model's median over the expert's in the same round; a "
         f"difference is claimed only where the whole interval lies outside 1 ± "
         f"{100 * how.margin:g} %. Sensitivity and specificity are each engine's at its own "
@@ -170,6 +172,14 @@ def protocol(profile: Profile | None) -> list[str]:
         " ".join(_extras(how)),
         _interrupted(profile),
     ]
+
+
+def _covers(how: Protocol) -> str:
+    """What an interval by rounds really covers where that is less than the 95 % aimed at."""
+    if how.rounds > LEAST_ROUNDS:
+        return ""
+    share = 100 * (1 - 2.0 ** (1 - how.rounds))
+    return f" (the lowest round to the highest, {share:.0f} % with {count(how.rounds, 'round')})"
 
 
 def _extras(how: Protocol) -> list[str]:

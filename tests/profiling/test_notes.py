@@ -7,6 +7,7 @@ from pathlib import Path
 from lorkd_deploy.profiling.bounds import bounds
 from lorkd_deploy.profiling.notes import notes_of
 from lorkd_deploy.profiling.profile import PROFILE, Conditions, read_profile
+from lorkd_deploy.reporting import words
 from tests.reporting.run_folder import TASKS, build_run
 
 BOUNDS = (
@@ -33,6 +34,23 @@ def test_a_disturbed_round_is_told_with_every_bound(tmp_path: Path) -> None:
     assert "of 2 engine rounds 1 were repeated" in note and "and 1 of those kept" in note
     assert all(text in note for text in BOUNDS)
     assert "a CPU slowed itself down for heat in 1 of 2 engine rounds" in found
+
+
+def test_what_an_interval_of_few_rounds_covers_is_said(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    profile = read_profile(run / "profile" / PROFILE)
+    assert profile.protocol.rounds == 5
+    few, many = (
+        profile.model_copy(
+            update={"protocol": profile.protocol.model_copy(update={"rounds": rounds})}
+        )
+        for rounds in (4, 10)
+    )
+    said = {p.protocol.rounds: " ".join(words.protocol(p)) for p in (few, profile, many)}
+    assert "to the highest, 94 % with five rounds), of accuracy by" in said[5]
+    assert "88 % with four rounds" in said[4] and "to the highest" not in said[10]
+    note = next(notes_of((), (), few.protocol, few.environment, 0))
+    assert "4 rounds are too few" in note and "95 %" not in note
 
 
 def test_rounds_that_were_not_watched_have_no_bounds(tmp_path: Path) -> None:
