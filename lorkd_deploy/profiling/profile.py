@@ -355,6 +355,16 @@ class Protocol(Part):
     power: str | None = None
     idle_watts: float | None = None
 
+    @property
+    def stage_passes(self) -> int:
+        """How often a round does all stages at least."""
+        return max(3, self.iterations // 4)
+
+    @property
+    def stage_seconds(self) -> float:
+        """How long a round does so at least, seconds."""
+        return self.seconds / 4
+
 
 class Load(Part):
     """The machine's load average over 1, 5 and 15 minutes; the benchmark itself adds to it."""

@@ -195,8 +195,8 @@ def _stages(process: EngineProcess, protocol: Protocol, image: Path) -> dict[str
         kind=task.kind,
         start=task.start,
         stop=task.stop,
-        iterations=max(3, protocol.iterations // 4),
-        seconds=protocol.seconds / 4,
+        iterations=protocol.stage_passes,
+        seconds=protocol.stage_seconds,
     )
     passes = np.frombuffer(data, np.int64).reshape(-1, len(STAGES)) / 1e6
     medians = dict(zip(STAGES, np.median(passes, axis=0).tolist(), strict=True))

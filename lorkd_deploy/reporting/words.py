@@ -193,7 +193,9 @@ def _extras(how: Protocol) -> list[str]:
     if how.stage_image:
         found.append(
             "The stages start from a drawn grey PNG of "
-            f"{how.stage_image} × {how.stage_image} px on the disk's cache, one image at a time."
+            f"{how.stage_image} × {how.stage_image} px on the disk's cache, one image at a time: "
+            f"at least {how.stage_passes} passes and {how.stage_seconds:g} s a round, the first "
+            "left out, without waiting for the median to settle."
         )
     if disturbed := bounds(how):
         found.append(

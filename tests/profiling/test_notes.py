@@ -53,6 +53,13 @@ def test_what_an_interval_of_few_rounds_covers_is_said(tmp_path: Path) -> None:
     assert "4 rounds are too few" in note and "95 %" not in note
 
 
+def test_how_long_the_stages_are_measured_is_said(tmp_path: Path) -> None:
+    profile = read_profile(build_run(tmp_path / "run", tasks=TASKS[:1]) / "profile" / PROFILE)
+    protocol = profile.protocol.model_copy(update={"stage_image": 512})
+    said = " ".join(words.protocol(profile.model_copy(update={"protocol": protocol})))
+    assert "at least 25 passes and 0.75 s a round, the first left out" in said
+
+
 def test_rounds_that_were_not_watched_have_no_bounds(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", tasks=TASKS[:1])
     assert bounds(read_profile(run / "profile" / PROFILE).protocol) == ""
