@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lorkd_deploy.profiling.environment import groups
 from lorkd_deploy.profiling.nvml import GpuState, Nvml
@@ -15,6 +16,7 @@ OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a
 THROTTLED = 0.01  # share of a round in which a container's CPU limit may have stopped it
 SLOWER = 0.20  # how much slower than at its best the machine may do a fixed piece of work
 REPEATS = 3  # the most that a disturbed round is repeated
+T = TypeVar("T", int, float)
 _TICKS = 100  # a second in /proc/stat: USER_HZ, which Linux keeps at 100 on every machine
 
 
@@ -45,9 +47,9 @@ def conditions(
 ) -> Conditions:
     """What happened between two snapshots in which the engine itself used `own` CPU seconds.
 
-    `pace` is the time of a fixed piece of work over the shortest seen: it tells of the clock and
-    of neighbours (the core's other thread, other virtual machines) where the kernel doesn't.
-    Clock and temperature are those of the end of the round.
+    Clock and temperature are those of now, right after them. `pace` is the time of a fixed piece
+    of work over the shortest seen: it tells of the clock and of neighbours (the core's other
+    thread, other virtual machines) where the kernel doesn't.
     """
     wall = max(1e-9, after.at - before.at)
     others = None
@@ -78,6 +80,29 @@ def conditions(
         gpu_celsius=gpu.celsius,
         gpu_slowed=gpu.slowed,
     )
+
+
+def worst(parts: Sequence[Conditions]) -> Conditions:
+    """The parts of a round as one: of each figure the worst, so that what disturbed a single batch
+    isn't lost in the average."""
+    reasons = sorted({part.gpu_slowed for part in parts if part.gpu_slowed})
+    return Conditions(
+        others=_known(max, [part.others for part in parts]),
+        throttled=_known(max, [part.throttled for part in parts]),
+        mhz=_known(min, [part.mhz for part in parts]),
+        celsius=_known(max, [part.celsius for part in parts]),
+        disturbed=any(part.disturbed for part in parts),
+        pace=_known(max, [part.pace for part in parts]),
+        slowdowns=_known(sum, [part.slowdowns for part in parts]),
+        gpu_mhz=_known(min, [part.gpu_mhz for part in parts]),
+        gpu_celsius=_known(max, [part.gpu_celsius for part in parts]),
+        gpu_slowed="; ".join(reasons) or None,
+    )
+
+
+def _known(choose: Callable[[list[T]], T], values: Sequence[T | None]) -> T | None:
+    found = [value for value in values if value is not None]
+    return choose(found) if found else None
 
 
 def _busy(cpus: Sequence[int] | None, root: Path) -> float | None:

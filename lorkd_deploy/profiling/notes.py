@@ -99,10 +99,10 @@ def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[s
         yield f"a CPU slowed itself down for heat in {hot} of {len(states)} engine rounds"
     for why in sorted({state.gpu_slowed for state in states if state.gpu_slowed}):
         count = sum(state.gpu_slowed == why for state in states)
-        yield f"the GPU was slowed by {why} at the end of {count} of {len(states)} engine rounds"
+        yield f"the GPU was slowed by {why} in {count} of {len(states)} engine rounds"
     clocks = [state.mhz for state in states if state.mhz]
     if clocks and min(clocks) < CLOCK_DRIFT * max(clocks):
         yield (
-            f"the CPU's clock was between {min(clocks):.0f} and {max(clocks):.0f} MHz at the end "
-            "of the rounds: it was throttled, or not yet up"
+            f"the CPU's lowest clock of a round was between {min(clocks):.0f} and "
+            f"{max(clocks):.0f} MHz: it was throttled, or not yet up"
         )

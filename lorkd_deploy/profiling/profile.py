@@ -120,16 +120,17 @@ class Stages(Part):
 
 
 class Conditions(Part):
-    """What the machine did during one round of one engine.
+    """What the machine did during one round of one engine, each figure the worst of its parts: a
+    batch size each, and the stages (in profiles before 2026-11-26 of the round as a whole).
 
     `others` is the share of the engine's CPUs that anything else took, `throttled` the share of
-    the round in which a container's CPU limit stopped the engine; `mhz` and `celsius` are those of
-    its end, the `gpu_` ones the first GPU's, and `gpu_slowed` what slowed it then (heat, a cap on
-    its power). `slowdowns` is how often a CPU of the machine slowed itself down for heat during the
-    round. `pace` is the time of a fixed piece of work beside the round's calls, over the shortest
-    that the benchmark has seen until then. None: the kernel or NVML doesn't tell. `attempts` is how
-    often the round was measured: while it was `disturbed` beyond the protocol's bounds it was
-    repeated, and the least disturbed kept.
+    the part in which a container's CPU limit stopped the engine; `mhz` and `celsius` are those of
+    the part's end, the `gpu_` ones the first GPU's, and `gpu_slowed` what slowed it then (heat, a
+    cap on its power). `slowdowns` is how often a CPU of the machine slowed itself down for heat in
+    all parts together. `pace` is the time of a fixed piece of work beside the calls, over the
+    shortest that the benchmark has seen until then. None: the kernel or NVML doesn't tell.
+    `attempts` is how often the round was measured: while it was `disturbed` beyond the protocol's
+    bounds it was repeated, and the least disturbed kept.
     """
 
     others: float | None
@@ -315,14 +316,15 @@ class Protocol(Part):
 
     Each round starts every engine once, in a fresh process, in the order that `order` records:
     drawn with `seed`, each second round the reverse of the one before, so that a drift of the
-    machine falls on all alike. At each batch size a round warms up (at least `warmup` calls, until
+    machine falls on all alike. At each batch size a round warms up (at least `warmup` images, until
     the median settles), then calls the engine until `iterations` images (at batch 32 a 32nd as
     many calls) and `seconds` are done.
     `cpus` are the logical CPUs that the worker was pinned to (None: pinning isn't possible here).
 
-    A round in which others took more than `most_others` of those CPUs, or a CPU limit stopped the
-    engine for more than `most_throttled` of the time, or the machine took `most_slower` longer for
-    a fixed piece of work than at its best, is repeated, at most `repeats` times.
+    A round is repeated, at most `repeats` times, if in one of its parts (`Conditions`) others took
+    more than `most_others` of those CPUs, or a CPU limit stopped the engine for more than
+    `most_throttled` of the time, or the machine took `most_slower` longer for a fixed piece of work
+    than at its best.
     `best_batches` are measured beside `batch_sizes`: found before the rounds, up to
     `largest_batch`. `quick` was asked for: shorter than the protocol wants. `uncached`: each round
     starts the engine once more, with its files out of the page cache. `power` names the energy

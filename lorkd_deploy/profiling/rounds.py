@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.profiling.conditions import OTHERS, SLOWER, THROTTLED, conditions, snapshot
+from lorkd_deploy.profiling.conditions import (
+    OTHERS,
+    SLOWER,
+    THROTTLED,
+    conditions,
+    snapshot,
+    worst,
+)
 from lorkd_deploy.profiling.gpu_memory import GpuMemory
 from lorkd_deploy.profiling.nvml import Nvml
 from lorkd_deploy.profiling.page_cache import forget
@@ -104,13 +111,14 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
     sizes = sorted({*protocol.batch_sizes, *([own] if own else [])})
     shape = list(protocol.input_shape)
     power, available = instruments.power, instruments.gpu.available()
-    before = snapshot(protocol.cpus)
+    watch = _Watch(protocol.cpus, instruments)
     with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
         opened = process.open()
         first, _ = process.ask("first", shape=[sizes[0], *shape], seed=protocol.seed)
-        batches, pace = {}, 1.0
+        batches = {}
         joules = None
         for size in sizes:
+            watch.begin(process)
             meters = power.now()
             measured, calls = process.ask(
                 "measure",
@@ -120,15 +128,15 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
                 seconds=protocol.seconds,
                 warmup=protocol.warmup,
             )
+            if size == sizes[0]:
+                joules = power.above_idle(meters, measured["images"])
+            watch.end(process, measured["pace"])
             batches[size] = RoundCalls(
                 np.frombuffer(calls, np.int64),
                 measured["peak"],
                 measured["interruptions"],
                 measured["settled"],
             )
-            pace = max(pace, instruments.pace.of(measured["pace"]))
-            if size == sizes[0]:
-                joules = power.above_idle(meters, measured["images"])
         gpu, allocator = instruments.gpu.of(process.pid), measured["allocated"]
         left = instruments.gpu.available()
         cold = {
@@ -137,16 +145,9 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
             "first_inference": first["first_inference"],
             "process_to_first_answer": (first["answered"] - process.started) / 1e6,
         }
+        watch.begin(process)
         passed = _stages(process, protocol, image)
-        used, _ = process.ask("used")
-        state = conditions(
-            before,
-            snapshot(protocol.cpus),
-            used["cpu"],
-            protocol.cpus,
-            nvml=instruments.nvml,
-            pace=pace,
-        )
+        watch.end(process)
         files = process.ask("files")[0]["files"] if protocol.uncached else []
     return Round(
         cold,
@@ -156,12 +157,31 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
         batches,
         passed,
         joules,
-        state,
+        worst(watch.parts),
         gpu,
         allocator,
         None if available is None or left is None else available - left,
         _uncached(engine, protocol, [Path(file) for file in files]) if files else None,
     )
+
+
+class _Watch:
+    """What the machine does during each part of a round: every batch, and the stages."""
+
+    def __init__(self, cpus: Sequence[int] | None, instruments: Instruments) -> None:
+        self.cpus, self.instruments = cpus, instruments
+        self.parts: list[Conditions] = []
+
+    def begin(self, process: EngineProcess) -> None:
+        self.used = process.ask("used")[0]["cpu"]
+        self.before = snapshot(self.cpus)
+
+    def end(self, process: EngineProcess, pace: int | None = None) -> None:
+        after = snapshot(self.cpus)
+        own = process.ask("used")[0]["cpu"] - self.used
+        beside = None if pace is None else self.instruments.pace.of(pace)
+        nvml = self.instruments.nvml
+        self.parts.append(conditions(self.before, after, own, self.cpus, nvml=nvml, pace=beside))
 
 
 def _uncached(

@@ -13,8 +13,9 @@ from lorkd_deploy.reporting.tables import engine_name, of_department
 
 CAPTION = (
     "Of the rounds that were kept, the median, with the smallest and the largest round in small "
-    "print; clocks and temperatures are those at a round's end. What the system or the driver "
-    "doesn't tell is not readable here."
+    "print. A round's figure is the worst of its batches and stages, clock and temperature as they "
+    "were after each (in profiles before 2026-11-26 that of the whole round). What the system or "
+    "the driver doesn't tell is not readable here."
 )
 UNREADABLE = Cell("not readable here", tone="quiet")
 Read = Callable[[Conditions], float | None]
@@ -37,8 +38,8 @@ def conditions(sources: Sources, department: str, key: str) -> Table | None:
     gpu = any(state.gpu_mhz or state.gpu_celsius for e in listed for state in e.conditions)
     if gpu:
         columns += [
-            Column("gpu_mhz", "GPU clock"),
-            Column("gpu_celsius", "GPU temperature"),
+            Column("gpu_mhz", "GPU clock", hint="of the first GPU"),
+            Column("gpu_celsius", "GPU temperature", hint="of the first GPU"),
             Column("gpu_slowed", "GPU slowed", numeric=False),
         ]
     columns += [

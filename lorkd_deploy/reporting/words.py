@@ -152,7 +152,7 @@ def protocol(profile: Profile | None) -> list[str]:
         f"own, the foundation model's and the experts' interleaved: the order was drawn with seed "
         f"{how.seed}, each second round the reverse of the one before, so that a machine that "
         f"grows warmer or busier favours none.",
-        f"A round warmed up with at least {how.warmup} calls, until the median settled, then ran "
+        f"A round warmed up with at least {how.warmup} images, until the median settled, then ran "
         f"until at least {how.iterations} images (not calls) and {how.seconds:g} s were done, at "
         f"batch {_listed(how.batch_sizes)}, input {shape}, float32. {_pinned(how)} "
         f"Each call was timed with {how.clock}; all calls count, none is trimmed.",
@@ -198,8 +198,10 @@ def _extras(how: Protocol) -> list[str]:
             "left out, without waiting for the median to settle."
         )
     if disturbed := bounds(how):
+        # Profiles from before the machine's pace was watched judge a round as a whole.
+        part = "in which" if how.most_slower is None else "if during one of its batches or stages"
         found.append(
-            f"A round counts as disturbed in which {disturbed}; it was repeated at most "
+            f"A round counts as disturbed {part} {disturbed}; it was repeated at most "
             f"{how.repeats} times and the least disturbed attempt kept."
         )
     else:

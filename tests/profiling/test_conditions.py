@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile, EngineTask
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling import rounds
-from lorkd_deploy.profiling.conditions import Snapshot, conditions, snapshot
+from lorkd_deploy.profiling.conditions import Snapshot, conditions, snapshot, worst
 from lorkd_deploy.profiling.gpu_memory import GpuMemory
 from lorkd_deploy.profiling.nvml import GpuState
 from lorkd_deploy.profiling.pipeline import draw_image
@@ -134,6 +135,24 @@ def test_a_gpu_that_is_slowed_disturbs_a_round(tmp_path: Path) -> None:
     assert found.gpu_slowed == "software thermal slow-down"
 
 
+def test_of_the_parts_of_a_round_the_worst_is_kept() -> None:
+    quiet = Conditions(others=0.01, throttled=None, mhz=3000, celsius=50, disturbed=False, pace=1.1)
+    busy = quiet.model_copy(update={"others": 0.4, "disturbed": True, "slowdowns": 1})
+    hot = quiet.model_copy(
+        update={"mhz": 1200, "celsius": 93, "pace": None, "slowdowns": 2, "gpu_slowed": "power cap"}
+    )
+    assert worst([quiet, busy, hot, quiet]) == Conditions(
+        others=0.4,
+        throttled=None,
+        mhz=1200,
+        celsius=93,
+        disturbed=True,
+        pace=1.1,
+        slowdowns=3,
+        gpu_slowed="power cap",
+    )
+
+
 def test_what_the_kernel_does_not_tell_disturbs_nothing(tmp_path: Path) -> None:
     state = snapshot([0], tmp_path)
     found = conditions(state, state, 0, [0], tmp_path)
@@ -156,13 +175,18 @@ def test_pace_is_told_beside_the_best_so_far() -> None:
 
 @pytest.mark.parametrize(
     ("shares", "kept"),
-    [([0.3, 0.0, 0.5], (0.0, 2)), ([0.5, 0.2, 0.3], (0.2, 3)), ([0.0, 0.9, 0.9], (0.0, 1))],
+    [
+        # What others take in each attempt: at batch 1, at batch 4, and during the stages.
+        ([(0, 0.3, 0), (0, 0, 0), (0, 0.5, 0)], (0, 2)),
+        ([(0.5, 0, 0), (0, 0, 0.2), (0, 0.3, 0)], (0.2, 3)),
+        ([(0, 0.05, 0), (0.9, 0.9, 0.9)], (0.05, 1)),
+    ],
 )
-def test_a_disturbed_round_is_repeated_and_the_quietest_kept(
+def test_a_round_is_as_disturbed_as_its_worst_part_and_the_quietest_is_kept(
     trial_engine: Callable[..., tuple[Path, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    shares: list[float],
+    shares: list[tuple[float, ...]],
     kept: tuple[float, int],
 ) -> None:
     folder, file = trial_engine(tmp_path / "engine")
@@ -183,7 +207,7 @@ def test_a_disturbed_round_is_repeated_and_the_quietest_kept(
         warmup=0,
         threads=1,
         cpus=None,
-        batch_sizes=(1,),
+        batch_sizes=(1, 4),
         input_shape=(3, 16, 16),
         seed=0,
         order=(),
@@ -192,7 +216,7 @@ def test_a_disturbed_round_is_repeated_and_the_quietest_kept(
         repeats=2,
     )
     draw_image(tmp_path / "image.png", 0)
-    told = iter(shares)
+    told = itertools.chain.from_iterable(shares)
 
     def scripted(*_: object, **__: object) -> Conditions:
         share = next(told)
