@@ -151,9 +151,10 @@ class Memory(Part):
     `loaded` and `peak` (up to the end of the smallest batch's round) are what comes on top of it,
     runtime library, engine and input included. None: the kernel doesn't tell here.
 
-    `gpu` is what the process holds on the GPU under load, `allocator` what of that the runtime's
-    own allocator says; `unified` is by how much `MemAvailable` of a Jetson fell, CPU and GPU
-    together. `gpu_source` says how those were read, or why not.
+    `gpu` is what the process holds on the GPU after the smallest batch, `allocator` what of that
+    the runtime's own allocator says (TensorRT's alone does, and leaves the weights out); `unified`
+    is by how much `MemAvailable` of a Jetson fell, CPU and GPU together. `gpu_source` says how
+    those were read, or why not.
     """
 
     empty: Spread | None

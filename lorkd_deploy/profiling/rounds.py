@@ -116,7 +116,7 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
         opened = process.open()
         first, _ = process.ask("first", shape=[sizes[0], *shape], seed=protocol.seed)
         batches = {}
-        joules = None
+        joules = gpu = allocator = left = None
         for size in sizes:
             watch.begin(process)
             meters = power.now()
@@ -130,6 +130,8 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
             )
             if size == sizes[0]:
                 joules = power.above_idle(meters, measured["images"])
+                gpu, allocator = instruments.gpu.of(process.pid), measured["allocated"]
+                left = instruments.gpu.available()
             watch.end(process, measured["pace"])
             batches[size] = RoundCalls(
                 np.frombuffer(calls, np.int64),
@@ -137,8 +139,6 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
                 measured["interruptions"],
                 measured["settled"],
             )
-        gpu, allocator = instruments.gpu.of(process.pid), measured["allocated"]
-        left = instruments.gpu.available()
         cold = {
             "runtime_import": opened["runtime_import"],
             "load": opened["load"],

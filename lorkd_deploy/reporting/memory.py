@@ -36,8 +36,12 @@ def memory(sources: Sources, department: str, key: str) -> Table | None:
     further = [
         (field, title, hint)
         for field, title, hint in (
-            ("gpu", "GPU memory", "of the process, under load"),
-            ("allocator", "Runtime's allocator", "on the GPU"),
+            ("gpu", "GPU memory", "of the process, after the smallest batch"),
+            (
+                "allocator",
+                "Runtime's allocator",
+                "on the GPU; TensorRT's alone tells, without the weights",
+            ),
             ("unified", "Unified memory", "by how much a Jetson's available memory fell"),
         )
         if any(getattr(engine.memory, field) for engine in listed)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorkd_deploy import benchmark
+from lorkd_deploy import benchmark, report
 from lorkd_deploy.profiling.gpu_memory import is_jetson, open_gpu_memory
 from lorkd_deploy.profiling.memory import proportional, resident
 from lorkd_deploy.profiling.nvml import GpuState, Nvml, slowed
@@ -93,6 +93,18 @@ def test_a_jetson_shares_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     del found
     gc.collect()
     assert closed == [True]
+
+
+def test_what_the_runtimes_allocator_holds_is_that_of_the_smallest_batch(
+    hospital: Hospital,
+) -> None:
+    hospital.engine("warm", np.eye(3)[:, :2], allocated=48)
+    profile = benchmark(hospital.run, teacher=False, rounds=2, seconds=0.001, iterations=1)
+    assert [timing.batch for timing in profile.engine(WARM).timings] == [1, 4]
+    assert profile.engine(WARM).memory.allocator.rounds == (48, 48)
+    assert profile.engine(COLD).memory.allocator is None
+    text = report(hospital.run).markdown.read_text()
+    assert "| Runtime's allocator |" in text and "| 48.0 MiB (48.0 to 48.0) |" in text
 
 
 def test_proportional_memory_is_no_more_than_resident(tmp_path: Path) -> None:
