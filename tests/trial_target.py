@@ -65,7 +65,12 @@ class Exported:
         self.close()
 
 class Runner:
+    opened = 0
+
     def __init__(self, engine, options):
+        Runner.opened += 1
+        if engine.get("alone") and Runner.opened > 1:
+            raise MemoryError("no room beside another engine")
         if engine.get("refuse"):
             raise ArtifactError("the engine is of another machine", fix="export it here")
         self.engine, self.calls = engine, 0
@@ -86,6 +91,8 @@ class Runner:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.engine.get("raises_at") == self.calls:
             raise ValueError("batch too large")
+        if len(batch) > self.engine.get("most", len(batch)):
+            raise MemoryError("no room for so many images")
         if counter := self.engine.get("counter"):  # of microjoules: an image takes one joule
             spent = int(Path(counter).read_text()) + 1_000_000 * len(batch)
             Path(counter).write_text(f"{spent}\\n")

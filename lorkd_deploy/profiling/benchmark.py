@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ from lorkd_deploy.profiling.kept import ROUNDS_FOLDER, Kept
 from lorkd_deploy.profiling.measuring import Measured, check_writable, measure
 from lorkd_deploy.profiling.notes import notes_of, unscored
 from lorkd_deploy.profiling.pipeline import SIDE
+from lorkd_deploy.profiling.process import WorkerError
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
     CALLS,
@@ -50,6 +52,7 @@ from lorkd_deploy.recipe import BenchmarkSpec, Recipe, parse_recipe
 from lorkd_deploy.run import open_run
 from lorkd_deploy.storage import canonical_json, exclusive, sha256_file, write_atomic, write_tensors
 
+log = logging.getLogger(__name__)
 # What a quick benchmark does, as far as it isn't told otherwise.
 QUICK: dict[str, float] = {
     "rounds": 2,
@@ -88,7 +91,7 @@ def benchmark(
     little for any claim, and says so in the profile. Raises `ArtifactError` where there is nothing
     to measure or the teacher is missing, `UsageError` for a name that doesn't exist, more threads
     than CPUs or another benchmark to resume (other options, engines, packages or machine),
-    `WorkerError` for an engine that fails, `LorkdError` where RUN can't be written. An
+    `WorkerError` for an engine that fails in a round, `LorkdError` where RUN can't be written. An
     earlier profile stays as it was then.
     """
     gates = parse_gates(assertions)
@@ -123,14 +126,15 @@ def benchmark(
         place, here = folder.profile / ROUNDS_FOLDER, identity(environment())
         kept = Kept(place, protocol, engines, here, resume=resume)
         protocol, measured, taken_over = measure(engines, kept, shown)
-        beside = together(engines, protocol)
+        beside, alone = together(engines, protocol)
         machine = environment().model_copy(
             update={"load": Load(before=before, after=load_average())}
         )
-        scored = _score(engines, recipe, bundle, protocol, shown)
+        scored, failed = _score(engines, recipe, bundle, protocol, shown)
         profiles, comparisons = _sum_up(engines, protocol, measured, scored)
         tasks = [task for task in engine_tasks(engines, bundle) if task.name not in scored]
-        notes += unscored(tasks)
+        notes += unscored([task for task in tasks if task.name not in failed])
+        notes += [*alone, *failed.values()]
         notes += notes_of(engines, profiles, protocol, machine, taken_over)
         write_tensors(folder.profile / CALLS, single_calls(measured))
         write_tensors(folder.profile / ANSWERS, tensors(scored.values()))
@@ -194,30 +198,40 @@ def _score(
     bundle: Bundle,
     protocol: Protocol,
     progress: Progress,
-) -> dict[str, TaskAnswers]:
-    """Task → what each engine answers on its test split, for the tasks whose data is here."""
+) -> tuple[dict[str, TaskAnswers], dict[str, str]]:
+    """Task → what each engine answers on its test split, for the tasks whose data is here; and, for
+    the notes, task → that an engine failed. All engines of a task are open at once, which may not
+    fit into memory: no reason to lose the times.
+    """
     specs = {task.name: task for task in recipe.tasks}
     tasks = engine_tasks(engines, bundle)
-    scored = {}
+    scored, failed = {}, {}
     progress.start("scoring the test images", len(tasks))
     try:
         for task in tasks:
             spec = specs[task.name]
             data = open_task(task, spec.data, recipe.data_folder)
             if data is not None:
-                scored[task.name] = answers(
-                    task,
-                    data,
-                    engines,
-                    bundle.manifest.preprocess,
-                    threads=protocol.threads,
-                    cpus=protocol.cpus,
-                    threshold=spec.threshold,
-                )
+                try:
+                    scored[task.name] = answers(
+                        task,
+                        data,
+                        engines,
+                        bundle.manifest.preprocess,
+                        threads=protocol.threads,
+                        cpus=protocol.cpus,
+                        threshold=spec.threshold,
+                    )
+                except WorkerError as exc:
+                    log.warning("%s", exc)
+                    failed[task.name] = (
+                        f"speed only, no accuracy, of {task.name}: an engine failed on its images "
+                        "while the others of the task were open"
+                    )
             progress.advance(task=task.name)
     finally:
         progress.stop()
-    return scored
+    return scored, failed
 
 
 def _sum_up(

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.profiling.process import EngineProcess
+from lorkd_deploy.profiling.process import EngineProcess, WorkerError
 from lorkd_deploy.profiling.profile import Protocol, Together
 from lorkd_deploy.profiling.selection import is_teacher
 
+log = logging.getLogger(__name__)
 
-def together(engines: Sequence[Artifact], protocol: Protocol) -> tuple[Together, ...]:
+
+def together(
+    engines: Sequence[Artifact], protocol: Protocol
+) -> tuple[tuple[Together, ...], list[str]]:
     """For each target and precision of at least two experts: in a process each, all at once, and
-    all in one process; each has answered one image.
-
-    Raises `WorkerError`.
+    all in one process; each has answered one image. What failed (many engines at once may not fit
+    into memory) is no reason to lose what was measured before: a sentence each, for the notes.
     """
     groups: dict[tuple[str, str], list[Artifact]] = {}
     for engine in engines:
         if not is_teacher(engine):
             groups.setdefault((engine.target, engine.precision), []).append(engine)
-    return tuple(
-        _group(target, precision, group, protocol)
-        for (target, precision), group in groups.items()
-        if len(group) > 1
-    )
+    found, failed = [], []
+    for (target, precision), group in groups.items():
+        if len(group) > 1:
+            try:
+                found.append(_group(target, precision, group, protocol))
+            except WorkerError as exc:
+                log.warning("%s", exc)
+                failed.append(
+                    f"what all {len(group)} experts of {target} {precision} take on one machine "
+                    "was not measured: an engine failed while the others were open"
+                )
+    return tuple(found), failed
 
 
 def _group(target: str, precision: str, group: Sequence[Artifact], protocol: Protocol) -> Together:

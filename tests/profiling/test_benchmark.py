@@ -409,6 +409,22 @@ def test_an_engine_that_dies_leaves_the_profile_before_it(hospital: Hospital) ->
     assert (hospital.run / "profile" / PROFILE).read_bytes() == before
 
 
+def test_engines_that_fail_only_beside_others_leave_the_times(hospital: Hospital) -> None:
+    # As on a small board: what was measured alone stays, and isn't measured again by --resume.
+    hospital.engine("warm", np.eye(3)[:, :2], most=4)  # images; they are scored in 32s
+    hospital.engine("cold", np.eye(3), alone=True)
+    profile = benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    assert [engine.engine for engine in profile.engines] == [WARM, COLD, TEACHER]
+    assert profile.together == () and profile.engine(WARM).scores == ()
+    assert profile.engine(COLD).scores[0].accuracy.value == 1.0
+    (beside,) = [note for note in profile.notes if "all 2 experts of trial fp32" in note]
+    assert "was not measured" in beside
+    (scoring,) = [note for note in profile.notes if "no accuracy" in note]
+    assert "of warm: an engine failed" in scoring
+    _names_no_machine(profile.model_dump_json(), hospital)
+    assert "of warm: an engine failed" in report(hospital.run).markdown.read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
