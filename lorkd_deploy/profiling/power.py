@@ -104,14 +104,15 @@ class Power:
         return ", ".join(meter.name for meter in self.meters) or NO_SOURCE
 
     def now(self) -> Reading | None:
-        """All meters now; None where there are none."""
+        """All meters now; None where there are none, or one can't be read just now."""
         return _read(self.meters) if self.meters else None
 
     def above_idle(self, before: Reading | None, images: int) -> float | None:
-        """Joules an image since `before`, over what the idle machine would have used."""
-        if before is None:
+        """Joules an image since `before`, over what the idle machine would have used; None where
+        the meters could not be read then or now."""
+        after = self.now()
+        if before is None or after is None:
             return None
-        after = _read(self.meters)
         used = _spent(self.meters, before, after) - self.idle * (after.at - before.at)
         return used / images
 
@@ -132,11 +133,16 @@ def open_power(root: Path = Path("/"), seconds: float = IDLE_SECONDS) -> Power:
     before = _read(found)
     time.sleep(seconds)
     after = _read(found)
+    if before is None or after is None:
+        return Power((), 0.0)
     return Power(found, _spent(found, before, after) / (after.at - before.at))
 
 
-def _read(found: tuple[Meter, ...]) -> Reading:
-    return Reading(time.monotonic(), tuple(meter.read() for meter in found))
+def _read(found: tuple[Meter, ...]) -> Reading | None:
+    try:
+        return Reading(time.monotonic(), tuple(meter.read() for meter in found))
+    except (OSError, ValueError):  # a driver that is busy or was unloaded: no reason to end
+        return None
 
 
 def _spent(found: tuple[Meter, ...], before: Reading, after: Reading) -> float:
