@@ -23,4 +23,4 @@ def _slower(protocol: Protocol) -> tuple[str, ...]:
     if protocol.most_slower is None:  # a profile from before the machine's pace was watched
         return ()
     share = f"{100 * protocol.most_slower:g} %"
-    return (f"a fixed piece of work took {share} longer than at the machine's best",)
+    return (f"a fixed piece of work took {share} longer than in the median of the benchmark",)

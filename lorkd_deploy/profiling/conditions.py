@@ -14,7 +14,7 @@ from lorkd_deploy.profiling.profile import Conditions
 
 OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed
 THROTTLED = 0.01  # share of a round in which a container's CPU limit may have stopped it
-SLOWER = 0.20  # how much slower than at its best the machine may do a fixed piece of work
+SLOWER = 0.20  # how much slower than in the median the machine may do a fixed piece of work
 REPEATS = 3  # the most that a disturbed round is repeated
 T = TypeVar("T", int, float)
 _TICKS = 100  # a second in /proc/stat: USER_HZ, which Linux keeps at 100 on every machine
@@ -48,7 +48,7 @@ def conditions(
     """What happened between two snapshots in which the engine itself used `own` CPU seconds.
 
     Clock and temperature are those of now, right after them. `pace` is the time of a fixed piece
-    of work over the shortest seen: it tells of the clock and of neighbours (the core's other
+    of work over the median seen: it tells of the clock and of neighbours (the core's other
     thread, other virtual machines) where the kernel doesn't.
     """
     wall = max(1e-9, after.at - before.at)

@@ -62,8 +62,10 @@ def measure(
             for number, order in enumerate(protocol.order, 1):
                 for name in order:
                     found = kept.load(number, name)
-                    taken_over += found is not None
-                    if found is None:
+                    if found is not None:
+                        taken_over += 1
+                        instruments.pace.seen += found.paces
+                    else:
                         found = measure_round(by_name[name], protocol, image, instruments)
                         kept.save(number, name, found)
                     measured[name].append(found)

@@ -128,7 +128,7 @@ class Conditions(Part):
     the part's end, the `gpu_` ones the first GPU's, and `gpu_slowed` what slowed it then (heat, a
     cap on its power). `slowdowns` is how often a CPU of the machine slowed itself down for heat in
     all parts together. `pace` is the time of a fixed piece of work beside the calls, over the
-    shortest that the benchmark has seen until then. None: the kernel or NVML doesn't tell.
+    median that the benchmark has seen until then. None: the kernel or NVML doesn't tell.
     `attempts` is how often the round was measured: while it was `disturbed` beyond the protocol's
     bounds it was repeated, and the least disturbed kept.
     """
@@ -325,7 +325,7 @@ class Protocol(Part):
     A round is repeated, at most `repeats` times, if in one of its parts (`Conditions`) others took
     more than `most_others` of those CPUs, or a CPU limit stopped the engine for more than
     `most_throttled` of the time, or the machine took `most_slower` longer for a fixed piece of work
-    than at its best.
+    than in the median of the benchmark until then.
     `best_batches` are measured beside `batch_sizes`: found before the rounds, up to
     `largest_batch`. `quick` was asked for: shorter than the protocol wants. `uncached`: each round
     starts the engine once more, with its files out of the page cache. `power` names the energy

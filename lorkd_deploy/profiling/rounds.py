@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +37,8 @@ from lorkd_deploy.profiling.summary import (
 @dataclass(frozen=True)
 class Round:
     """One engine's process in one round: cold-start times and median stages in ms, memory in MiB,
-    calls by batch, joules an image at the smallest batch, and what the machine did meanwhile."""
+    calls by batch, joules an image at the smallest batch, and what the machine did meanwhile;
+    `paces` is what a fixed piece of work took beside each batch, ns."""
 
     cold: dict[str, float]
     empty: float | None
@@ -50,18 +52,23 @@ class Round:
     allocator: float | None = None
     unified: float | None = None
     uncached: dict[str, float] | None = None
+    paces: Sequence[float] = ()
 
 
 @dataclass
 class Pace:
-    """The shortest time that a fixed piece of work has taken in this benchmark so far, ns."""
+    """What a fixed piece of work has taken in this benchmark so far, ns.
 
-    best: float = float("inf")
+    Compared is with the median: a single lucky time would make every later round a disturbed one
+    on a machine whose speed wanders.
+    """
+
+    seen: list[float] = field(default_factory=list)
 
     def of(self, took: float) -> float:
-        """`took` as a multiple of the shortest, which it may be itself."""
-        self.best = min(self.best, took)
-        return took / self.best
+        """`took` as a multiple of the median, itself included."""
+        self.seen.append(took)
+        return took / statistics.median(self.seen)
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,7 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
         allocator,
         None if available is None or left is None else available - left,
         _uncached(engine, protocol, [Path(file) for file in files]) if files else None,
+        watch.paces,
     )
 
 
@@ -171,6 +179,7 @@ class _Watch:
     def __init__(self, cpus: Sequence[int] | None, instruments: Instruments) -> None:
         self.cpus, self.instruments = cpus, instruments
         self.parts: list[Conditions] = []
+        self.paces: list[float] = []
 
     def begin(self, process: EngineProcess) -> None:
         self.used = process.ask("used")[0]["cpu"]
@@ -179,8 +188,10 @@ class _Watch:
     def end(self, process: EngineProcess, pace: int | None = None) -> None:
         after = snapshot(self.cpus)
         own = process.ask("used")[0]["cpu"] - self.used
-        beside = None if pace is None else self.instruments.pace.of(pace)
-        nvml = self.instruments.nvml
+        nvml, beside = self.instruments.nvml, None
+        if pace is not None:
+            self.paces.append(pace)
+            beside = self.instruments.pace.of(pace)
         self.parts.append(conditions(self.before, after, own, self.cpus, nvml=nvml, pace=beside))
 
 

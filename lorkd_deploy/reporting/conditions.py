@@ -30,7 +30,7 @@ def conditions(sources: Sources, department: str, key: str) -> Table | None:
         Column("engine", "Engine", numeric=False),
         Column("others_share", "Other load", hint="share of the engine's CPUs that others took"),
         Column("throttled_share", "CPU limit", hint="share of the time that a limit stopped it"),
-        Column("pace", "Pace", hint="time of a fixed piece of work, over the machine's best"),
+        Column("pace", "Pace", hint="time of a fixed piece of work, over the median"),
         Column("mhz", "Clock"),
         Column("celsius", "Temperature"),
         Column("slowdowns", "Slow-downs", hint="of CPUs for heat, in all rounds"),

@@ -22,7 +22,7 @@ from PIL import Image
 from lorkd_deploy import benchmark, report
 from lorkd_deploy.errors import ArtifactError, LorkdError, UsageError
 from lorkd_deploy.profiling import benchmark as benchmark_module
-from lorkd_deploy.profiling import conditions
+from lorkd_deploy.profiling import conditions, measuring
 from lorkd_deploy.profiling.environment import environment
 from lorkd_deploy.profiling.process import WorkerError
 from lorkd_deploy.profiling.profile import (
@@ -35,6 +35,7 @@ from lorkd_deploy.profiling.profile import (
     labels_name,
     read_profile,
 )
+from lorkd_deploy.profiling.rounds import measure_round
 from lorkd_deploy.profiling.summary import percentile
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.storage import canonical_json, read_tensors, sha256_file
@@ -183,7 +184,9 @@ def test_a_threshold_of_the_recipe_needs_no_validation(hospital: Hospital) -> No
     assert (score.sensitivity.value, score.specificity.value) == (0.0, 1.0)
 
 
-def test_a_stopped_benchmark_goes_on_where_it_was(hospital: Hospital) -> None:
+def test_a_stopped_benchmark_goes_on_where_it_was(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stop(Silent):
         rounds = 0
 
@@ -208,7 +211,15 @@ def test_a_stopped_benchmark_goes_on_where_it_was(hospital: Hospital) -> None:
         benchmark(hospital.run, resume=True, seconds=0.001, iterations=4)
     assert caught.value.fix and "leave out --resume" in caught.value.fix
 
+    known: list[int] = []  # what the machine's pace is compared with, at each further round
+
+    def told(*given: Any) -> Any:
+        known.append(len(given[-1].pace.seen))
+        return measure_round(*given)
+
+    monkeypatch.setattr(measuring, "measure_round", told)
     profile = benchmark(hospital.run, resume=True, **quick)
+    assert known == [3 * 2, 4 * 2, 5 * 2]  # of two batches each
     calls = read_tensors(hospital.run / "profile" / CALLS)
     for place, batches in done.items():
         number, _, engine = place.partition("/")
