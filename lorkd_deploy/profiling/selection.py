@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lorkd_deploy.bundle.manifest import TEACHER, Manifest
@@ -26,8 +26,9 @@ def select_engines(
     target: Sequence[str] = (),
     teacher: bool = True,
 ) -> tuple[list[Artifact], list[str]]:
-    """Engines below RUN/export in the recipe's order, the teacher's last, and what was left out,
-    a sentence each: what this machine can't run, and the teacher of a department delivered alone.
+    """Engines below RUN/export in the recipe's order, the teacher's last, and a sentence each for
+    what was left out (what this machine can't run, the teacher of a department delivered alone) and
+    for what was never proven to be the model it came from.
 
     Raises `ArtifactError` where there is none, one is damaged or of another bundle, or the teacher
     is missing; `UsageError` for a name that doesn't exist; `RuntimeUnavailableError` for a target
@@ -55,7 +56,7 @@ def select_engines(
     for engine in engines:
         _check_belongs(engine, bundle)
         check_files(engine)
-    return engines, left_out
+    return engines, [*left_out, *_unproven(engines)]
 
 
 def teacher_for(expert: Artifact, engines: Iterable[Artifact]) -> Artifact | None:
@@ -103,6 +104,16 @@ def _able(engines: Sequence[Artifact], *, asked: bool) -> tuple[list[Artifact], 
             f"{target} can't run engines on this machine: {probe.reason}", fix=probe.fix
         )
     return able, left_out
+
+
+def _unproven(engines: Sequence[Artifact]) -> Iterator[str]:
+    for status, what in (("failed", "failed verification"), ("not run here", "was not verified")):
+        names = [engine.name for engine in engines if engine.parity.status == status]
+        if names:
+            yield (
+                f"{what}, and may not be the model it came from: {', '.join(names)} (run `lorkd "
+                "verify` on this device)"
+            )
 
 
 def _check_belongs(engine: Artifact, bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from lorkd_deploy.recipe import NpzData, Recipe
 from lorkd_deploy.storage import sha256_file
 from tests.tiny_bundle import make_bundle
 from tests.trial_target import RUNTIME, WEIGHT, install_target
+
+Status = Literal["passed", "failed", "not run here"]
 
 
 @pytest.fixture
@@ -78,7 +81,9 @@ class Hospital:
         swapped = _identity(2)[:, ::-1]
         self.engine("teacher", np.hstack([swapped, _identity(3)]))
 
-    def engine(self, name: str, weight: np.ndarray, **behaviour: object) -> Path:
+    def engine(
+        self, name: str, weight: np.ndarray, parity: Status = "passed", **behaviour: object
+    ) -> Path:
         """Write the engine of a task, or the teacher's; → its folder."""
         bundle = load_bundle(self.run)
         entries = bundle.manifest.tasks
@@ -102,7 +107,7 @@ class Hospital:
                 bundle_sha256="1" * 64 if name == "teacher" else bundle.sha256,
                 preprocess=preprocess,
                 preprocess_sha256=preprocess.sha256,
-                parity=Parity(status="passed"),
+                parity=Parity(status=parity),
                 facts={},
                 build_seconds=0.1,
                 environment={},

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from lorkd_deploy import benchmark, report
+from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import ArtifactError, LorkdError, UsageError
 from lorkd_deploy.profiling import benchmark as benchmark_module
 from lorkd_deploy.profiling import conditions, measuring
@@ -36,6 +37,7 @@ from lorkd_deploy.profiling.profile import (
     read_profile,
 )
 from lorkd_deploy.profiling.rounds import measure_round
+from lorkd_deploy.profiling.selection import select_engines
 from lorkd_deploy.profiling.summary import percentile
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.storage import canonical_json, read_tensors, sha256_file
@@ -418,6 +420,18 @@ def test_an_engine_that_dies_leaves_the_profile_before_it(hospital: Hospital) ->
     with pytest.raises(WorkerError, match="night/cold/trial-fp32"):
         benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
     assert (hospital.run / "profile" / PROFILE).read_bytes() == before
+
+
+def test_engines_that_were_not_proven_are_named(hospital: Hospital) -> None:
+    bundle = load_bundle(hospital.run)
+    assert select_engines(hospital.run, bundle)[1] == []
+    hospital.engine("warm", np.eye(3)[:, :2], parity="not run here")
+    hospital.engine("cold", np.eye(3), parity="failed")
+    failed, unknown = select_engines(hospital.run, bundle)[1]
+    assert unknown.startswith("was not verified") and f": {WARM} (run `lorkd verify`" in unknown
+    assert failed.startswith("failed verification") and f": {COLD} (run `lorkd verify`" in failed
+    notes = benchmark(hospital.run, task=["warm"], teacher=False, rounds=1, seconds=0.001).notes
+    assert unknown in notes
 
 
 def test_engines_that_fail_only_beside_others_leave_the_times(hospital: Hospital) -> None:
