@@ -305,7 +305,8 @@ def test_each_engine_is_measured_at_its_best_batch_too(hospital: Hospital) -> No
     warm = profile.engine(WARM)
     assert profile.protocol.best_batches[WARM] == 16
     assert [timing.batch for timing in warm.timings] == [1, 4, 16]
-    assert warm.best_batch == 16
+    # A single call of 4 ms may be held up for longer than it takes: the fastest, whichever it is.
+    assert warm.best_batch == max(warm.timings, key=lambda t: t.round_throughput[0]).batch
     (beside,) = profile.comparisons
     rates = [
         max(timing.round_throughput[0] for timing in profile.engine(name).timings)

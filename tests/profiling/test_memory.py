@@ -115,15 +115,15 @@ def test_proportional_memory_is_no_more_than_resident(tmp_path: Path) -> None:
 
 def test_all_departments_on_one_machine(hospital: Hospital) -> None:
     for task, classes in hospital.tasks.items():
-        hospital.engine(task, np.eye(3)[:, :classes], mib=32)
+        hospital.engine(task, np.eye(3)[:, :classes], mib=128)
     profile = benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
     (found,) = profile.together
     assert found.engines == (WARM, COLD)
     assert found.bytes == sum(profile.engine(name).bytes for name in found.engines)
-    # Each alone holds its 32 MiB and Python; in one process Python is there once.
-    assert 2 * 32 < found.apart_shared < found.apart
-    assert 2 * 32 < found.one_process < found.apart - 5
-    assert 28 < found.one_process - found.one_engine < 36
+    # Each alone holds its 128 MiB and Python; in one process Python is there once.
+    assert 2 * 128 < found.apart_shared < found.apart
+    assert 2 * 128 < found.one_process < found.apart - 5
+    assert 120 < found.one_process - found.one_engine < 192
     alone = benchmark(hospital.run, task=["warm"], rounds=1, seconds=0.001, iterations=1)
     assert alone.together == ()
 
@@ -132,13 +132,13 @@ def test_the_kernel_forgets_a_file_and_is_asked_whether_it_did(tmp_path: Path) -
     file = tmp_path / "engine.bin"
     file.write_bytes(os.urandom(3 << 20))
     with file.open("rb") as stream:
-        assert cached(stream.fileno(), 3 << 20) == 3 << 20
+        assert cached(stream.fileno(), 3 << 20) > 0  # all of it, unless memory is short
     gone = forget([file, tmp_path / "absent"])
     if gone == 0:
         pytest.skip("this file system keeps its files in memory")
-    assert gone == pytest.approx(1)
     with file.open("rb") as stream:
-        assert cached(stream.fileno(), 3 << 20) == 0
+        still = cached(stream.fileno(), 3 << 20)
+    assert gone > 0.9 and still < 0.1 * (3 << 20)  # a page that is in use elsewhere stays
     assert forget([tmp_path / "absent"]) is None
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile
 from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.profiling import worker
 from lorkd_deploy.profiling.process import EngineProcess, WorkerError
 from lorkd_deploy.profiling.worker import MOST_WINDOWS, _timed_calls, _warm_up
 from tests.tiny_bundle import forward, make_bundle
@@ -67,14 +68,15 @@ def test_a_round_lasts_at_least_as_long_as_asked(trial_engine: Write, tmp_path: 
 def test_memory_is_what_comes_on_top_of_an_empty_process(
     trial_engine: Write, tmp_path: Path
 ) -> None:
-    with EngineProcess(trial(trial_engine, tmp_path / "e", mib=64), 1, None) as process:
+    with EngineProcess(trial(trial_engine, tmp_path / "e", mib=128), 1, None) as process:
         opened = process.open()
         measured, _ = process.ask(
             "measure", shape=[1, 3, 8, 8], seed=0, iterations=3, seconds=0.0, warmup=0
         )
-    assert 5 < opened["empty"] < 200
-    assert 64 <= opened["loaded"] < 96
-    assert 64 <= measured["peak"] < 96
+    assert opened["empty"] > 5
+    # The kernel counts pages in portions, and what is imported varies: half as much is far off.
+    assert 120 < opened["loaded"] < 192
+    assert 120 < measured["peak"] < 192
 
 
 def test_a_real_engine(tmp_path: Path) -> None:
@@ -178,22 +180,43 @@ def test_a_call_is_timed_and_nothing_around_it() -> None:
     assert min(calls) >= 1_000_000
 
 
-def test_warm_up_ends_when_two_medians_agree() -> None:
-    waits = iter([0.008] * 4 + [0.004] * 4 + [0.002] * 100)
-    seen: list[float] = []
+class Clock:
+    """Stands in for `time`: it moves on when it is told to, however busy the machine is."""
 
-    def run(_: object) -> None:
-        seen.append(next(waits))
-        time.sleep(seen[-1])
+    def __init__(self) -> None:
+        self.now = 0
 
-    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 4, 10) == (len(seen), True)
-    assert len(seen) >= 16  # 8 ms, 4 ms, 2 ms and another window that agrees
-    assert len(seen) <= 40
+    def perf_counter_ns(self) -> int:
+        return self.now
+
+    def perf_counter(self) -> float:
+        return self.now / 1e9
+
+    def takes(self, milliseconds: Iterable[int]) -> Callable[[object], None]:
+        """An engine each of whose calls takes the next of these times."""
+        waits = iter(milliseconds)
+
+        def run(_: object) -> None:
+            self.now += next(waits) * 1_000_000
+
+        return run
 
 
-def test_a_warm_up_that_never_settles_is_given_up_and_told() -> None:
-    waits = itertools.cycle([0.001, 0.001, 0.004, 0.004])
-    run = lambda _: time.sleep(next(waits))  # noqa: E731
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(worker, "time", clock)
+    return clock
+
+
+def test_warm_up_ends_when_two_medians_agree(clock: Clock) -> None:
+    run = clock.takes([8] * 4 + [4] * 4 + [2, 2, 900, 2] + [2] * 100)
+    # 8 ms, 4 ms, 2 ms and another window that agrees; one outlier moves no median
+    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 4, 10) == (16, True)
+
+
+def test_a_warm_up_that_never_settles_is_given_up_and_told(clock: Clock) -> None:
+    run = clock.takes(itertools.cycle([1, 1, 4, 4]))
     assert _warm_up(run, np.zeros((1, 3, 2, 2)), 2, 10) == (2 * MOST_WINDOWS, False)
     assert _warm_up(run, np.zeros((1, 3, 2, 2)), 2, 0) == (2, False)
     assert _warm_up(run, np.zeros((1, 3, 2, 2)), 0, 10) == (0, True)
