@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import time
+from itertools import count
+
 from torch import Tensor, nn
 
 
 def backbone() -> nn.Module:
-    """Images `(N, 3, S, S)` → features `(N, 16)`: a 3 × 3, a depthwise and a 1 × 1 convolution."""
-    return nn.Sequential(
+    """Images `(N, 3, S, S)` → features `(N, 16)`: a 3 × 3, a depthwise and a 1 × 1 convolution.
+
+    With `TINY_HOLD=N` it stops for ten minutes once it has trained N steps, in the process whose
+    rank is `TINY_HOLD_RANK` (0): so that a test has the time to kill it there.
+    """
+    made = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
@@ -19,6 +27,25 @@ def backbone() -> nn.Module:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
+    rank = os.environ.get("TINY_HOLD_RANK", "0")
+    if "TINY_HOLD" in os.environ and os.environ.get("RANK", "0") == rank:
+        _hold_after(int(os.environ["TINY_HOLD"]), made)
+    return made
+
+
+def _hold_after(steps: int, module: nn.Module) -> None:
+    done = count()
+
+    def wait(module: nn.Module, _: object) -> None:
+        if module.training and next(done) == steps:
+            time.sleep(600)
+
+    module.register_forward_pre_hook(wait)
+
+
+def forgetful() -> nn.Module:
+    """`backbone` whose steps draw random numbers."""
+    return nn.Sequential(backbone(), nn.Dropout(0.3))
 
 
 class _Attention(nn.Module):

@@ -7,9 +7,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +24,25 @@ from safetensors.torch import load_file
 
 from lorkd_deploy import load_bundle
 from lorkd_deploy.storage import sha256_file
+from lorkd_deploy.training.distributed import TIMEOUT
 from lorkd_deploy.training.sampler import MixedSampler
 from tests.tiny_recipe import write_recipe
 from tests.training import ten_steps
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+HERE = ["--standalone", "--nproc-per-node=2"]
+HELD = {"TINY_HOLD": "4", "TINY_HOLD_RANK": "1"}  # rank 1 stops training, until it is killed
 SLOW_MACHINE = 600  # s
 
 
 def start(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
     """`torchrun` with two processes, on the CPU, and these environment variables."""
+    return launched(*HERE, *arguments, **variables)
+
+
+def launched(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
+    """`torchrun`, on the CPU, with these arguments and environment variables."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1",
                                 "CUDA_VISIBLE_DEVICES": ""} | variables  # fmt: skip
@@ -42,9 +53,25 @@ def start(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=SLOW_MACHINE)
+    """Exit code, stdout and stderr; one that doesn't end is ended, with its ranks."""
+    with ended(process):
+        out, err = process.communicate(timeout=SLOW_MACHINE)
     return process.returncode, out, err
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Whatever fails in the block leaves neither `process` nor its ranks behind."""
+    try:
+        yield
+    except BaseException:
+        if process.poll() is None:
+            for rank in psutil.Process(process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    rank.kill()
+            process.kill()
+            process.communicate()
+        raise
 
 
 def torchrun(*arguments: str | Path) -> tuple[str, str]:
@@ -132,15 +159,14 @@ def test_killed_is_named_and_resumed_equals_uninterrupted(
 ) -> None:
     killed = tmp_path / "killed"
     shutil.copytree(taught, killed)
-    process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", killed)
-    _, victim = _ranks(process, killed / "checkpoints" / "decompose")
-    began = time.monotonic()
-    victim.send_signal(signal.SIGKILL)
-    code, _, err = finish(process)
-    assert time.monotonic() - began < 60
+    process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", killed, **HELD)
+    with ended(process):
+        _, victim = _ranks(process, killed / "checkpoints" / "decompose")
+        victim.send_signal(signal.SIGKILL)
+        code, _, err = finish(process)
     assert code != 0
     assert f"rank 0: error: rank 1 (pid {victim.pid} on " in err
-    assert "has died" in err
+    assert _silence(err) < TIMEOUT, "the broken connection told nothing"
     assert "--resume" in err
     assert not (killed / "bundle").exists()
 
@@ -154,16 +180,19 @@ def test_one_that_hangs_is_named_within_the_timeout(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(taught, run)
-    process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", run,
+    process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", run, **HELD,
                     LORKD_RANK_TIMEOUT="6")  # fmt: skip
-    first, second = _ranks(process, run / "checkpoints" / "decompose")
-    second.suspend()
-    psutil.wait_procs([first], timeout=SLOW_MACHINE)
-    second.kill()  # torchrun would, half a minute later
-    code, _, err = finish(process)
+    with ended(process):
+        first, second = _ranks(process, run / "checkpoints" / "decompose")
+        second.suspend()
+        gone, _ = psutil.wait_procs([first], timeout=SLOW_MACHINE)
+        assert gone == [first], "it waits for ever"
+        with suppress(psutil.NoSuchProcess):
+            second.kill()  # torchrun does, half a minute later
+        code, _, err = finish(process)
     assert code != 0
     assert f"rank 1 (pid {second.pid} on " in err
-    assert re.search(r"has died: nothing was heard of it for \d+ s", err)
+    assert 6 <= _silence(err) < TIMEOUT, "not the timeout that was asked for"
     assert not (run / "bundle").exists()
 
 
@@ -191,7 +220,7 @@ def accelerate(processes: int, *arguments: str | Path) -> subprocess.CompletedPr
          "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no",
          "-m", "lorkd_deploy", "decompose", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, timeout=SLOW_MACHINE,
     )  # fmt: skip
 
 
@@ -215,15 +244,46 @@ def test_accelerate_that_starts_one_of_two_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_two_machines_train_what_two_processes_of_one_do(
+    recipe: Path, taught: Path, whole: Path, tmp_path: Path
+) -> None:
+    """A launcher each, which meet at an address, and an `--out` each: the first one's is used."""
+    shutil.copytree(taught, tmp_path / "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    machines = [
+        launched(*meeting, "--node-rank", str(node), "-m", "lorkd_deploy", "decompose", recipe,
+                 "--out", tmp_path / str(node), "--json")
+        for node in range(2)
+    ]  # fmt: skip
+    with ended(machines[0]), ended(machines[1]):
+        (code, out, err), (other_code, other_out, other_err) = map(finish, machines)
+    assert (code, other_code) == (0, 0), err + other_err
+    assert json.loads(out)["bundle"] == str(tmp_path / "0" / "bundle")
+    assert other_out == ""
+    assert not (tmp_path / "1").exists()
+    assert _weights(tmp_path / "0") == _weights(whole)
+
+
 def _ranks(process: subprocess.Popen[str], saved: Path) -> list[psutil.Process]:
     """The ranks of `process`, once there is more than one checkpoint in `saved`."""
     end = time.monotonic() + SLOW_MACHINE
     while len(list(saved.glob("step-*/state.json"))) < 2:
-        assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
+        assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
     children = psutil.Process(process.pid).children()
     by_rank = {child.environ().get("RANK"): child for child in children}
     return [by_rank["0"], by_rank["1"]]
+
+
+def _silence(err: str) -> int:
+    """For how many seconds nothing was heard of the one that is named."""
+    found = re.search(r"has died: nothing was heard of it for (\d+) s", err)
+    assert found, err
+    return int(found[1])
 
 
 def _weights(run: Path) -> dict[str, str]:
