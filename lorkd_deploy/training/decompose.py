@@ -182,8 +182,8 @@ def fit_student(
 ) -> Fitted:
     """Train what of `student` can be trained, under the teacher whose features are `known`.
 
-    `history` is a file that is written at each validation. Under `experts.rank: auto` the experts
-    are within the budget afterwards.
+    `history` is a file that is written at the start and at each validation. Under
+    `experts.rank: auto` the experts are within the budget afterwards.
     """
     recipe = setup.recipe
     setup.processes.first(lambda: check_budget(setup, student.classifier))

@@ -1,4 +1,4 @@
-"""What a training did, written at every validation: one that was stopped has its history too."""
+"""What a training did, written from its start on: one that was stopped has its history too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fitted:
     @property
     def waited(self) -> float:
         """The part of its time in which it waited for data, 0 to 1."""
-        return self.waiting / max(self.seconds, 1e-9)
+        return self.waiting / max(self.seconds, self.waiting, 1e-9)
 
 
 def write_history(path: Path, fitted: Fitted, device: torch.device, *, finished: bool) -> None:

@@ -74,7 +74,7 @@ def fit(
     Every step's randomness comes from `(seed, step)`, so a resumed training ends with the same
     weights, bit for bit on the CPU, as an uninterrupted one. `auto_batch` lets a batch that does
     not fit into memory pass in parts; `tensorboard` is a folder for the figures of every step;
-    `record` is given the training so far, at each validation and where it can't go on.
+    `record` is given the training so far: at its start, at each validation, where it can't go on.
     Each of the `processes` calls this with its own share of every batch; the first one writes.
     Raises `TrainingError` where the loss is not finite, naming the step and the cause.
     """
@@ -108,6 +108,7 @@ def fit(
         whole_batch,
         compiled(model, spec),
     ):
+        record(so_far())
         for batch in loader.batches(now.step):
             model.train()
             torch.manual_seed(_mixed(seed, batch.step, processes.index))
