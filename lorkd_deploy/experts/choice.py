@@ -1,4 +1,8 @@
-"""Which of two exact forms computes a layer for a mixed batch: decided here, from shapes alone."""
+"""Which of two exact forms computes a layer for a mixed batch: decided here, from shapes alone.
+
+How a form's products are called is no choice of form: where a device has torch's grouped product,
+it takes the place of one product a span (`rows.GROUPED`).
+"""
 
 from __future__ import annotations
 

@@ -139,17 +139,18 @@ def test_every_layer_kind_equals_the_per_sample_formula(
     assert all(grads["module.B"][task].any() for task in set(ids))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("form", ["fused", "low_rank"])
 @pytest.mark.parametrize("kind", ["linear", "pointwise", "3x3", "3x3-wide", "1x5", "4x2-uneven"])
-def test_separable_factors_equal_the_per_sample_formula(kind, form, monkeypatch) -> None:
+def test_separable_factors_equal_the_per_sample_formula(kind, form, dtype, monkeypatch) -> None:
     monkeypatch.setattr(separation, "choose", lambda *_: form)
     make, shape = LAYERS[kind]
     torch.manual_seed(4)
-    layer, plain, ids = make().double(), make().double(), BATCHES["absent-and-uneven"]
+    layer, plain, ids = make().to(dtype), make().to(dtype), BATCHES["absent-and-uneven"]
     model = add_experts(layer, TASKS, [2, 1, 3, 2, 1], alpha=7, factorisation="separable")
     _fill(model)
-    x = torch.randn(len(ids), *shape, dtype=torch.float64, requires_grad=True)
-    _compare(plain, model, x, ids, alpha=7, tolerance=1e-10)
+    x = torch.randn(len(ids), *shape, dtype=dtype, requires_grad=True)
+    _compare(plain, model, x, ids, alpha=7, tolerance=TOLERANCE[dtype])
 
 
 def test_separable_is_a_convolution_to_r_channels_and_a_pointwise_one() -> None:
