@@ -214,7 +214,9 @@ class OpenVinoRunner(Closing):
             if self._input is not None:
                 np.copyto(self._input, batch)
             else:
-                self._request.set_input_tensor(self._of(batch))
+                # Held by this name until the answer is there: the tensor doesn't keep its array.
+                bound = np.require(batch, requirements=["C", "W"])
+                self._request.set_input_tensor(self._tensor(bound, shared_memory=True))
             self._request.infer(share_outputs=True)
             logits = self._output.copy()
         except Exception as exc:  # the binding raises what it likes
@@ -226,20 +228,17 @@ class OpenVinoRunner(Closing):
     def _bind(self, shape: tuple[int, ...]) -> None:
         """Let the request read and write arrays of ours, which are there for every call of one
         shape: `infer([batch])` looks at what it is given and makes arrays of what it gives, 0.1 ms
-        a call, and binding afresh costs a quarter of that. A batch above `COPIED` isn't copied.
+        a call, and binding afresh costs a quarter of that. A batch above `COPIED` isn't copied,
+        unless OpenVINO takes no such array: one that can't be written to, or isn't contiguous.
         """
         self._shape = ()
         small = 4 * int(np.prod(shape)) <= COPIED
         self._input = np.empty(shape, np.float32) if small else None
         self._output = np.empty((shape[0], self._classes), np.float32)
         if self._input is not None:
-            self._request.set_input_tensor(self._of(self._input))
-        self._request.set_output_tensor(self._of(self._output))
+            self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))
+        self._request.set_output_tensor(self._tensor(self._output, shared_memory=True))
         self._shape = shape
-
-    def _of(self, array: F32) -> Any:
-        """A tensor over the array's memory; OpenVINO takes none that can't be written to."""
-        return self._tensor(np.require(array, requirements=["C", "W"]), shared_memory=True)
 
     def close(self) -> None:
         """Free the model; calling the runner after this raises `ArtifactError`."""

@@ -131,11 +131,16 @@ def test_a_batch_that_is_a_view(engine: Built, batch: Any) -> None:
         np.testing.assert_array_equal(runner(batch[::-1]), runner(batch[::-1].copy()))
 
 
-def test_a_batch_that_can_only_be_read(engine: Built, batch: Any) -> None:
-    fixed = batch.copy()
-    fixed.flags.writeable = False  # as one is that comes from another process, or from a file
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_batch_that_can_only_be_read(engine: Built, batch: Any, times: int) -> None:
+    # As one is that comes from another process, or from a file; a large one a runner may bind
+    # instead of copying it, and then has to keep what is bound until it has answered.
+    free = np.tile(batch, (times, 1, 1, 1))
     with exporter(engine.target).open(engine.folder, engine.files, RunOptions()) as runner:
-        np.testing.assert_array_equal(runner(fixed), runner(batch))
+        expected = runner(free)
+        for _ in range(6):
+            fixed = np.frombuffer(free.tobytes(), np.float32).reshape(free.shape)
+            np.testing.assert_array_equal(runner(fixed), expected)
 
 
 def test_facts_say_what_runs(engine: Built) -> None:
