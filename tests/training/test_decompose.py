@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from tiny_recipe import write_recipe
 from torch import nn
 
 from lorkd_deploy import cli, decompose, load_bundle, teacher
+from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.trained import show
 from lorkd_deploy.errors import (
     BundleError,
     DataError,
@@ -29,6 +33,7 @@ from lorkd_deploy.errors import (
 )
 from lorkd_deploy.storage import read_json, sha256_file
 from lorkd_deploy.training.checkpoint import Checkpoints
+from tests.stopping import KilledError, killed_when
 
 TESTS = Path(__file__).parents[1]
 SLOW_MACHINE = 600  # s
@@ -101,6 +106,18 @@ def test_other_transfers(recipe: Path, tmp_path: Path, kind: str) -> None:
     short = ["train.epochs=0.5", "teacher.train.epochs=0.5", f"transfer.kind={kind}"]
     result = decompose(recipe, tmp_path / "run", set=short)
     assert (result.tasks[0].teacher is None) == (kind == "none")
+    assert result.wasteful_layers == ()
+
+
+def test_a_rank_that_a_layer_cannot_use_is_listed(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 4 on the stem's three channels, as in the papers."""
+    short = ["train.epochs=0.2", "transfer.kind=none", "experts.rank=4"]
+    result = decompose(recipe, tmp_path / "run", set=short)
+    assert result.wasteful_layers == (("0", 3),)
+    show(Output(as_json=False, quiet=False), result)
+    assert "a rank above the largest that changes the layer: 0 (3)" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_bundle(
@@ -126,22 +143,54 @@ def test_killed_and_resumed_equals_uninterrupted(  # noqa: PLR0917
     if training == "decompose":
         shutil.copytree(taught, run)
     arguments = [command, str(recipe), "--out", str(run)]
-    killed = subprocess.Popen(
+    held = subprocess.Popen(
         [sys.executable, "-m", "lorkd_deploy", *arguments],
-        env=os.environ | {"PYTHONPATH": str(TESTS)}, stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(TESTS), "TINY_HOLD": str(step)},
+        stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    saved = run / "checkpoints" / training
-    for _ in _until(SLOW_MACHINE):
-        last = max((p.parent.name for p in saved.glob("step-*/state.json")), default="")
-        if killed.poll() is not None or last >= f"step-{step:08d}":
-            break
-    assert killed.poll() is None, "the training ended before it could be killed"
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    try:
+        saved = run / "checkpoints" / training / f"step-{step:08d}" / "state.json"
+        for _ in _until(SLOW_MACHINE):
+            if held.poll() is not None or saved.exists():
+                break
+        assert saved.exists() and held.poll() is None
+    finally:
+        held.send_signal(signal.SIGKILL)
+        held.wait()
     assert not (run / ("teacher" if training == "teacher" else "bundle")).exists()
     assert cli.main([*arguments, "--resume", "--quiet"]) == 0
     for made in ("teacher", "bundle")[: 2 if command == "decompose" else 1]:
         assert _weights_of(run / made) == _weights_of(decomposed / made)
+
+
+def test_killed_around_the_writing_of_the_bundle_equals_uninterrupted(
+    recipe: Path, taught: Path, decomposed: Path, tmp_path: Path
+) -> None:
+    """Killed at these moments one after the other, and each time it is resumed."""
+    run = tmp_path / "run"
+    shutil.copytree(taught, run)
+    bundle, manifest = run / "bundle", "manifest.json"
+    states = itertools.count()
+
+    def of_a_checkpoint(do: str, paths: tuple[Any, ...]) -> bool:
+        return do == "unlink" and Path(paths[0]).name.startswith("state.")
+
+    moments: dict[str, Callable[[str, tuple[Any, ...]], bool]] = {
+        "the manifest is written": lambda do, p: do == "replace" and Path(p[1]).name == manifest,
+        "the bundle is whole": lambda *_: bundle.exists(),
+        "half of a checkpoint is left": lambda do, p: of_a_checkpoint(do, p) and next(states) == 1,
+    }
+    for moment, due in moments.items():
+        with pytest.MonkeyPatch.context() as patch:
+            killed_when(due, patch)
+            with pytest.raises(KilledError):
+                decompose(recipe, run, resume=True)
+        assert list((run / "checkpoints" / "decompose").iterdir()), moment
+        assert bundle.exists() == (moment != "the manifest is written")
+    decompose(recipe, run, resume=True)
+    assert _weights(run) == _weights(decomposed)
+    assert [path.name for path in run.iterdir() if path.suffix in {".tmp", ".old"}] == []
+    assert not (run / "checkpoints" / "decompose").exists()
 
 
 def test_resume_with_a_changed_recipe_is_refused(
