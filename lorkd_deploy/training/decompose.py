@@ -98,7 +98,6 @@ def decompose(
         setup = open_setup(loaded, processes)
         taught = loaded.transfer.kind == "none" or processes.first(run.teacher.exists)
         if not taught:
-            processes.first(lambda: _check_student(setup))
             log.info("no teacher in %s yet: making it first", run.path)
             train_teacher(run.path, setup, **options, progress=shown)
         return train_student(run.path, setup, **options, progress=shown)
@@ -154,8 +153,8 @@ def train_student(
     return processes.first(write)
 
 
-def _check_student(setup: Setup) -> None:
-    """Find out what can't be done before the hours that a teacher may take."""
+def check_student(setup: Setup) -> None:
+    """Find out what can't be done before the hours that the recipe's teacher may take."""
     student = build_student(setup, None)
     check_budget(setup, student.classifier)
     with compiled(student, setup.recipe.train):

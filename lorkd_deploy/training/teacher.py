@@ -49,9 +49,9 @@ def teacher(
     `recipe` is a shipped name or a file, `set` overrides its values (`key.path=value`), `resume`
     goes on from the last checkpoint. `auto_batch` lets a batch that does not fit into memory pass
     in parts, as few as do; `tensorboard` writes the figures of every step to `out/tensorboard`.
-    Raises `RecipeError`, `DataError`, `ModelError` for bad
-    input, `TrainingError` for a loss that is not finite, `BundleError` where `out` holds another
-    run.
+    Raises `RecipeError`, `DataError`, `ModelError`, `UsageError` for bad input, that of the
+    recipe's student included, `TrainingError` for a loss that is not finite, `BundleError` where
+    `out` holds another run.
     """
     loaded = load_recipe(recipe, set)
     shown = progress or Silent()
@@ -79,9 +79,12 @@ def train_teacher(
     progress: Progress,
 ) -> TrainingResult:
     """`teacher` over data that is open already."""
+    from lorkd_deploy.training.decompose import check_student  # which imports this module
+
     recipe = setup.recipe
     spec = recipe.teacher
     processes = setup.processes
+    processes.first(lambda: check_student(setup))  # a recipe put right is another run's
     device = processes.device
     torch.manual_seed(recipe.seed)
     backbone = models.build(spec.architecture)

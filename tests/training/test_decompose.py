@@ -232,6 +232,7 @@ def test_what_is_wrong_leaves_no_run_and_the_folder_free(recipe: Path, tmp_path:
     assert not run.exists()
 
 
+@pytest.mark.parametrize("command", [teacher, decompose])
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -242,10 +243,10 @@ def test_what_is_wrong_leaves_no_run_and_the_folder_free(recipe: Path, tmp_path:
     ],
 )
 def test_a_wrong_student_is_told_before_a_teacher_is_trained(
-    recipe: Path, tmp_path: Path, wrong: str, says: str
+    recipe: Path, tmp_path: Path, command: Callable[..., object], wrong: str, says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        decompose(recipe, tmp_path / "run", set=[wrong])
+        command(recipe, tmp_path / "run", set=[wrong])
     assert not (tmp_path / "run").exists()
 
 
