@@ -229,7 +229,10 @@ def fit_student(
 
 
 def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
-    """The recipe's student with experts, heads and, if features are transferred, a projection."""
+    """The recipe's student with experts, heads and, if features are transferred, a projection.
+
+    It is run once: raises `ModelError` where a forward passes by layers with experts.
+    """
     recipe = setup.recipe
     backbone = models.build(recipe.student.architecture)
     if recipe.student.checkpoint is not None:
@@ -242,6 +245,9 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
             log.info("the student's checkpoint has more, unused: %s", ", ".join(report.unexpected))
     features = models.feature_dim(backbone, recipe.preprocess.size)
     experts = with_experts(backbone, recipe)
+    with torch.no_grad():
+        experts.eval()(torch.zeros(2, 3, recipe.preprocess.size, recipe.preprocess.size), 0)
+    experts.train()
     projection: nn.Module = nn.Identity()
     if mentor is not None and recipe.transfer.kind == "features":
         projection = nn.Linear(mentor.features, features)

@@ -240,12 +240,13 @@ def test_what_is_wrong_leaves_no_run_and_the_folder_free(recipe: Path, tmp_path:
         ("experts.rank={stem*: 2}", r"no layer that can have experts is called 'stem\*'"),
         ("experts.rank=9", "rank 9 of task 0 is above what any layer can use"),
         ("student.architecture=torchvision:resnt18", "no torchvision architecture"),
+        ("student.architecture=tiny_backbone:attention", "never calls 'attention.out_proj'"),
     ],
 )
 def test_a_wrong_student_is_told_before_a_teacher_is_trained(
     recipe: Path, tmp_path: Path, command: Callable[..., object], wrong: str, says: str
 ) -> None:
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(LorkdError, match=says):
         command(recipe, tmp_path / "run", set=[wrong])
     assert not (tmp_path / "run").exists()
 
