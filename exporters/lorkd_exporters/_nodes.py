@@ -20,7 +20,7 @@ def with_nodes(said: str, onnx_path: Path) -> str:
     whole = {word.rstrip(".:") for word in re.findall(r"[\w/.:-]+", said)}
     words = whole | set(re.findall(r"\w+", said))
     graph = onnx.load(onnx_path).graph
-    nodes = [node for node in graph.node if node.name in words]
+    nodes = [node for node in graph.node if node.name and node.name in words]
     nodes = nodes or [node for node in graph.node if node.op_type in words]
     named = [
         _named(node.op_type, node.name or node.output[0], layer_of(graph, node))
