@@ -1,12 +1,12 @@
 """The benchmark of a trained run with all its exported engines, and pictures of its report.
 
-    python benchmarks/profile_small.py RUN [--measured] [--quick] [--scenario S] [--readme]
+    python benchmarks/profile_small.py RUN [--measured] [--quick] [--scenario S]
 
 Measures RUN (with `--measured` what RUN/profile holds is taken), writes its report, and keeps
 below benchmarks/results: NAME.md (the report as Markdown), NAME.json (the profile, and LoadGen's
 scenarios where there are any) and, where Chromium is installed, NAME-light.png, NAME-dark.png and
-NAME-360px.png, the report's first screen, which `--readme` shows in the README. NAME is `profile-`
-and the recipe's name.
+NAME-360px.png, the report's first screen, which the README shows. NAME is `profile-` and the
+recipe's name.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ from lorkd_deploy.run import open_run
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-END = "<!-- results: end -->"  # the picture stands below the table of results
-ALT = "The report's first screen: every department's engine beside the foundation model"
 MOST = 300_000  # bytes a picture: they are kept in the repository
 # End of the file name → width and height in px, and whether it is dark.
 SCREENS = {
@@ -47,7 +44,6 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short: figures not to be quoted")
     parser.add_argument("--scenario", action="append", default=[], choices=SCENARIOS)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results are kept")
-    parser.add_argument("--readme", action="store_true", help="show the picture in the README")
     given = parser.parse_args()
     folder = open_run(given.run)
     if not given.measured:
@@ -66,8 +62,6 @@ def main() -> int:
     (given.out / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     (given.out / f"{name}.md").write_text(files.markdown.read_text())
     pictures = screenshots(files.html, given.out, name)
-    if given.readme and pictures:
-        README.write_text(with_picture(README.read_text(), pictures[0]))
     print("\n".join(str(file) for file in pictures) or "no Chromium here, so no pictures")
     return 0
 
@@ -98,16 +92,6 @@ def screenshots(page: Path, out: Path, name: str) -> list[Path]:
             shrink(file)
             found.append(file)
     return found
-
-
-def with_picture(readme: str, file: Path) -> str:
-    """The README with the picture below its table of results, once."""
-    line = f"![{ALT}]({file.absolute().relative_to(ROOT).as_posix()})\n"
-    before, mark, after = readme.partition(END)
-    kept = after.lstrip("\n")
-    if kept.startswith(f"![{ALT}]"):
-        kept = kept.partition("\n")[2].lstrip("\n")
-    return f"{before}{mark}\n\n{line}\n{kept}"
 
 
 def shrink(file: Path) -> None:
