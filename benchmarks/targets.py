@@ -226,7 +226,7 @@ def proof_cells(raw: dict[str, Any] | None) -> list[str]:
     shown = [c for c in compared if c.on == "images"] or list(compared)
     if not shown:
         return ["–"] * 5
-    worst = max(shown, key=_excess)
+    worst = max(shown, key=lambda part: part.excess)
     largest = "not finite" if worst.max_abs is None else f"{worst.max_abs:.2g}"
     cosines = [c.cosine for c in shown if c.cosine is not None]
     return [
@@ -235,10 +235,6 @@ def proof_cells(raw: dict[str, Any] | None) -> list[str]:
         f"{sum(c.flips for c in shown)} of {sum(c.rows for c in shown)}",
         *(change_cell(shown, name) for name in ("accuracy", "auc")),
     ]
-
-
-def _excess(entry: Compared) -> float:
-    return float("inf") if entry.max_abs is None else entry.max_abs / entry.tolerance
 
 
 def change_cell(shown: list[Compared], name: str) -> str:

@@ -31,18 +31,20 @@ CANDIDATES = ("precision", "", "accuracy", "drop, points", "p50 ms", "MiB", "why
 
 
 def cells(parity: Parity | None) -> tuple[object, ...]:
-    """One cell for each of `COLUMNS`; the tolerance is the tightest of the engine's tasks."""
+    """One cell for each of `COLUMNS`; difference and tolerance are those of what was nearest to
+    failing: generated inputs and test images of each task have tolerances of their own."""
     if parity is None:
         return ("not run",) + (None,) * (len(COLUMNS) - 1)
     rows = {"inputs": 0, "images": 0}
     for compared in parity.compared:
         rows[compared.on] += compared.rows
+    worst = parity.worst
     return (
         parity.status,
         rows["inputs"],
         rows["images"] or None,
-        parity.max_abs,
-        min((compared.tolerance for compared in parity.compared), default=None),
+        None if worst is None else worst.max_abs,
+        None if worst is None else worst.tolerance,
         parity.flips,
     )
 

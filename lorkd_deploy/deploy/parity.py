@@ -108,6 +108,11 @@ class Compared(Part):
     auc: Change | None = None
 
     @property
+    def excess(self) -> float:
+        """The largest difference over its tolerance: above 1 it fails."""
+        return float("inf") if self.max_abs is None else self.max_abs / self.tolerance
+
+    @property
     def passed(self) -> bool:
         """Whether every row is finite and within the tolerance, and few enough labels flipped."""
         close = self.max_abs is not None and self.max_abs <= self.tolerance
@@ -156,6 +161,11 @@ class Parity(Part):
     def max_abs(self) -> float | None:
         """The largest difference in all of `compared`; None where nothing was compared."""
         return max((c.max_abs for c in self.compared if c.max_abs is not None), default=None)
+
+    @property
+    def worst(self) -> Compared | None:
+        """What is nearest to its tolerance, or furthest beyond; None where nothing was compared."""
+        return max(self.compared, key=lambda part: part.excess, default=None)
 
     @property
     def flips(self) -> int:

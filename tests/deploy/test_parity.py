@@ -109,8 +109,12 @@ def test_the_verdict_is_over_all_figures() -> None:
     parts = (compared([[1.0, 2.0]], [[1.0, 2.0001]]), compared([[1.0, 2.0]], [[1.0, 2.00005]]))
     verdict = Parity(status="passed", compared=parts)
     assert verdict.max_abs == parts[0].max_abs
+    assert verdict.worst == parts[0]
+    wide = parts[0].model_copy(update={"tolerance": 1.0})
+    assert Parity(status="passed", compared=(wide, parts[1])).worst == parts[1]
     assert verdict.flips == 0
     assert Parity(status="not run here").max_abs is None
+    assert Parity(status="not run here").worst is None
     assert Parity.model_validate_json(verdict.model_dump_json()) == verdict
 
 
