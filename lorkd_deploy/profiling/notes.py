@@ -46,11 +46,14 @@ def notes_of(
             f"{protocol.rounds} rounds are too few for an interval: no difference is claimed below "
             f"{LEAST_ROUNDS}, whose interval covers 94 %"
         )
+    apart: dict[str, list[str]] = {}
     for expert in engines:
         beside = teacher_for(expert, engines)
         like = beside and (beside.target, beside.precision) == (expert.target, expert.precision)
         if beside and not like and not is_teacher(expert):
-            yield f"{expert.name} is compared with {beside.name}: there is no closer one"
+            apart.setdefault(beside.name, []).append(expert.name)
+    for name, experts in apart.items():
+        yield f"compared with {name}, as there is no closer one: {', '.join(experts)}"
     if taken_over:
         yield (
             f"the benchmark was stopped and gone on with: {taken_over} of "

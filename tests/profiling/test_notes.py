@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from lorkd_deploy import benchmark
+from lorkd_deploy.deploy.artifact import find_artifacts
 from lorkd_deploy.profiling.bounds import bounds
 from lorkd_deploy.profiling.notes import notes_of
 from lorkd_deploy.profiling.profile import PROFILE, Conditions, read_profile
+from lorkd_deploy.profiling.selection import is_teacher
 from lorkd_deploy.reporting import words
+from tests.profiling.conftest import Hospital
 from tests.reporting.run_folder import TASKS, build_run
 
 BOUNDS = (
@@ -63,3 +69,17 @@ def test_how_long_the_stages_are_measured_is_said(tmp_path: Path) -> None:
 def test_rounds_that_were_not_watched_have_no_bounds(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", tasks=TASKS[:1])
     assert bounds(read_profile(run / "profile" / PROFILE).protocol) == ""
+
+
+def test_which_experts_have_no_teacher_of_their_kind_is_one_note(hospital: Hospital) -> None:
+    for name, weight in (("warm", np.eye(3)[:, :2]), ("cold", np.eye(3)), ("teacher", np.eye(3))):
+        hospital.engine(name, weight)
+    *experts, mentor = sorted(find_artifacts(hospital.run), key=is_teacher)
+    smaller = [expert.model_copy(update={"precision": "int8"}) for expert in experts]
+    profile = benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    engines, rest = [*experts, *smaller, mentor], (profile.protocol, profile.environment, 0)
+    (note,) = [text for text in notes_of(engines, (), *rest) if "compared with" in text]
+    assert note == (
+        f"compared with {mentor.name}, as there is no closer one: "
+        f"{', '.join(expert.name for expert in smaller)}"
+    )
