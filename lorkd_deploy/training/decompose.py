@@ -7,20 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from lorkd_deploy import models
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
-from lorkd_deploy.experts.ranks import Rank
 from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import Recipe, load_recipe
+from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.run import refuse_other_bundle
 from lorkd_deploy.training.assemble import write_experts
 from lorkd_deploy.training.auto_rank import check_budget, truncate_to_budget
 from lorkd_deploy.training.checkpoint import Checkpoints
-from lorkd_deploy.training.compiled import check_compiler, compiled
+from lorkd_deploy.training.compiled import check_compiler
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import network_input, scores, summary
 from lorkd_deploy.training.features import TeacherFeatures
@@ -32,23 +28,11 @@ from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
 from lorkd_deploy.training.scalars import check_tensorboard
 from lorkd_deploy.training.setup import Setup, open_setup
+from lorkd_deploy.training.student import Student, build_student
 from lorkd_deploy.training.teacher import batch_task, load_teacher, train_teacher
 from lorkd_deploy.training.update import Loss, Objective
 
 log = logging.getLogger(__name__)
-
-
-class Student(nn.Module):
-    """What is trained: the classifier with experts and, for feature transfer, the projection.
-
-    `projection` maps the teacher's pooled features to the student's width (2048 → 1024 in the
-    paper); it is trained and thrown away.
-    """
-
-    def __init__(self, classifier: ExpertClassifier, projection: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.projection = projection
 
 
 def decompose(
@@ -153,14 +137,6 @@ def train_student(
     return processes.first(write)
 
 
-def check_student(setup: Setup) -> None:
-    """Find out what can't be done before the hours that the recipe's teacher may take."""
-    student = build_student(setup, None)
-    check_budget(setup, student.classifier)
-    with compiled(student, setup.recipe.train):
-        pass
-
-
 def _teacher(path: Path, setup: Setup) -> tuple[TeacherNetwork, str]:
     """The teacher on the CPU, from where it goes to every process, and its bundle's hash."""
     return load_teacher(path, setup, torch.device("cpu")), load_bundle(path).sha256
@@ -226,47 +202,6 @@ def fit_student(
     fitted.notes |= notes
     fitted.truncated = truncate_to_budget(setup, classifier)
     return fitted
-
-
-def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
-    """The recipe's student with experts, heads and, if features are transferred, a projection.
-
-    It is run once: raises `ModelError` where a forward passes by layers with experts.
-    """
-    recipe = setup.recipe
-    backbone = models.build(recipe.student.architecture)
-    if recipe.student.checkpoint is not None:
-        report = models.load_checkpoint(
-            backbone, Path(recipe.student.checkpoint), recipe.student.prefix
-        )
-        if report.missing:
-            log.warning("the student's checkpoint lacks %s", ", ".join(report.missing))
-        if report.unexpected:
-            log.info("the student's checkpoint has more, unused: %s", ", ".join(report.unexpected))
-    features = models.feature_dim(backbone, recipe.preprocess.size)
-    experts = with_experts(backbone, recipe)
-    with torch.no_grad():
-        experts.eval()(torch.zeros(2, 3, recipe.preprocess.size, recipe.preprocess.size), 0)
-    experts.train()
-    projection: nn.Module = nn.Identity()
-    if mentor is not None and recipe.transfer.kind == "features":
-        projection = nn.Linear(mentor.features, features)
-    return Student(ExpertClassifier(experts, features, setup.classes), projection)
-
-
-def with_experts(
-    backbone: nn.Module, recipe: Recipe, ranks: Sequence[Rank] | None = None
-) -> ExpertModel:
-    """`backbone` with an expert for each of the recipe's tasks, of its ranks or of `ranks`."""
-    return add_experts(
-        backbone,
-        len(recipe.tasks),
-        ranks or [task.rank or recipe.experts.trained_rank for task in recipe.tasks],
-        recipe.experts.alpha,
-        norm=recipe.experts.norm,
-        factorisation=recipe.experts.factorisation,
-        skip=recipe.experts.skip,
-    )
 
 
 def _objective(

@@ -22,7 +22,6 @@ from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.run import Run, claimed, refuse_bundle
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.assemble import write_experts
-from lorkd_deploy.training.decompose import with_experts
 from lorkd_deploy.training.difference import (
     Difference,
     ExtractedLayer,
@@ -37,6 +36,7 @@ from lorkd_deploy.training.history import Fitted
 from lorkd_deploy.training.loader import Images
 from lorkd_deploy.training.network import TaskNetwork
 from lorkd_deploy.training.setup import Setup, open_setup
+from lorkd_deploy.training.student import with_experts
 
 log = logging.getLogger(__name__)
 

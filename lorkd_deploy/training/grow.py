@@ -38,7 +38,7 @@ from lorkd_deploy.training.assemble import (
 )
 from lorkd_deploy.training.checkpoint import Checkpoints
 from lorkd_deploy.training.compiled import check_compiler
-from lorkd_deploy.training.decompose import Student, build_student, fit_student
+from lorkd_deploy.training.decompose import fit_student
 from lorkd_deploy.training.distributed import joined
 from lorkd_deploy.training.evaluate import scores
 from lorkd_deploy.training.features import TeacherFeatures
@@ -46,6 +46,7 @@ from lorkd_deploy.training.history import Fitted
 from lorkd_deploy.training.network import TeacherNetwork
 from lorkd_deploy.training.result import TrainingResult
 from lorkd_deploy.training.setup import Setup, open_setup
+from lorkd_deploy.training.student import Student, build_student
 from lorkd_deploy.training.teacher import knows, load_teacher
 
 log = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ from lorkd_deploy.training.network import TeacherNetwork, place
 from lorkd_deploy.training.result import TrainingResult
 from lorkd_deploy.training.scalars import check_tensorboard
 from lorkd_deploy.training.setup import Setup, open_setup
+from lorkd_deploy.training.student import check_student
 from lorkd_deploy.training.update import Loss
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,6 @@ def train_teacher(
     progress: Progress,
 ) -> TrainingResult:
     """`teacher` over data that is open already."""
-    from lorkd_deploy.training.decompose import check_student  # which imports this module
-
     recipe = setup.recipe
     spec = recipe.teacher
     processes = setup.processes

@@ -16,8 +16,8 @@ from lorkd_deploy.errors import UsageError
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.storage import read_json
 from lorkd_deploy.training.auto_rank import truncate_to_budget
-from lorkd_deploy.training.decompose import build_student
 from lorkd_deploy.training.setup import open_setup
+from lorkd_deploy.training.student import build_student
 from tests.stopping import Interrupted
 
 BUDGET = 3000  # bytes: head and per-task norms take 1.6 to 1.8 kB of it

@@ -17,10 +17,10 @@ from lorkd_deploy.metrics import score
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import claim
 from lorkd_deploy.training.assemble import write_experts
-from lorkd_deploy.training.decompose import build_student
 from lorkd_deploy.training.history import Fitted
 from lorkd_deploy.training.restore import restored
 from lorkd_deploy.training.setup import open_setup
+from lorkd_deploy.training.student import build_student
 from tests.tiny_recipe import tiny_recipe
 
 TASKS = ("cells", "xray", "fundus")
