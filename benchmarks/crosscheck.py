@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
-from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.profiling.schedule import choose_cpus
 from lorkd_deploy.profiling.summary import RoundCalls

@@ -31,15 +31,15 @@ from typing import Any
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
+from lorkd_deploy.machine.environment import environment
+from lorkd_deploy.machine.gpu_memory import open_gpu_memory
+from lorkd_deploy.machine.power import open_power
 from lorkd_deploy.profiling.benchmark import protocol_of
-from lorkd_deploy.profiling.environment import environment
 from lorkd_deploy.profiling.gates import ROUNDS
-from lorkd_deploy.profiling.gpu_memory import open_gpu_memory
-from lorkd_deploy.profiling.pipeline import draw_image
-from lorkd_deploy.profiling.power import open_power
 from lorkd_deploy.profiling.profile import Protocol
 from lorkd_deploy.profiling.rounds import Instruments, Round, measure_round
 from lorkd_deploy.profiling.schedule import orders
+from lorkd_deploy.profiling.stages import draw_image
 from lorkd_deploy.profiling.summary import MARGIN, batch_ratio, timing
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import open_run

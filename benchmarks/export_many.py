@@ -38,14 +38,14 @@ import torch
 from synthetic import RECIPE, as_bundle, inputs_logits, student
 from torch import nn
 
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.experts import ExpertClassifier
-from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.runtime import EngineSpec, exporter
 from lorkd_deploy.storage import write_tensors
-from lorkd_deploy.training.template import graph_template
+from lorkd_deploy.training.bundling.graph_template import graph_template
 
 # A ratio is ours over the separate way's; `onnx_times_faster` is its inverse for all experts.
 MOST = {

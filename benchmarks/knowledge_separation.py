@@ -38,9 +38,9 @@ from torch import Tensor, nn
 
 from lorkd_deploy.experts import ExpertModel, add_experts
 from lorkd_deploy.experts.layers import ExpertConv2d
+from lorkd_deploy.machine.environment import environment
+from lorkd_deploy.machine.memory import resident
 from lorkd_deploy.models import build
-from lorkd_deploy.profiling.environment import environment
-from lorkd_deploy.profiling.memory import resident
 
 RESULTS = Path(__file__).parent / "results" / "knowledge_separation"
 STUDENTS = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lorkd_deploy import decompose, load_bundle, load_recipe
-from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.run import claim
 
 RESULTS = Path(__file__).parent / "results"

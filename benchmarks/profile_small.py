@@ -22,8 +22,8 @@ from typing import Any
 from PIL import Image
 
 from lorkd_deploy import benchmark, benchmark_scenarios, report
+from lorkd_deploy.profiling.mlperf.profile import LOADGEN, SCENARIOS
 from lorkd_deploy.profiling.profile import PROFILE
-from lorkd_deploy.profiling.scenario_profile import LOADGEN, SCENARIOS
 from lorkd_deploy.run import open_run
 
 ROOT = Path(__file__).parents[1]

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
 
 LIMIT = 1.03  # our p50 over the bare loop's

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.machine.environment import environment
 
 ROUNDS = 31
 LIMIT = 0.25  # s, `lorkd --help`

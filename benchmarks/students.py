@@ -39,10 +39,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lorkd_deploy import LorkdError, decompose, export, load_bundle, load_recipe
 from lorkd_deploy.bundle.manifest import TEACHER
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.errors import GateError
-from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.machine.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 TRAIN = {"epochs": 0.5, "batch_size": 32, "lr": 0.1, "warmup": 0, "clip": 1}

@@ -43,12 +43,12 @@ import onnxruntime
 import psutil
 from onnx import helper
 
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.deploy.switchboard import Switchboard
-from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.runtime import exporter
 
 LIMITS_MS = {"kept open": 0.1, "on demand": 60.0}  # the most that a switch may cost
@@ -202,7 +202,7 @@ def make_bundle(folder: Path, count: int, size: int) -> Bundle:
     """A bundle of `count` departments with its engines exported and proven below it."""
     from synthetic import as_bundle, inputs_logits, student
 
-    from lorkd_deploy.training.template import graph_template
+    from lorkd_deploy.training.bundling.graph_template import graph_template
 
     model = student("shared", count, size)
     pictures = parity_inputs(1, size, 0)

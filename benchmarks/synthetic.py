@@ -16,14 +16,14 @@ from torch import nn
 
 from lorkd_deploy import add_experts, load_bundle, models
 from lorkd_deploy.bundle.manifest import LayerEntry, ParityEntry, TaskEntry
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.bundle.write import write_bundle
-from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.deploy.parity import reference_tensors
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.storage import sha256_bytes
-from lorkd_deploy.training.template import Template
+from lorkd_deploy.training.bundling.graph_template import Template
 
 RECIPE = load_recipe("medmnist")
 CLASSES = (9, 4, 11, 11, 11, 8, 2, 8, 7, 2)  # of the recipe's tasks, in its order

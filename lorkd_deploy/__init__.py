@@ -9,12 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lorkd_deploy._version import __version__
 
 if TYPE_CHECKING:
     from lorkd_deploy.bundle.read import Bundle as Bundle
     from lorkd_deploy.bundle.read import load_bundle as load_bundle
-    from lorkd_deploy.delta import delta_weight as delta_weight
     from lorkd_deploy.demonstration import demo as demo
     from lorkd_deploy.deploy.export import export as export
     from lorkd_deploy.deploy.fuse import fuse as fuse
@@ -22,13 +21,14 @@ if TYPE_CHECKING:
     from lorkd_deploy.deploy.predict import predict as predict
     from lorkd_deploy.deploy.switchboard import Switchboard as Switchboard
     from lorkd_deploy.deploy.verify import verify as verify
+    from lorkd_deploy.doctor import doctor as doctor
     from lorkd_deploy.errors import LorkdError as LorkdError
     from lorkd_deploy.experts import add_experts as add_experts
     from lorkd_deploy.inspection import inspect as inspect
-    from lorkd_deploy.machine import doctor as doctor
+    from lorkd_deploy.lowrank.delta import delta_weight as delta_weight
     from lorkd_deploy.profiling.benchmark import benchmark as benchmark
     from lorkd_deploy.profiling.compare import compare as compare
-    from lorkd_deploy.profiling.scenarios import benchmark_scenarios as benchmark_scenarios
+    from lorkd_deploy.profiling.mlperf.scenarios import benchmark_scenarios as benchmark_scenarios
     from lorkd_deploy.recipe import load_recipe as load_recipe
     from lorkd_deploy.recipe import shipped_recipes as shipped_recipes
     from lorkd_deploy.reporting.report import report as report
@@ -44,13 +44,13 @@ _HOME = {
     "Switchboard": "deploy.switchboard",
     "add_experts": "experts",
     "benchmark": "profiling.benchmark",
-    "benchmark_scenarios": "profiling.scenarios",
+    "benchmark_scenarios": "profiling.mlperf.scenarios",
     "compare": "profiling.compare",
     "compress": "training.compress",
     "decompose": "training.decompose",
-    "delta_weight": "delta",
+    "delta_weight": "lowrank.delta",
     "demo": "demonstration",
-    "doctor": "machine",
+    "doctor": "doctor",
     "export": "deploy.export",
     "extract": "training.extract",
     "fuse": "deploy.fuse",

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 
 from lorkd_deploy.bundle.manifest import MANIFEST, TaskEntry
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.deploy.artifact import (
     ARTIFACT,
     Artifact,
@@ -18,6 +17,7 @@ from lorkd_deploy.deploy.artifact import (
     read_artifact,
 )
 from lorkd_deploy.errors import BundleError
+from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import open_run
 

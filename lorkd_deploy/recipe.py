@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from lorkd_deploy.budget import parse_budget
-from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.errors import RecipeError, UsageError, unknown_name
+from lorkd_deploy.lowrank.budget import parse_budget
+from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.launch import Launch, check_launcher, launch
+from lorkd_deploy.machine.launcher import Launch, check_launcher, launch
 
 # What `accelerate launch --cpu` sets; the address only where it was asked for several processes.
 BY_ACCELERATE = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no"}

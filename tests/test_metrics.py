@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from lorkd_deploy import metrics
 from lorkd_deploy.errors import ModelError
+from lorkd_deploy.metrics import score as metrics
 
 
 def predicted(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -112,7 +112,7 @@ def test_the_wheel_has_both_packages_the_recipes_and_the_licence(checkout: Path)
     templates = (ROOT / "lorkd_deploy").rglob("templates/**/*.*")
     expected |= {path.relative_to(ROOT).as_posix() for path in templates if path.is_file()}
     expected |= {
-        "lorkd_deploy/deploy/templates/cpp/CMakeLists.txt.in",
+        "lorkd_deploy/deploy/programs/templates/cpp/CMakeLists.txt.in",
         "lorkd_deploy/__init__.py",
         "lorkd_deploy/py.typed",
         "lorkd_exporters/__init__.py",

@@ -16,7 +16,7 @@ from lorkd_exporters import trt
 from PIL import Image
 
 from lorkd_deploy import cli
-from lorkd_deploy.cli.options import key_value
+from lorkd_deploy.cli.shared.options import key_value
 from lorkd_deploy.data import open_data
 from lorkd_deploy.recipe import PhantomData, load_recipe
 from lorkd_deploy.runtime import parse_options

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lorkd_deploy.budget import parse_budget
-from lorkd_deploy.delta import delta_weight, factor_shapes, largest_rank, update_matrix
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.truncation import (
+from lorkd_deploy.lowrank.budget import parse_budget
+from lorkd_deploy.lowrank.delta import delta_weight, factor_shapes, largest_rank, update_matrix
+from lorkd_deploy.lowrank.spectrum import (
     Step,
     holding,
     ranks_of,

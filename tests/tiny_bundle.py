@@ -24,8 +24,8 @@ from lorkd_deploy.bundle.manifest import (
     ParityEntry,
     TaskEntry,
 )
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.write import write_bundle
-from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import sha256_bytes
 

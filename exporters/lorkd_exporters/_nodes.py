@@ -15,7 +15,7 @@ def with_nodes(said: str, onnx_path: Path) -> str:
     came from; where it has no node's name, those whose operator stands in it."""
     import onnx
 
-    from lorkd_deploy.deploy.layers import layer_of
+    from lorkd_deploy.deploy.layer_names import layer_of
 
     whole = {word.rstrip(".:") for word in re.findall(r"[\w/.:-]+", said)}
     words = whole | set(re.findall(r"\w+", said))

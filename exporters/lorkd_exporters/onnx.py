@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from lorkd_deploy.deploy.template import fill
+from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     F32,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorkd_deploy.deploy.template import fill
+from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     F32,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from lorkd_deploy.deploy.template import fill
+from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
 from lorkd_deploy.runtime import (
     EngineFiles,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lorkd_deploy.deploy.template import fill
+from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     EngineFiles,

@@ -11,10 +11,10 @@ from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, TaskEntry
 from lorkd_deploy.bundle.part import EXPERT
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.bundle.write import file_entry, manifest_json
-from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.errors import BundleError
+from lorkd_deploy.lowrank.delta import Factorisation
+from lorkd_deploy.lowrank.spectrum import Spectrum, spectrum_of_factors
 from lorkd_deploy.storage import Tensors, folder_atomic, write_atomic, write_tensors
-from lorkd_deploy.truncation import Spectrum, spectrum_of_factors
 
 FACTORS = (".A", ".B")
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorkd_deploy.delta import Factorisation
+from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import NAME
 

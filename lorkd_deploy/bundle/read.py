@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from lorkd_deploy.bundle import manifest as layout
 from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, TaskEntry
-from lorkd_deploy.delta import delta_weight, factor_shapes
 from lorkd_deploy.errors import BundleError, unknown_name
+from lorkd_deploy.lowrank.delta import delta_weight, factor_shapes
 from lorkd_deploy.storage import inside, read_json, read_tensors, sha256_bytes, sha256_file
 
 F32 = npt.NDArray[np.float32]

@@ -16,8 +16,8 @@ from lorkd_deploy.bundle.manifest import (
     ParityEntry,
     TaskEntry,
 )
-from lorkd_deploy.delta import Factorisation
 from lorkd_deploy.errors import BundleError
+from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import (
     Tensors,

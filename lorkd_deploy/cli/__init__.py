@@ -15,9 +15,9 @@ import typer
 
 from lorkd_deploy.cli import render
 from lorkd_deploy.cli.app import app
-from lorkd_deploy.cli.faults import missing_package, out_of_memory, system_fault
+from lorkd_deploy.cli.shared.faults import missing_package, out_of_memory, system_fault
 from lorkd_deploy.errors import LorkdError, UsageError
-from lorkd_deploy.launch import launch
+from lorkd_deploy.machine.launcher import launch
 
 # click's ClickException; newer versions of typer carry a click of their own.
 CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])

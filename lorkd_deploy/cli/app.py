@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy import __version__
+from lorkd_deploy._version import __version__
 from lorkd_deploy.cli import recipe
 from lorkd_deploy.cli.benchmark import benchmark
 from lorkd_deploy.cli.compare import compare

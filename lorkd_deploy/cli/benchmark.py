@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.measured import show, show_scenarios
-from lorkd_deploy.cli.options import Departments, Json, Quiet, Run, Tasks
 from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.benchmarked import show, show_scenarios
+from lorkd_deploy.cli.shared.options import Departments, Json, Quiet, Run, Tasks
 from lorkd_deploy.errors import GateError, UsageError
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorkd_deploy.cli.options import Json, NewRun, Quiet, Run
 from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.options import Json, NewRun, Quiet, Run
 
 if TYPE_CHECKING:
-    from lorkd_deploy.training.shrinking import CompressedTask
+    from lorkd_deploy.training.ranks.shrinking import CompressedTask
 
 COLUMNS = (
     "department",

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.options import (
+from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.options import (
     AutoBatch,
     Json,
     NewRun,
@@ -17,8 +18,7 @@ from lorkd_deploy.cli.options import (
     Resume,
     TensorBoard,
 )
-from lorkd_deploy.cli.render import Output
-from lorkd_deploy.cli.trained import show
+from lorkd_deploy.cli.shared.training import show
 
 
 def decompose(

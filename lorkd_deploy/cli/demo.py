@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.options import Json, Quiet
 from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.options import Json, Quiet
 
 
 def demo(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lorkd_deploy.cli.options import Json, Quiet
 from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.options import Json, Quiet
 
 
 def doctor(as_json: Json = False, quiet: Quiet = False) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.options import Json, NewRun, Overrides, Quiet, RecipeName
 from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.options import Json, NewRun, Overrides, Quiet, RecipeName
 from lorkd_deploy.errors import UsageError
 
 COLUMNS = (

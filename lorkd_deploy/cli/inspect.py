@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorkd_deploy.cli import proof
-from lorkd_deploy.cli.options import Json, Overrides, Quiet
 from lorkd_deploy.cli.render import MIB, Output
+from lorkd_deploy.cli.shared import parity as proof
+from lorkd_deploy.cli.shared.options import Json, Overrides, Quiet
 from lorkd_deploy.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli import proof
-from lorkd_deploy.cli.options import Json, Quiet, Run
 from lorkd_deploy.cli.render import MIB, Output
+from lorkd_deploy.cli.shared import parity as proof
+from lorkd_deploy.cli.shared.options import Json, Quiet, Run
 
 
 def pack(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.options import Json, Precision, Quiet, Run
 from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.options import Json, Precision, Quiet, Run
 
 SHOWN = 3  # classes an image; --json and --csv have all
 

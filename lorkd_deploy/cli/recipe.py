@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.options import Json, Overrides, Quiet
 from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.options import Json, Overrides, Quiet
 
 app = typer.Typer(
     help="Read and check recipes: what one run does.\n\nExamples: `lorkd recipe list`, "

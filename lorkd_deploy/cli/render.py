@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lorkd_deploy.errors import LorkdError
-from lorkd_deploy.launch import launch
+from lorkd_deploy.machine.launcher import launch
 from lorkd_deploy.progress import Progress, Silent
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lorkd_deploy.cli.options import (
+from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.options import (
     AutoBatch,
     Json,
     NewRun,
@@ -12,8 +13,7 @@ from lorkd_deploy.cli.options import (
     Resume,
     TensorBoard,
 )
-from lorkd_deploy.cli.render import Output
-from lorkd_deploy.cli.trained import show
+from lorkd_deploy.cli.shared.training import show
 
 
 def teacher(

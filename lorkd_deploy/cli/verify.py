@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli import proof
-from lorkd_deploy.cli.options import Json, Quiet, Run
 from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared import parity as proof
+from lorkd_deploy.cli.shared.options import Json, Quiet, Run
 from lorkd_deploy.errors import GateError
 
 

@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lorkd_deploy import __version__
+from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.candidates import Choice
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import ArtifactError, BundleError
+from lorkd_deploy.machine.processor import cpu_model
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.processor import cpu_model
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
 from lorkd_deploy.storage import canonical_json, inside, read_json, sha256_file, write_atomic

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, open_engine
 from lorkd_deploy.deploy.candidates import BASELINE, Candidate, Choice, drop, judged
 from lorkd_deploy.deploy.clock import interleaved
-from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.deploy.validation import Validation, accuracies
 from lorkd_deploy.errors import GateError, LorkdError
 from lorkd_deploy.recipe import parse_recipe

@@ -17,12 +17,12 @@ import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.chain import FUSED, Stage, cpus, opened_stage
+from lorkd_deploy.deploy.cut_model import Cuttable
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.layers import layer_of
+from lorkd_deploy.deploy.layer_names import layer_of
 from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.parity import Part
 from lorkd_deploy.deploy.reference import Reference
-from lorkd_deploy.deploy.truncate import Cuttable
 from lorkd_deploy.runtime import F32, EngineSpec, RunOptions, exporter
 
 IMAGES = 8  # enough to show a difference, few enough for the inner tensors of a large network

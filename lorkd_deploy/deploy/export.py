@@ -29,9 +29,9 @@ from lorkd_deploy.deploy.chain import cpus as cpus  # noqa: PLC0414 (taken from 
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here, tolerance_of
+from lorkd_deploy.deploy.programs.samples import require_samples, write_sample
+from lorkd_deploy.deploy.programs.triton import require_layout, require_own, write_repository
 from lorkd_deploy.deploy.reference import Reference
-from lorkd_deploy.deploy.sample import require_samples, write_sample
-from lorkd_deploy.deploy.triton import require_layout, require_own, write_repository
 from lorkd_deploy.deploy.validation import validation_splits
 from lorkd_deploy.errors import (
     LorkdError,

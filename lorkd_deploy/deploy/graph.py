@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy import __version__
+from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import Binding
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import BundleError

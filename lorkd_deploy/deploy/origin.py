@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from lorkd_deploy import __version__
+from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, environment
 from lorkd_deploy.deploy.calibration import calibration_images
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.precision import float16, int8
 from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.precisions.passes import float16, int8
 from lorkd_deploy.runtime import Probe, exporter
 from lorkd_deploy.storage import sha256_bytes
 

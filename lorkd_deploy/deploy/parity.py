@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from lorkd_deploy import metrics
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import GateError, ModelError, UsageError, with_fix
+from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.recipe import ToleranceSpec
 from lorkd_deploy.runtime import Probe
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from lorkd_deploy import metrics
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import (
     NOT_VERIFIED,
@@ -20,6 +19,7 @@ from lorkd_deploy.deploy.artifact import (
 )
 from lorkd_deploy.deploy.export import cpus
 from lorkd_deploy.errors import ArtifactError, ImageError, UsageError
+from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.preprocess import U8, Preprocess, read_image
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, F32, RunOptions

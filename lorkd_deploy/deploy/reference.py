@@ -15,10 +15,10 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.data import image_sha256, open_data
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
-from lorkd_deploy.deploy.inputs import known_inputs
 from lorkd_deploy.deploy.parity import (
     I64,
     INPUTS,

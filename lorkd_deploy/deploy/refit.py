@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, engine_tasks, open_engine
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.inputs import known_inputs
 from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.parity import ParityError
 from lorkd_deploy.deploy.reference import Reference

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy import metrics
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.data import Split, open_data
 from lorkd_deploy.errors import DataError
+from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import Runner
 from lorkd_deploy.storage import canonical_json

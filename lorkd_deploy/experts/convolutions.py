@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorkd_deploy.delta import delta_weight
 from lorkd_deploy.experts.rows import Span, add_product, multiply, outer
+from lorkd_deploy.lowrank.delta import delta_weight
 
 _backward = torch.ops.aten.convolution_backward.default
 

@@ -8,13 +8,13 @@ from typing import Literal, TypeGuard
 
 from torch import nn
 
-from lorkd_deploy.delta import FACTORISATIONS, Factorisation
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
 from lorkd_deploy.experts.model import ExpertModel, replace_modules
 from lorkd_deploy.experts.norms import NORMS, PerTaskNorm, has_own_state
 from lorkd_deploy.experts.ranks import Rank, ranks_by_layer, unknown_layer, wasteful_layers
 from lorkd_deploy.experts.routing import Router
+from lorkd_deploy.lowrank.delta import FACTORISATIONS, Factorisation
 
 
 def add_experts(

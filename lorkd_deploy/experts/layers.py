@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.delta import Factorisation, columns_per_rank, delta_weight, factor_shapes
 from lorkd_deploy.experts.absent import ExpertStack
 from lorkd_deploy.experts.routing import Router
 from lorkd_deploy.experts.separation import separate_conv2d, separate_linear
+from lorkd_deploy.lowrank.delta import Factorisation, columns_per_rank, delta_weight, factor_shapes
 
 
 class _ExpertLayer(nn.Module):

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from lorkd_deploy.delta import Factorisation, largest_rank
 from lorkd_deploy.errors import UsageError, unknown_name
+from lorkd_deploy.lowrank.delta import Factorisation, largest_rank
 
 Rank = int | Mapping[str, int]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from lorkd_deploy.delta import delta_weight
+from lorkd_deploy.lowrank.delta import delta_weight
 
 # Where torch's grouped product takes the place of one product a span: on a GPU it is one kernel for
 # all (not run on one by us), on a CPU it takes as long (within 5 % for 10 and 100 uneven tasks).

@@ -14,13 +14,13 @@ from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import UsageError
+from lorkd_deploy.machine.environment import Load, environment, identity, load_average
+from lorkd_deploy.profiling.all_engines import together
 from lorkd_deploy.profiling.conditions import OTHERS, SLOWER, THROTTLED
-from lorkd_deploy.profiling.environment import environment, identity, load_average
 from lorkd_deploy.profiling.gates import ROUNDS, check, parse_gates
-from lorkd_deploy.profiling.kept import ROUNDS_FOLDER, Kept
+from lorkd_deploy.profiling.kept_rounds import ROUNDS_FOLDER, Kept
 from lorkd_deploy.profiling.measuring import Measured, check_writable, measure
 from lorkd_deploy.profiling.notes import notes_of, unscored
-from lorkd_deploy.profiling.pipeline import SIDE
 from lorkd_deploy.profiling.process import WorkerError
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
@@ -29,7 +29,6 @@ from lorkd_deploy.profiling.profile import (
     Comparison,
     Difference,
     EngineProfile,
-    Load,
     Profile,
     Protocol,
     Score,
@@ -44,8 +43,8 @@ from lorkd_deploy.profiling.scoring import (
     tensors,
 )
 from lorkd_deploy.profiling.selection import is_teacher, select_engines, teacher_for
+from lorkd_deploy.profiling.stages import SIDE
 from lorkd_deploy.profiling.summary import MARGIN
-from lorkd_deploy.profiling.together import together
 from lorkd_deploy.profiling.totals import comparison, engine_profile, single_calls
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import BenchmarkSpec, Recipe, parse_recipe

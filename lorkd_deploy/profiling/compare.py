@@ -18,7 +18,6 @@ from lorkd_deploy.profiling.profile import (
     PROFILE,
     EngineProfile,
     Interval,
-    Part,
     Profile,
     Score,
     Timing,
@@ -29,6 +28,7 @@ from lorkd_deploy.profiling.profile import (
 from lorkd_deploy.profiling.scoring import TaskAnswers, difference
 from lorkd_deploy.profiling.summary import LEAST_ROUNDS, MARGIN, RESAMPLES
 from lorkd_deploy.run import open_run
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import read_tensors, sha256_file
 
 Verdict = Literal["better", "worse", "no change shown", "too few rounds"]

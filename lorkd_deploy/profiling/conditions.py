@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lorkd_deploy.profiling.environment import groups
-from lorkd_deploy.profiling.nvml import GpuState, Nvml
+from lorkd_deploy.machine.environment import groups
+from lorkd_deploy.machine.nvml import GpuState, Nvml
 from lorkd_deploy.profiling.profile import Conditions
 
 OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed

@@ -8,10 +8,10 @@ from typing import Any
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.machine.environment import Environment, disturbances
 from lorkd_deploy.profiling.bounds import bounds
-from lorkd_deploy.profiling.environment import disturbances
-from lorkd_deploy.profiling.profile import EngineProfile, Environment, Protocol
-from lorkd_deploy.profiling.scenario_profile import ScenarioRun
+from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
+from lorkd_deploy.profiling.profile import EngineProfile, Protocol
 from lorkd_deploy.profiling.selection import is_teacher, teacher_for
 from lorkd_deploy.profiling.summary import LEAST_ROUNDS
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.machine.environment import Environment
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import read_json
 
 SCHEMA = 1
@@ -22,12 +24,6 @@ PROFILE = "profile.json"
 CALLS = "calls.safetensors"
 ANSWERS = "answers.safetensors"
 LEAST_CALLS = {"p99": 100, "p99_9": 1000}  # of fewer a percentile is little but the slowest call
-
-
-class Part(BaseModel):
-    """Base of every part of a profile."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Interval(Part):
@@ -350,7 +346,7 @@ class Protocol(Part):
     most_throttled: float | None = None
     most_slower: float | None = None
     largest_batch: int = 0
-    best_batches: dict[str, int] = {}
+    best_batches: dict[str, int] = Field(default_factory=dict)
     stage_image: int | None = None
     quick: bool = False
     uncached: bool = False
@@ -367,35 +363,6 @@ class Protocol(Part):
     def stage_seconds(self) -> float:
         """How long a round does so at least, seconds."""
         return self.seconds / 4
-
-
-class Load(Part):
-    """The machine's load average over 1, 5 and 15 minutes; the benchmark itself adds to it."""
-
-    before: tuple[float, float, float]
-    after: tuple[float, float, float]
-
-
-class Environment(Part):
-    """The machine as far as it bears on the figures: no host name, no user, no path."""
-
-    cpu: str
-    architecture: str
-    logical_cpus: int
-    physical_cpus: int | None
-    allowed_cpus: int
-    cpu_limit: float | None
-    governor: str | None
-    max_mhz: float | None
-    memory_mib: int
-    memory_limit_mib: int | None
-    gpus: tuple[str, ...]
-    battery: bool
-    system: str
-    kernel: str
-    python: str
-    packages: dict[str, str]
-    load: Load | None = None
 
 
 class Profile(Part):

@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.machine.gpu_memory import GpuMemory
+from lorkd_deploy.machine.nvml import Nvml
+from lorkd_deploy.machine.page_cache import forget
+from lorkd_deploy.machine.power import Power
 from lorkd_deploy.profiling.conditions import (
     OTHERS,
     SLOWER,
@@ -19,16 +23,12 @@ from lorkd_deploy.profiling.conditions import (
     snapshot,
     worst,
 )
-from lorkd_deploy.profiling.gpu_memory import GpuMemory
-from lorkd_deploy.profiling.nvml import Nvml
-from lorkd_deploy.profiling.page_cache import forget
-from lorkd_deploy.profiling.pipeline import STAGES
-from lorkd_deploy.profiling.power import Power
 from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.profiling.profile import (
     Conditions,
     Protocol,
 )
+from lorkd_deploy.profiling.stages import STAGES
 from lorkd_deploy.profiling.summary import (
     RoundCalls,
 )

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy import metrics
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.data import Split, TaskData, open_data
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import DataError
-from lorkd_deploy.metrics import Metric
+from lorkd_deploy.metrics import decisions
+from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.profiling import decisions
 from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.profiling.profile import (
     Difference,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.profiling.memory import NO_SOURCE, SOURCE
+from lorkd_deploy.machine.memory import NO_SOURCE, SOURCE
 from lorkd_deploy.profiling.profile import (
     BatchRatio,
     ColdStart,

@@ -37,7 +37,7 @@ class Session:
     """One worker's engine and what is asked of it."""
 
     def __init__(self) -> None:
-        from lorkd_deploy.profiling.memory import proportional, resident
+        from lorkd_deploy.machine.memory import proportional, resident
 
         self.resident, self.proportional = resident, proportional
         self.empty = resident().now
@@ -103,7 +103,7 @@ class Session:
 
     def stages(self, request: dict[str, Any], _: bytes) -> Answer:
         """One image from its file to an answer, again and again; int64 ns, four a pass."""
-        from lorkd_deploy.profiling.pipeline import time_stages
+        from lorkd_deploy.profiling.stages import time_stages
 
         with _without_gc():
             found = time_stages(self._runner(), request)
@@ -111,7 +111,7 @@ class Session:
 
     def scenario(self, request: dict[str, Any], _: bytes) -> Answer:
         """One test of MLCommons LoadGen on this engine; see `loadgen.run`."""
-        from lorkd_deploy.profiling.loadgen import run
+        from lorkd_deploy.profiling.mlperf.loadgen import run
 
         return run(self._runner(), request), b""
 
@@ -121,7 +121,7 @@ class Session:
 
     def files(self, _request: dict[str, Any], _: bytes) -> Answer:
         """Every file that this process has mapped or imported, or its runtime's cache holds."""
-        from lorkd_deploy.profiling.page_cache import mapped_files
+        from lorkd_deploy.machine.page_cache import mapped_files
 
         imported = {
             path
@@ -237,7 +237,7 @@ def _without_gc() -> Any:
 
 def _serve(requests: Any, replies: Any) -> None:
     from lorkd_deploy.errors import LorkdError
-    from lorkd_deploy.profiling.frames import receive, send
+    from lorkd_deploy.profiling.worker_messages import receive, send
 
     session = Session()
     handlers = {

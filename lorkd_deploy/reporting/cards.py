@@ -10,15 +10,18 @@ from typing import Any
 
 import yaml
 
-from lorkd_deploy import __version__
+from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.profiling.profile import Profile
-from lorkd_deploy.reporting import cautions, quality, scenarios, tables, words
+from lorkd_deploy.reporting import cautions, words
 from lorkd_deploy.reporting.cells import UNMEASURED
 from lorkd_deploy.reporting.markdown import facts, grid, plain
 from lorkd_deploy.reporting.page import describe
-from lorkd_deploy.reporting.proof import proof
 from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.tables import decisions as quality
+from lorkd_deploy.reporting.tables import engines as tables
+from lorkd_deploy.reporting.tables import mlperf as scenarios
+from lorkd_deploy.reporting.tables.parity import proof
 
 _GAP = "not recorded here"
 

@@ -6,10 +6,10 @@ import base64
 import hashlib
 from importlib import resources
 
-from lorkd_deploy import __version__
+from lorkd_deploy._version import __version__
 from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.reporting.page import Page
-from lorkd_deploy.reporting.plot import Figure
+from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.table import Table
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.reporting import cautions, curves, quality, scenarios, tables, words
+from lorkd_deploy.reporting import cautions, words
 from lorkd_deploy.reporting.cells import UNMEASURED
-from lorkd_deploy.reporting.conditions import conditions
-from lorkd_deploy.reporting.distribution import distribution
 from lorkd_deploy.reporting.glossary import glossary
-from lorkd_deploy.reporting.memory import memory, together
-from lorkd_deploy.reporting.plot import Figure
-from lorkd_deploy.reporting.proof import proof
+from lorkd_deploy.reporting.plots import curves
+from lorkd_deploy.reporting.plots.distribution import distribution
+from lorkd_deploy.reporting.plots.figure import Figure
+from lorkd_deploy.reporting.plots.tradeoff import MEASURES, tradeoffs
 from lorkd_deploy.reporting.samples import Sample, samples
 from lorkd_deploy.reporting.sources import Sources
-from lorkd_deploy.reporting.stages import stages
-from lorkd_deploy.reporting.starting import starting
 from lorkd_deploy.reporting.table import Table
-from lorkd_deploy.reporting.tradeoff import MEASURES, tradeoffs
+from lorkd_deploy.reporting.tables import decisions as quality
+from lorkd_deploy.reporting.tables import engines as tables
+from lorkd_deploy.reporting.tables import mlperf as scenarios
+from lorkd_deploy.reporting.tables.cold_start import starting
+from lorkd_deploy.reporting.tables.conditions import conditions
+from lorkd_deploy.reporting.tables.memory import memory, together
+from lorkd_deploy.reporting.tables.parity import proof
+from lorkd_deploy.reporting.tables.stages import stages
 
 NO_IMAGES = (
     "Test images may be patients', so none is on this page: `lorkd report --images` embeds a few "

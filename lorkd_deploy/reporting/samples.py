@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from lorkd_deploy.metrics import F64, I64
+from lorkd_deploy.metrics.decisions import decided
+from lorkd_deploy.metrics.score import F64, I64
 from lorkd_deploy.preprocess import U8
-from lorkd_deploy.profiling.decisions import decided
 from lorkd_deploy.profiling.scoring import open_task
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.reporting.cells import FOUNDATION
-from lorkd_deploy.reporting.curves import TaskCurves
+from lorkd_deploy.reporting.plots.curves import TaskCurves
 from lorkd_deploy.reporting.sources import Sources
 
 MOST = 8  # images a task

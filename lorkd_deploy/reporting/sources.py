@@ -16,6 +16,7 @@ from lorkd_deploy.bundle.manifest import MANIFEST, Manifest, TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts
 from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.profiling.mlperf.profile import LOADGEN, ScenarioProfile, read_scenarios
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
     CALLS,
@@ -28,7 +29,6 @@ from lorkd_deploy.profiling.profile import (
     Score,
     read_profile,
 )
-from lorkd_deploy.profiling.scenario_profile import LOADGEN, ScenarioProfile, read_scenarios
 from lorkd_deploy.run import Run
 from lorkd_deploy.storage import read_tensors, sha256_file
 

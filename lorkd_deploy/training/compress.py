@@ -9,30 +9,30 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lorkd_deploy.budget import parse_budget
 from lorkd_deploy.bundle.compressed import write_compressed
 from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.deploy.inputs import known_inputs
 from lorkd_deploy.errors import DataError, UsageError
 from lorkd_deploy.experts import ExpertClassifier
-from lorkd_deploy.metrics import score
+from lorkd_deploy.lowrank.budget import parse_budget
+from lorkd_deploy.lowrank.spectrum import Step, holding
+from lorkd_deploy.metrics.score import score
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import Run, claimed, open_run, refuse_bundle
 from lorkd_deploy.storage import Tensors, canonical_json, carry_over
-from lorkd_deploy.training.assemble import reference_logits, versions
-from lorkd_deploy.training.evaluate import scores, task_logits
-from lorkd_deploy.training.restore import restored
-from lorkd_deploy.training.setup import Setup, open_setup
-from lorkd_deploy.training.shrinking import (
+from lorkd_deploy.training.batches.setup import Setup, open_setup
+from lorkd_deploy.training.bundling.assemble import reference_logits, versions
+from lorkd_deploy.training.networks.evaluate import scores, task_logits
+from lorkd_deploy.training.networks.restore import restored
+from lorkd_deploy.training.ranks.shrinking import (
     Candidates,
     CompressedTask,
     affordable,
     candidates_of,
     within_budget,
 )
-from lorkd_deploy.truncation import Step, holding
 
 Score = Callable[[TaskEntry, Tensors], dict[str, float]]  # of an expert, on its validation split
 Choice = Callable[[Candidates, Score], Sequence[Step]]

@@ -13,24 +13,29 @@ from lorkd_deploy.errors import UsageError
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.run import refuse_other_bundle
-from lorkd_deploy.training.assemble import write_experts
-from lorkd_deploy.training.auto_rank import check_budget, truncate_to_budget
-from lorkd_deploy.training.checkpoint import Checkpoints
-from lorkd_deploy.training.compiled import check_compiler
-from lorkd_deploy.training.distributed import joined
-from lorkd_deploy.training.evaluate import network_input, scores, summary
-from lorkd_deploy.training.features import TeacherFeatures
-from lorkd_deploy.training.history import Fitted, write_history
-from lorkd_deploy.training.loader import Batch
-from lorkd_deploy.training.loop import fit
-from lorkd_deploy.training.losses import batch_accuracy, label_loss, logit_transfer, transfer_loss
-from lorkd_deploy.training.network import TeacherNetwork, place
-from lorkd_deploy.training.result import TrainingResult
-from lorkd_deploy.training.scalars import check_tensorboard
-from lorkd_deploy.training.setup import Setup, open_setup
-from lorkd_deploy.training.student import Student, build_student
+from lorkd_deploy.training.batches.loader import Batch
+from lorkd_deploy.training.batches.setup import Setup, open_setup
+from lorkd_deploy.training.bundling.assemble import write_experts
+from lorkd_deploy.training.bundling.result import TrainingResult
+from lorkd_deploy.training.fitting.checkpoint import Checkpoints
+from lorkd_deploy.training.fitting.compiled import check_compiler
+from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.fitting.history import Fitted, write_history
+from lorkd_deploy.training.fitting.loop import fit
+from lorkd_deploy.training.fitting.losses import (
+    batch_accuracy,
+    label_loss,
+    logit_transfer,
+    transfer_loss,
+)
+from lorkd_deploy.training.fitting.processes import joined
+from lorkd_deploy.training.fitting.tensorboard import check_tensorboard
+from lorkd_deploy.training.fitting.update import Loss, Objective
+from lorkd_deploy.training.networks.evaluate import network_input, scores, summary
+from lorkd_deploy.training.networks.network import TeacherNetwork, place
+from lorkd_deploy.training.networks.student import Student, build_student
+from lorkd_deploy.training.ranks.auto_rank import check_budget, truncate_to_budget
 from lorkd_deploy.training.teacher import batch_task, load_teacher, train_teacher
-from lorkd_deploy.training.update import Loss, Objective
 
 log = logging.getLogger(__name__)
 

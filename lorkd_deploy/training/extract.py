@@ -15,28 +15,28 @@ from torch import nn
 
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
-from lorkd_deploy.metrics import score
+from lorkd_deploy.metrics.score import score
 from lorkd_deploy.models import build, feature_dim
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.run import Run, claimed, refuse_bundle
 from lorkd_deploy.storage import sha256_file
-from lorkd_deploy.training.assemble import write_experts
-from lorkd_deploy.training.difference import (
+from lorkd_deploy.training.batches.loader import Images
+from lorkd_deploy.training.batches.setup import Setup, open_setup
+from lorkd_deploy.training.bundling.assemble import write_experts
+from lorkd_deploy.training.fitting.history import Fitted
+from lorkd_deploy.training.fitting.processes import best_device
+from lorkd_deploy.training.networks.evaluate import task_logits
+from lorkd_deploy.training.networks.finetuned import fine_tuned, load_whole
+from lorkd_deploy.training.networks.network import TaskNetwork
+from lorkd_deploy.training.networks.student import with_experts
+from lorkd_deploy.training.ranks.difference import (
     Difference,
     ExtractedLayer,
     KeptTensor,
     Nearness,
     difference,
 )
-from lorkd_deploy.training.distributed import best_device
-from lorkd_deploy.training.evaluate import task_logits
-from lorkd_deploy.training.finetuned import fine_tuned, load_whole
-from lorkd_deploy.training.history import Fitted
-from lorkd_deploy.training.loader import Images
-from lorkd_deploy.training.network import TaskNetwork
-from lorkd_deploy.training.setup import Setup, open_setup
-from lorkd_deploy.training.student import with_experts
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from lorkd_deploy.experts.choice import Choice, Form, observed
 from lorkd_deploy.recipe import Recipe, load_recipe, parse_recipe
 from lorkd_deploy.run import RUN, open_run
 from lorkd_deploy.storage import read_json
-from lorkd_deploy.training.student import with_experts
+from lorkd_deploy.training.networks.student import with_experts
 
 
 class LayerForm(BaseModel):

@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lorkd_deploy.bundle.grown import write_grown
 from lorkd_deploy.bundle.manifest import Manifest
+from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.deploy.inputs import known_inputs
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.experts.absent import ExpertStack
 from lorkd_deploy.experts.norms import PerTaskNorm
@@ -26,7 +26,8 @@ from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import Run, open_run, refuse_other_bundle
 from lorkd_deploy.storage import carry_over, sha256_bytes
-from lorkd_deploy.training.assemble import (
+from lorkd_deploy.training.batches.setup import Setup, open_setup
+from lorkd_deploy.training.bundling.assemble import (
     arrays,
     expert_parameters,
     own_tensors,
@@ -36,17 +37,16 @@ from lorkd_deploy.training.assemble import (
     training_result,
     versions,
 )
-from lorkd_deploy.training.checkpoint import Checkpoints
-from lorkd_deploy.training.compiled import check_compiler
+from lorkd_deploy.training.bundling.result import TrainingResult
 from lorkd_deploy.training.decompose import fit_student
-from lorkd_deploy.training.distributed import joined
-from lorkd_deploy.training.evaluate import scores
-from lorkd_deploy.training.features import TeacherFeatures
-from lorkd_deploy.training.history import Fitted
-from lorkd_deploy.training.network import TeacherNetwork
-from lorkd_deploy.training.result import TrainingResult
-from lorkd_deploy.training.setup import Setup, open_setup
-from lorkd_deploy.training.student import Student, build_student
+from lorkd_deploy.training.fitting.checkpoint import Checkpoints
+from lorkd_deploy.training.fitting.compiled import check_compiler
+from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.fitting.history import Fitted
+from lorkd_deploy.training.fitting.processes import joined
+from lorkd_deploy.training.networks.evaluate import scores
+from lorkd_deploy.training.networks.network import TeacherNetwork
+from lorkd_deploy.training.networks.student import Student, build_student
 from lorkd_deploy.training.teacher import knows, load_teacher
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import pytest
 from lorkd_deploy.bundle.manifest import LayerEntry, ParityEntry, TaskEntry
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import write_bundle
-from lorkd_deploy.delta import factor_shapes
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.inspection import inspect
+from lorkd_deploy.lowrank.delta import factor_shapes
 from lorkd_deploy.preprocess import Preprocess
 from tests import tiny_bundle
 

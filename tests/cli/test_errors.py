@@ -12,7 +12,7 @@ import pytest
 
 import lorkd_deploy
 from lorkd_deploy import cli, recipe
-from lorkd_deploy.cli.faults import system_fault
+from lorkd_deploy.cli.shared.faults import system_fault
 from lorkd_deploy.errors import GateError
 
 LORKD = [sys.executable, "-m", "lorkd_deploy"]

@@ -19,9 +19,9 @@ from lorkd_deploy.bundle.manifest import (
     ParityEntry,
     TaskEntry,
 )
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.write import write_bundle
 from lorkd_deploy.data import image_sha256
-from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.deploy.parity import ImageReference, reference_tensors
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import Recipe, parse_recipe

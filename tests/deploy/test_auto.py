@@ -11,13 +11,14 @@ import pytest
 
 from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.deploy import auto, clock, parity, precision
+from lorkd_deploy.deploy import auto, clock, parity
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, read_artifact
 from lorkd_deploy.deploy.candidates import Candidate, Choice, drop, judged
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.validation import accuracies, validation_splits
 from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import DataError, GateError, RuntimeUnavailableError, UsageError
+from lorkd_deploy.precisions import passes as precision
 from lorkd_deploy.runtime import Probe, exporter
 from tests.deploy.made_run import PREPROCESS, true_logits
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorkd_deploy import cli, metrics
+from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.data import open_data
 from lorkd_deploy.deploy import export as export_module
@@ -21,6 +21,7 @@ from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Link, compare, tolerance_of
 from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import GateError
+from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import Probe, exporter
 from tests.deploy.made_run import PREPROCESS, ROWS, make_run, true_logits

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from lorkd_deploy import __version__
+from lorkd_deploy._version import __version__
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.inputs import parity_inputs
 from lorkd_deploy.errors import BundleError, UsageError
 from lorkd_deploy.storage import sha256_bytes, sha256_file
 from tests.tiny_bundle import SIZE, checked, make_bundle

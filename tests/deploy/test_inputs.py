@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lorkd_deploy.deploy.inputs import parity_inputs
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.storage import sha256_bytes
 
 

@@ -13,13 +13,14 @@ import pytest
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.data import open_data
-from lorkd_deploy.deploy import parity, precision
+from lorkd_deploy.deploy import parity
 from lorkd_deploy.deploy.artifact import Artifact, open_engine
 from lorkd_deploy.deploy.calibration import calibration_images
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.precision import float16, int8
 from lorkd_deploy.errors import DataError, GateError, ModelError, RuntimeUnavailableError
+from lorkd_deploy.precisions import passes as precision
+from lorkd_deploy.precisions.passes import float16, int8
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import EngineSpec, Int8, RunOptions, exporter
 from lorkd_deploy.storage import sha256_bytes, sha256_file

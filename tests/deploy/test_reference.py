@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorkd_deploy.bundle import parity_inputs as inputs_module
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.deploy import inputs as inputs_module
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import BundleError
 from tests.deploy.made_run import true_logits

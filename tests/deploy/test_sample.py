@@ -16,7 +16,7 @@ from PIL import Image
 from lorkd_deploy.deploy.artifact import Artifact, read_artifact
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.predict import predict
-from lorkd_deploy.deploy.sample import write_sample
+from lorkd_deploy.deploy.programs.samples import write_sample
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import exporter, targets

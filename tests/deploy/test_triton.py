@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.deploy import triton
 from lorkd_deploy.deploy.artifact import Artifact, check_files, read_artifact, write_artifact
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.sample import write_sample
+from lorkd_deploy.deploy.programs import triton
+from lorkd_deploy.deploy.programs.samples import write_sample
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.runtime import exporter
 from lorkd_deploy.storage import write_atomic

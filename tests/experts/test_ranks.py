@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lorkd_deploy.delta import factor_shapes, largest_rank
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts import add_experts
+from lorkd_deploy.lowrank.delta import factor_shapes, largest_rank
 
 
 def net() -> nn.Sequential:

@@ -13,8 +13,8 @@ from lorkd_exporters import _tensorrt
 from lorkd_exporters._cuda import gpus
 from onnx import helper
 
-from lorkd_deploy.deploy.precision import float16
 from lorkd_deploy.errors import ArtifactError, UsageError
+from lorkd_deploy.precisions.passes import float16
 from lorkd_deploy.runtime import EngineSpec, exporter, targets
 from tests.exporters.conftest import BUILDABLE
 

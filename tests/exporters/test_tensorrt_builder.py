@@ -17,9 +17,9 @@ from onnx import helper
 from lorkd_deploy import cli
 from lorkd_deploy.deploy.artifact import read_artifact
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.precision import float16
 from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
+from lorkd_deploy.precisions.passes import float16
 from lorkd_deploy.runtime import EngineFiles, EngineSpec, RunOptions, exporter
 from tests.deploy.made_run import make_run
 from tests.exporters import fake_tensorrt, fake_tensorrt_builder

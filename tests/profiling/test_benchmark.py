@@ -22,9 +22,9 @@ from PIL import Image
 from lorkd_deploy import benchmark, report
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import ArtifactError, LorkdError, UsageError
+from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling import benchmark as benchmark_module
 from lorkd_deploy.profiling import conditions, measuring
-from lorkd_deploy.profiling.environment import environment
 from lorkd_deploy.profiling.process import WorkerError
 from lorkd_deploy.profiling.profile import (
     ANSWERS,

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile, EngineTask
+from lorkd_deploy.machine.gpu_memory import GpuMemory
+from lorkd_deploy.machine.nvml import GpuState
+from lorkd_deploy.machine.power import Power
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling import rounds
 from lorkd_deploy.profiling.conditions import Snapshot, conditions, snapshot, worst
-from lorkd_deploy.profiling.gpu_memory import GpuMemory
-from lorkd_deploy.profiling.nvml import GpuState
-from lorkd_deploy.profiling.pipeline import draw_image
-from lorkd_deploy.profiling.power import Power
 from lorkd_deploy.profiling.profile import Conditions, Protocol
+from lorkd_deploy.profiling.stages import draw_image
 
 STAT = """\
 cpu  400 0 200 9000 50 0 10 40 0 0

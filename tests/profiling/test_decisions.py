@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lorkd_deploy import metrics
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.profiling import decisions
+from lorkd_deploy.metrics import decisions
+from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.profiling.scoring import TaskAnswers, difference, score
 
 

@@ -15,15 +15,15 @@ from typing import Any
 import psutil
 import pytest
 
-from lorkd_deploy.processor import cpu_model
-from lorkd_deploy.profiling.environment import (
+from lorkd_deploy.machine.environment import (
+    Load,
     cpu_limit,
     disturbances,
     environment,
     memory_limit,
 )
-from lorkd_deploy.profiling.memory import resident
-from lorkd_deploy.profiling.profile import Load
+from lorkd_deploy.machine.memory import resident
+from lorkd_deploy.machine.processor import cpu_model
 
 
 def test_the_machine_is_recorded_without_names_and_paths() -> None:
@@ -137,7 +137,7 @@ def test_resident_memory_grows_with_what_is_held() -> None:
     # In a process of its own: here, libraries' threads give memory back while the test runs.
     # 128 MiB are above glibc's largest threshold: mapped, and not cut from memory freed before.
     script = (
-        "from lorkd_deploy.profiling.memory import resident\n"
+        "from lorkd_deploy.machine.memory import resident\n"
         "before = resident(); held = bytearray(b'x') * (128 << 20); after = resident()\n"
         "print(before.now, after.now, after.peak)"
     )

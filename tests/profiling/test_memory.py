@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from lorkd_deploy import benchmark, report
-from lorkd_deploy.profiling.gpu_memory import is_jetson, open_gpu_memory
-from lorkd_deploy.profiling.memory import proportional, resident
-from lorkd_deploy.profiling.nvml import GpuState, Nvml, slowed
-from lorkd_deploy.profiling.page_cache import cached, forget, mapped_files
+from lorkd_deploy.machine.gpu_memory import is_jetson, open_gpu_memory
+from lorkd_deploy.machine.memory import proportional, resident
+from lorkd_deploy.machine.nvml import GpuState, Nvml, slowed
+from lorkd_deploy.machine.page_cache import cached, forget, mapped_files
 
 WARM = "day/warm/trial-fp32"
 COLD = "night/cold/trial-fp32"

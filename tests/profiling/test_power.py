@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from lorkd_deploy import benchmark, report
-from lorkd_deploy.profiling import measuring, power
-from lorkd_deploy.profiling.power import NO_SOURCE, Meter, Power, Reading, meters, open_power
-from lorkd_deploy.profiling.rails import Integrator, rails
+from lorkd_deploy.machine import power
+from lorkd_deploy.machine.power import NO_SOURCE, Meter, Power, Reading, meters, open_power
+from lorkd_deploy.machine.rails import Integrator, rails
+from lorkd_deploy.profiling import measuring
 
 Hospital = Any  # the fixture's class, in conftest.py
 

@@ -17,11 +17,11 @@ import pytest
 
 from lorkd_deploy import benchmark, benchmark_scenarios, cli, pack, report
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, UsageError
-from lorkd_deploy.profiling import loadgen, scenarios
-from lorkd_deploy.profiling.environment import environment
+from lorkd_deploy.machine.environment import environment
+from lorkd_deploy.profiling.mlperf import loadgen, scenarios
+from lorkd_deploy.profiling.mlperf.log import DETAIL, read_answers, read_log
+from lorkd_deploy.profiling.mlperf.profile import LOADGEN, ScenarioRun, read_scenarios
 from lorkd_deploy.profiling.process import WorkerError
-from lorkd_deploy.profiling.scenario_log import DETAIL, read_answers, read_log
-from lorkd_deploy.profiling.scenario_profile import LOADGEN, ScenarioRun, read_scenarios
 
 pytest.importorskip("mlperf_loadgen", reason="MLCommons LoadGen isn't installed here")
 TEACHER = "teacher/trial-fp32"

@@ -11,19 +11,18 @@ import numpy as np
 from lorkd_deploy.bundle.manifest import FileEntry, GraphEntry, Manifest, ParityEntry, TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile, engine_tasks, write_artifact
 from lorkd_deploy.deploy.parity import Compared, Parity
-from lorkd_deploy.metrics import probabilities
+from lorkd_deploy.machine.environment import Environment, Load
+from lorkd_deploy.metrics.decisions import mcnemar
+from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.profiling.decisions import mcnemar
 from lorkd_deploy.profiling.profile import (
     BatchRatio,
     ColdStart,
     Comparison,
     Difference,
     EngineProfile,
-    Environment,
     Flips,
     Interval,
-    Load,
     Memory,
     Profile,
     Protocol,

@@ -16,8 +16,8 @@ import pytest
 
 from lorkd_deploy import cli
 from lorkd_deploy.errors import BundleError, LorkdError, RuntimeUnavailableError
-from lorkd_deploy.metrics import auc
-from lorkd_deploy.profiling.decisions import calibration_error
+from lorkd_deploy.metrics.decisions import calibration_error
+from lorkd_deploy.metrics.score import auc
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
     PROFILE,

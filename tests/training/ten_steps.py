@@ -16,15 +16,15 @@ from torch.distributed.nn.functional import all_reduce
 
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import Recipe, parse_recipe
-from lorkd_deploy.training import batch_statistics
-from lorkd_deploy.training.checkpoint import Checkpoints
-from lorkd_deploy.training.distributed import Processes, joined
-from lorkd_deploy.training.evaluate import network_input, scores
-from lorkd_deploy.training.loader import Batch
-from lorkd_deploy.training.loop import Loss, fit
-from lorkd_deploy.training.losses import batch_accuracy, label_loss, transfer_loss
-from lorkd_deploy.training.setup import Setup, open_setup
-from lorkd_deploy.training.student import Student, build_student
+from lorkd_deploy.training.batches.loader import Batch
+from lorkd_deploy.training.batches.setup import Setup, open_setup
+from lorkd_deploy.training.fitting import batch_statistics
+from lorkd_deploy.training.fitting.checkpoint import Checkpoints
+from lorkd_deploy.training.fitting.loop import Loss, fit
+from lorkd_deploy.training.fitting.losses import batch_accuracy, label_loss, transfer_loss
+from lorkd_deploy.training.fitting.processes import Processes, joined
+from lorkd_deploy.training.networks.evaluate import network_input, scores
+from lorkd_deploy.training.networks.student import Student, build_student
 from lorkd_deploy.training.teacher import batch_task
 from tests.tiny_recipe import tiny_recipe
 

@@ -13,7 +13,7 @@ from tiny_recipe import tiny_recipe
 from lorkd_deploy.errors import RecipeError
 from lorkd_deploy.preprocess import U8
 from lorkd_deploy.recipe import TrainSpec, parse_recipe
-from lorkd_deploy.training import augment
+from lorkd_deploy.training.batches import augment
 
 EVERY: list[dict[str, Any]] = [
     {"kind": "vertical_flip"},

@@ -15,9 +15,9 @@ from lorkd_deploy import cli, compress, decompose, export, load_bundle, verify
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.storage import read_json
-from lorkd_deploy.training.auto_rank import truncate_to_budget
-from lorkd_deploy.training.setup import open_setup
-from lorkd_deploy.training.student import build_student
+from lorkd_deploy.training.batches.setup import open_setup
+from lorkd_deploy.training.networks.student import build_student
+from lorkd_deploy.training.ranks.auto_rank import truncate_to_budget
 from tests.stopping import Interrupted
 
 BUDGET = 3000  # bytes: head and per-task norms take 1.6 to 1.8 kB of it

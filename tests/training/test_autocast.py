@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorkd_deploy.training import autocast
-from lorkd_deploy.training.autocast import chosen_precision
+from lorkd_deploy.training.fitting import autocast
+from lorkd_deploy.training.fitting.autocast import chosen_precision
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from lorkd_deploy.bundle.write import write_bundle  # noqa: E402
 from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
 from lorkd_deploy.experts import ExpertClassifier  # noqa: E402
 from lorkd_deploy.preprocess import Preprocess  # noqa: E402
-from lorkd_deploy.training.template import graph_template  # noqa: E402
+from lorkd_deploy.training.bundling.graph_template import graph_template  # noqa: E402
 
 CLASSES, RANKS, ALPHA = (2, 5, 3), (1, 4, 2), 6.0
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from lorkd_deploy.errors import TrainingError
-from lorkd_deploy.training import checkpoint
-from lorkd_deploy.training.checkpoint import Checkpoints, State, pack, unpack
+from lorkd_deploy.training.fitting import checkpoint
+from lorkd_deploy.training.fitting.checkpoint import Checkpoints, State, pack, unpack
 from tests.stopping import KilledError, killed_when
 
 

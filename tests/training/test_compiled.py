@@ -19,12 +19,12 @@ from lorkd_deploy import add_experts
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import TrainSpec, load_recipe, parse_recipe
-from lorkd_deploy.training.checkpoint import Checkpoints
-from lorkd_deploy.training.compiled import compiled
+from lorkd_deploy.training.batches.setup import open_setup
 from lorkd_deploy.training.decompose import fit_student
-from lorkd_deploy.training.network import TeacherNetwork
-from lorkd_deploy.training.setup import open_setup
-from lorkd_deploy.training.student import Student, build_student
+from lorkd_deploy.training.fitting.checkpoint import Checkpoints
+from lorkd_deploy.training.fitting.compiled import compiled
+from lorkd_deploy.training.networks.network import TeacherNetwork
+from lorkd_deploy.training.networks.student import Student, build_student
 from tests.stopping import KilledError, StopAt
 from tests.tiny_backbone import backbone
 

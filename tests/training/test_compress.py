@@ -13,14 +13,14 @@ from torch import nn
 from lorkd_deploy import cli, compress, decompose, export, load_bundle, verify
 from lorkd_deploy.bundle.manifest import MANIFEST
 from lorkd_deploy.errors import BundleError, DataError, UsageError
-from lorkd_deploy.metrics import score
+from lorkd_deploy.metrics.score import score
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import claim
-from lorkd_deploy.training.assemble import write_experts
-from lorkd_deploy.training.history import Fitted
-from lorkd_deploy.training.restore import restored
-from lorkd_deploy.training.setup import open_setup
-from lorkd_deploy.training.student import build_student
+from lorkd_deploy.training.batches.setup import open_setup
+from lorkd_deploy.training.bundling.assemble import write_experts
+from lorkd_deploy.training.fitting.history import Fitted
+from lorkd_deploy.training.networks.restore import restored
+from lorkd_deploy.training.networks.student import build_student
 from tests.tiny_recipe import tiny_recipe
 
 TASKS = ("cells", "xray", "fundus")

@@ -22,7 +22,7 @@ from torch import nn
 
 from lorkd_deploy import cli, decompose, load_bundle, teacher
 from lorkd_deploy.cli.render import Output
-from lorkd_deploy.cli.trained import show
+from lorkd_deploy.cli.shared.training import show
 from lorkd_deploy.errors import (
     BundleError,
     DataError,
@@ -32,7 +32,7 @@ from lorkd_deploy.errors import (
     UsageError,
 )
 from lorkd_deploy.storage import read_json, sha256_file
-from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.fitting.checkpoint import Checkpoints
 from tests.stopping import KilledError, killed_when
 
 TESTS = Path(__file__).parents[1]

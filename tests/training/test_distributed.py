@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 
 from lorkd_deploy import load_bundle
 from lorkd_deploy.storage import sha256_file
-from lorkd_deploy.training.distributed import TIMEOUT
-from lorkd_deploy.training.sampler import MixedSampler
+from lorkd_deploy.training.batches.sampler import MixedSampler
+from lorkd_deploy.training.fitting.processes import TIMEOUT
 from tests.tiny_recipe import write_recipe
 from tests.training import ten_steps
 

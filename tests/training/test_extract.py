@@ -27,10 +27,10 @@ from lorkd_deploy import (
     load_bundle,
     verify,
 )
+from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.cli.render import plain
-from lorkd_deploy.delta import update_matrix
-from lorkd_deploy.deploy.inputs import known_inputs
 from lorkd_deploy.errors import BundleError, ModelError, UsageError
+from lorkd_deploy.lowrank.delta import update_matrix
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.run import claim
 from lorkd_deploy.storage import read_json, sha256_file

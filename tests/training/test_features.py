@@ -15,10 +15,10 @@ from tiny_recipe import tiny_recipe
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.storage import sha256_file
-from lorkd_deploy.training.evaluate import network_input
-from lorkd_deploy.training.features import TeacherFeatures
-from lorkd_deploy.training.network import TeacherNetwork
-from lorkd_deploy.training.setup import Setup, open_setup
+from lorkd_deploy.training.batches.setup import Setup, open_setup
+from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.networks.evaluate import network_input
+from lorkd_deploy.training.networks.network import TeacherNetwork
 from tests.stopping import KilledError, killed_when
 
 CPU = torch.device("cpu")

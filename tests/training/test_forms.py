@@ -15,9 +15,9 @@ from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts.choice import observed
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import claim
-from lorkd_deploy.training.evaluate import network_input
-from lorkd_deploy.training.setup import open_setup
-from lorkd_deploy.training.student import build_student
+from lorkd_deploy.training.batches.setup import open_setup
+from lorkd_deploy.training.networks.evaluate import network_input
+from lorkd_deploy.training.networks.student import build_student
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from lorkd_deploy.recipe import TrainSpec
-from lorkd_deploy.training.loop import schedule
+from lorkd_deploy.training.fitting.loop import schedule
 
 STEPS = 100
 

@@ -18,10 +18,10 @@ import torch
 from lorkd_deploy.data import U8, Split
 from lorkd_deploy.errors import ImageError
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.training import loader as module
-from lorkd_deploy.training.history import Fitted, write_history
-from lorkd_deploy.training.loader import Augment, Batch, Images, Loader, threads
-from lorkd_deploy.training.sampler import Draw, MixedSampler
+from lorkd_deploy.training.batches import loader as module
+from lorkd_deploy.training.batches.loader import Augment, Batch, Images, Loader, threads
+from lorkd_deploy.training.batches.sampler import Draw, MixedSampler
+from lorkd_deploy.training.fitting.history import Fitted, write_history
 
 PREPROCESS = Preprocess(size=8)
 

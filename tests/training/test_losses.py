@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lorkd_deploy.training.losses import (
+from lorkd_deploy.training.fitting.losses import (
     balanced_weights,
     batch_accuracy,
     label_loss,

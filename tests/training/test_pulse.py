@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorkd_deploy.training import pulse as module
-from lorkd_deploy.training.pulse import Pulse
+from lorkd_deploy.training.fitting import pulse as module
+from lorkd_deploy.training.fitting.pulse import Pulse
 
 
 class Shared:

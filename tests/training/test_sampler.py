@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lorkd_deploy.training.sampler import MixedSampler
+from lorkd_deploy.training.batches.sampler import MixedSampler
 
 
 def test_every_batch_is_full_and_in_task_order() -> None:

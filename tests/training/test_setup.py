@@ -10,7 +10,7 @@ from tiny_recipe import write_recipe
 
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.recipe import load_recipe
-from lorkd_deploy.training.setup import open_setup
+from lorkd_deploy.training.batches.setup import open_setup
 
 
 def opened(folder: Path, labels: dict[str, list[object]], classes: list[str]) -> None:

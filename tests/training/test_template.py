@@ -22,11 +22,11 @@ from torch import nn  # noqa: E402
 from lorkd_deploy.bundle.manifest import FoldEntry, LayerEntry, ParityEntry, TaskEntry  # noqa: E402
 from lorkd_deploy.bundle.read import Bundle, load_bundle  # noqa: E402
 from lorkd_deploy.bundle.write import write_bundle  # noqa: E402
-from lorkd_deploy.delta import delta_weight  # noqa: E402
 from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
 from lorkd_deploy.errors import ModelError  # noqa: E402
+from lorkd_deploy.lowrank.delta import delta_weight  # noqa: E402
 from lorkd_deploy.preprocess import Preprocess  # noqa: E402
-from lorkd_deploy.training.template import graph_template  # noqa: E402
+from lorkd_deploy.training.bundling.graph_template import graph_template  # noqa: E402
 
 SIZE, RANK, ALPHA = 32, 2, 3.0
 TASKS = {"lung": 2, "eye": 7}
@@ -288,7 +288,7 @@ def test_network_and_head_stay_as_they_were(case: Case) -> None:
 SCRIPT = """
 import hashlib, sys, torch
 from tests.training.test_template import SIZE, Mixed, nn
-from lorkd_deploy.training.template import graph_template
+from lorkd_deploy.training.bundling.graph_template import graph_template
 torch.manual_seed(int(sys.argv[1]))
 made = graph_template(Mixed(), nn.Linear(6, 4), SIZE)
 print(hashlib.sha256(made.onnx + made.graph.model_dump_json().encode()).hexdigest())

@@ -15,12 +15,12 @@ from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.storage import read_json
 from lorkd_deploy.training import decompose as module
-from lorkd_deploy.training.checkpoint import Checkpoints
+from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.decompose import fit_student
-from lorkd_deploy.training.history import Fitted
-from lorkd_deploy.training.loop import schedule
-from lorkd_deploy.training.setup import Setup, open_setup
-from lorkd_deploy.training.student import Student, build_student
+from lorkd_deploy.training.fitting.checkpoint import Checkpoints
+from lorkd_deploy.training.fitting.history import Fitted
+from lorkd_deploy.training.fitting.loop import schedule
+from lorkd_deploy.training.networks.student import Student, build_student
 from tests.stopping import KilledError, StopAt
 
 CPU = torch.device("cpu")

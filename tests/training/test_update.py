@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.recipe import TrainSpec
-from lorkd_deploy.training.loader import Batch
-from lorkd_deploy.training.update import Loss, Objective, Update
+from lorkd_deploy.training.batches.loader import Batch
+from lorkd_deploy.training.fitting.update import Loss, Objective, Update
 
 
 def _batch(counts: tuple[int, ...]) -> Batch:

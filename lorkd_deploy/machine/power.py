@@ -1,0 +1,150 @@
+"""Energy counters of the machine: Intel's and AMD's RAPL, NVIDIA's NVML, a Jetson's power rails.
+
+What can't be read (RAPL is the administrator's alone on most systems) is said and never estimated.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorkd_deploy.machine.rails import Integrator, rails
+
+NO_SOURCE = (
+    "not measured: no RAPL or NVML energy counter and no Jetson power rail can be read by this "
+    "user here"
+)
+IDLE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Meter:
+    """One counter: `read` gives joules since some moment."""
+
+    name: str
+    read: Callable[[], float]
+    wraps_at: float | None = None
+
+    def between(self, before: float, after: float) -> float:
+        """Joules from one reading to a later one, over at most one wrap of the counter."""
+        if after < before and self.wraps_at is not None:
+            return after + self.wraps_at - before
+        return after - before
+
+
+def meters(root: Path = Path("/")) -> tuple[Meter, ...]:
+    """Every counter that can be read: a CPU package each, all GPUs together, a Jetson's rails."""
+    found = []
+    for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*")):
+        if ":" in zone.name.removeprefix("intel-rapl:"):
+            continue  # a part (core, dram) of a package that is counted already
+        try:
+            int((zone / "energy_uj").read_text())
+            wraps_at = int((zone / "max_energy_range_uj").read_text()) / 1e6
+            name = (zone / "name").read_text().strip()
+        except (OSError, ValueError):
+            continue
+        found.append(Meter(f"RAPL {name}", _microjoules(zone / "energy_uj"), wraps_at))
+    gpus = _nvml()
+    if gpus is not None:
+        found.append(Meter("NVML", gpus))
+    found += [Meter(f"rail {rail.name}", Integrator(rail.watts).joules) for rail in rails(root)]
+    return tuple(found)
+
+
+def _microjoules(file: Path) -> Callable[[], float]:
+    return lambda: int(file.read_text()) / 1e6
+
+
+def _nvml(name: str = "libnvidia-ml.so.1") -> Callable[[], float] | None:
+    """Joules of all GPUs together since the driver was loaded, where every one counts them."""
+    try:
+        library = ctypes.CDLL(name)
+        count = ctypes.c_uint()
+        if library.nvmlInit_v2() or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    devices = []
+    for index in range(count.value):
+        device = ctypes.c_void_p()
+        if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
+            return None
+        devices.append(device)
+
+    def joules() -> float:
+        total = 0.0
+        for device in devices:
+            spent = ctypes.c_ulonglong()
+            if library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(spent)):
+                raise OSError("this GPU has no energy counter")
+            total += spent.value / 1000
+        return total
+
+    try:
+        joules()
+    except OSError:
+        return None
+    return joules if devices else None
+
+
+@dataclass(frozen=True)
+class Power:
+    """The machine's meters and what they show while nothing of ours runs, watts."""
+
+    meters: tuple[Meter, ...]
+    idle: float
+
+    @property
+    def source(self) -> str:
+        """Which counters, or why there are none."""
+        return ", ".join(meter.name for meter in self.meters) or NO_SOURCE
+
+    def now(self) -> Reading | None:
+        """All meters now; None where there are none, or one can't be read just now."""
+        return _read(self.meters) if self.meters else None
+
+    def above_idle(self, before: Reading | None, images: int) -> float | None:
+        """Joules an image since `before`, over what the idle machine would have used; None where
+        the meters could not be read then or now."""
+        after = self.now()
+        if before is None or after is None:
+            return None
+        used = _spent(self.meters, before, after) - self.idle * (after.at - before.at)
+        return used / images
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All meters at one moment of a monotonic clock, seconds."""
+
+    at: float
+    joules: tuple[float, ...]
+
+
+def open_power(root: Path = Path("/"), seconds: float = IDLE_SECONDS) -> Power:
+    """The meters, and the idle power as they show it over `seconds`."""
+    found = meters(root)
+    if not found:
+        return Power((), 0.0)
+    before = _read(found)
+    time.sleep(seconds)
+    after = _read(found)
+    if before is None or after is None:
+        return Power((), 0.0)
+    return Power(found, _spent(found, before, after) / (after.at - before.at))
+
+
+def _read(found: tuple[Meter, ...]) -> Reading | None:
+    try:
+        return Reading(time.monotonic(), tuple(meter.read() for meter in found))
+    except (OSError, ValueError):  # a driver that is busy or was unloaded: no reason to end
+        return None
+
+
+def _spent(found: tuple[Meter, ...], before: Reading, after: Reading) -> float:
+    parts = zip(found, before.joules, after.joules, strict=True)
+    return sum(meter.between(start, end) for meter, start, end in parts)

@@ -1,0 +1,167 @@
+"""`lorkd benchmark --scenario`: MLPerf's scenarios by MLCommons LoadGen, on every engine."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.errors import RuntimeUnavailableError, UsageError, unknown_name
+from lorkd_deploy.machine.environment import Load, environment, identity, load_average
+from lorkd_deploy.profiling.benchmark import engine_tasks, protocol_of
+from lorkd_deploy.profiling.best_batch import best_batch
+from lorkd_deploy.profiling.measuring import check_writable
+from lorkd_deploy.profiling.mlperf.library import write_library
+from lorkd_deploy.profiling.mlperf.loadgen import available
+from lorkd_deploy.profiling.mlperf.profile import (
+    LOADGEN,
+    SCENARIOS,
+    Scenario,
+    ScenarioProfile,
+    ScenarioRun,
+    read_scenarios,
+)
+from lorkd_deploy.profiling.mlperf.run import Plan, run_scenario
+from lorkd_deploy.profiling.notes import notes_of_scenarios, state_of, unscored
+from lorkd_deploy.profiling.selection import select_engines
+from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.run import open_run
+from lorkd_deploy.storage import canonical_json, exclusive, write_atomic
+
+SERVER_MS = 15.0  # MLPerf's bound for image classification in a data centre
+QUICK_MS, SEARCH_MS, QUICK_SEARCH_MS = 1000, 3000, 300
+QUICK_BATCH = 32
+Runs = dict[tuple[str, Scenario], ScenarioRun]  # by engine and scenario
+log = logging.getLogger(__name__)
+
+
+def benchmark_scenarios(
+    run: str | Path,
+    scenario: Sequence[str],
+    *,
+    department: Sequence[str] = (),
+    task: Sequence[str] = (),
+    target: Sequence[str] = (),
+    teacher: bool = True,
+    threads: int | None = None,
+    largest_batch: int | None = None,
+    server_ms: float = SERVER_MS,
+    resume: bool = False,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> ScenarioProfile:
+    """Let LoadGen test the exported engines of RUN; writes `RUN/profile/loadgen.json`.
+
+    Each engine runs in a process of its own, LoadGen beside it: performance mode, then accuracy
+    mode over the test images of the engine's tasks. `server_ms` is the latency that 99 of 100
+    queries of the server scenario have to keep. `quick` takes seconds where LoadGen's rules want
+    ten minutes, and says that it doesn't conform. Each result is written when it is there; those of
+    other engines and scenarios of the same bundle are kept. `resume` measures only what isn't
+    there yet: not what was measured by the same settings, engine files, test images, packages and
+    machine. Raises as `benchmark` does, `RuntimeUnavailableError` without LoadGen.
+    """
+    wanted = _wanted(scenario)
+    if available() is None:
+        raise RuntimeUnavailableError(
+            "MLCommons LoadGen is not installed",
+            fix="pip install 'lorkd-deploy[loadgen]' (there are wheels for x86-64, Python 3.10 to "
+            "3.13)",
+        )
+    folder = open_run(run)
+    bundle = load_bundle(folder.bundle)
+    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
+    engines, notes = select_engines(
+        folder.path, bundle, department=department, task=task, target=target, teacher=teacher
+    )
+    largest = QUICK_BATCH if quick and largest_batch is None else largest_batch
+    given = {"threads": threads, "largest_batch": largest}
+    protocol = protocol_of(
+        bundle, recipe, engines, {k: v for k, v in given.items() if v is not None}
+    )
+    settings = {
+        "server_ms": server_ms,
+        "quick": quick,
+        "quick_ms": QUICK_MS,
+        "search_ms": QUICK_SEARCH_MS if quick else SEARCH_MS,
+    }
+    shown = progress or Silent()
+    check_writable(folder.profile)
+    with exclusive(folder.profile, "benchmark"), tempfile.TemporaryDirectory() as scratch:
+        before = load_average()
+        machine = environment().model_copy(update={"load": Load(before=before, after=before)})
+        tasks = engine_tasks(engines, bundle)
+        library = write_library(Path(scratch) / "inputs.npy", tasks, recipe, bundle, protocol)
+        notes += unscored([task for task in tasks if task.name not in library.tasks])
+        state = tuple(state_of(machine, protocol))
+        plan = Plan(library, protocol, settings, identity(machine), state, folder.profile)
+        runs = _earlier(folder.profile / LOADGEN, bundle)
+        for entry in _measure(engines, wanted, plan, dict(runs) if resume else {}, shown):
+            runs.pop((entry.engine, entry.scenario), None)  # what is new comes last
+            runs[entry.engine, entry.scenario] = entry
+            profile = ScenarioProfile(
+                bundle_sha256=bundle.sha256,
+                preprocess_sha256=bundle.manifest.preprocess_sha256,
+                environment=machine.model_copy(
+                    update={"load": Load(before=before, after=load_average())}
+                ),
+                runs=tuple(runs.values()),
+                notes=(*notes, *notes_of_scenarios(tuple(runs.values()), plan.machine)),
+            )
+            write_atomic(folder.profile / LOADGEN, canonical_json(profile.model_dump(mode="json")))
+    return profile
+
+
+def _wanted(scenario: Sequence[str]) -> list[Scenario]:
+    names = list(dict.fromkeys(scenario))
+    for name in names:
+        if name not in SCENARIOS:
+            raise unknown_name("scenario", name, SCENARIOS)
+    if not names:
+        raise UsageError("no scenario was given", fix=f"scenarios are {', '.join(SCENARIOS)}")
+    return [name for name in SCENARIOS if name in names]
+
+
+def _earlier(file: Path, bundle: Bundle) -> Runs:
+    """What earlier calls measured of this bundle."""
+    if not file.is_file():
+        return {}
+    earlier = read_scenarios(file)
+    if earlier.bundle_sha256 != bundle.sha256:
+        return {}
+    return {(entry.engine, entry.scenario): entry for entry in earlier.runs}
+
+
+def _measure(
+    engines: Sequence[Artifact],
+    wanted: Sequence[Scenario],
+    plan: Plan,
+    done: Mapping[tuple[str, Scenario], ScenarioRun],
+    progress: Progress,
+) -> Iterator[ScenarioRun]:
+    """Every scenario on every engine; what is `done` as it is asked for now is not done again."""
+    progress.start("LoadGen's scenarios", len(engines) * len(wanted))
+    try:
+        for engine in engines:
+            batch = None
+            for scenario in wanted:
+                progress.advance(0, scenario=scenario, engine=engine.name)
+                found = done.get((engine.name, scenario))
+                if found is None or found.asked != plan.asked(engine):
+                    batch = batch or _batch(engine, wanted, plan)
+                    found = run_scenario(engine, plan, scenario, batch)
+                else:
+                    log.info("%s of %s was measured before", scenario, engine.name)
+                yield found
+                progress.advance(scenario=scenario, engine=engine.name)
+    finally:
+        progress.stop()
+
+
+def _batch(engine: Artifact, wanted: Sequence[Scenario], plan: Plan) -> int:
+    """The largest batch of the scenarios in which the engine may choose one."""
+    free = {"server", "offline"} & set(wanted)
+    return best_batch(engine, plan.protocol) if free and plan.protocol.largest_batch else 1

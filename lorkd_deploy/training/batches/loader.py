@@ -1,0 +1,210 @@
+"""Training batches: images fetched ahead of the step by threads, augmented, normalised once.
+
+A thread a batch fetches and augments; the images of all of them are read and resized by one pool,
+as many at a time as there are CPUs, those of the next batch first.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.data import Split
+from lorkd_deploy.machine.environment import allowed_cpus, cpu_limit
+from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.recipe import AugmentSpec
+from lorkd_deploy.training.batches.augment import augmented
+from lorkd_deploy.training.batches.sampler import Draw, MixedSampler
+
+IN_MEMORY = 2 << 30  # bytes of resized images a split may hold; above it they are read each time
+CHUNK = 8  # images that a thread makes before another may take its turn
+MOST_AHEAD = 8  # batches in memory
+
+
+def threads() -> int:
+    """How many threads read images: as many as this process has CPUs for."""
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # with the machine's other processes
+    return max(1, int(min(allowed_cpus(), cpu_limit() or allowed_cpus()) / shared))
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads(), "lorkd-reader")
+
+
+class Images:
+    """A split's images at network size, held in memory where they fit, else made on request."""
+
+    def __init__(self, split: Split, preprocess: Preprocess) -> None:
+        self.split = split
+        self.labels = np.asarray(split.labels)
+        self._preprocess = preprocess
+        self._held: U8 | None = None
+        if len(split.images) * preprocess.size**2 * 3 <= IN_MEMORY:
+            self._held = self._make(np.arange(len(split.images)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> U8:
+        """uint8 `(len(rows), size, size, 3)`."""
+        return self._make(rows) if self._held is None else self._held[rows]
+
+    def _make(self, rows: npt.NDArray[np.int64]) -> U8:
+        side = self._preprocess.size
+        out = np.empty((len(rows), side, side, 3), np.uint8)
+
+        def fill(start: int) -> None:
+            for place, row in enumerate(rows[start : start + CHUNK], start):
+                out[place] = self._preprocess.geometry(self.split.images[int(row)])
+
+        for _ in _readers().map(fill, range(0, len(rows), CHUNK)):
+            pass  # the first image that can't be read raises
+        return out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mixed batch in task order, still uint8: `(N, S, S, 3)`; the rest is one entry a task.
+
+    `rows` are the images' places in their training split, `flips` which of them are mirrored,
+    `total` the samples of the whole batch: more than these in a part of it, or where other
+    processes have the rest.
+    """
+
+    step: int
+    images: U8
+    task: npt.NDArray[np.int64]
+    labels: tuple[npt.NDArray[np.int64], ...]
+    rows: tuple[npt.NDArray[np.int64], ...]
+    flips: tuple[npt.NDArray[np.bool_], ...]
+    total: int
+
+    @property
+    def share(self) -> float:
+        """This batch's weight in a mean over the whole one, of which it may be a part."""
+        return len(self.images) / self.total
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in at most `parts`, each with its share of every task, none empty."""
+        if parts == 1:
+            return [self]
+        return [self._every(parts, first) for first in range(min(parts, len(self.images)))]
+
+    def _every(self, stride: int, first: int) -> Batch:
+        chosen = np.arange(first, len(self.images), stride)
+        ends = np.cumsum([len(rows) for rows in self.rows])
+        starts = ends - [len(rows) for rows in self.rows]
+        own = [chosen[(chosen >= s) & (chosen < e)] - s for s, e in zip(starts, ends, strict=True)]
+        labels, rows, flips = (
+            tuple(values[mine] for values, mine in zip(each, own, strict=True))
+            for each in (self.labels, self.rows, self.flips)
+        )
+        images, task = self.images[chosen], self.task[chosen]
+        return Batch(self.step, images, task, labels, rows, flips, self.total)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Per-image changes, drawn from the seed and the step alone."""
+
+    flip: bool
+    shift: float
+    seed: int
+    transforms: tuple[AugmentSpec, ...] = ()
+
+    def __call__(
+        self, images: U8, step: int, places: npt.NDArray[np.int64], total: int
+    ) -> tuple[U8, npt.NDArray[np.bool_]]:
+        """The changed images, and which of them are mirrored `(N,)`.
+
+        They stand at `places` in the step's batch of `total`: an image is changed alike,
+        whichever process has it.
+        """
+        rng = np.random.default_rng((self.seed, 2, step))
+        flips = (rng.random(total) < 0.5)[places] & self.flip
+        images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+        reach = round(self.shift * images.shape[1])
+        if reach:
+            offsets = rng.integers(0, 2 * reach + 1, (total, 2))[places]
+            images = _shifted(images, offsets, reach)
+        if self.transforms:
+            images = augmented(images, self.transforms, self.seed, step, places)
+        return images, flips
+
+
+def _shifted(images: U8, offsets: npt.NDArray[np.int64], reach: int) -> U8:
+    side = images.shape[1]
+    border = ((0, 0), (reach, reach), (reach, reach), (0, 0))
+    wide = np.pad(images, border, mode="reflect")
+    out = np.empty_like(images)
+    for place, (top, left) in enumerate(offsets):
+        out[place] = wide[place, top : top + side, left : left + side]
+    return out
+
+
+class Loader:
+    """Iterates the sampler's batches, as many prepared ahead as `threads()`, 3 to `MOST_AHEAD`.
+
+    With `share` (i, n) it fetches the i-th of every n samples of a batch, so that each of n
+    processes has its part of every task. `waiting` is the time in seconds that the training loop
+    has waited for a batch.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Images],
+        sampler: MixedSampler,
+        augment: Augment,
+        *,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._tasks = tasks
+        self._sampler = sampler
+        self._augment = augment
+        self._ahead = min(max(3, threads()), MOST_AHEAD)
+        self._first, self._every = share
+        self.waiting = 0.0
+
+    def batch(self, draw: Draw) -> Batch:
+        """Fetch and augment the images of one draw that are this process's."""
+        total = len(draw.task)
+        places = np.arange(self._first, total, self._every)
+        draw = draw.part(places)
+        images = np.concatenate([t[r] for t, r in zip(self._tasks, draw.rows, strict=True)])
+        labels = tuple(t.labels[r] for t, r in zip(self._tasks, draw.rows, strict=True))
+        images, flips = self._augment(images, draw.step, places, total)
+        ends = np.cumsum([len(rows) for rows in draw.rows])[:-1]
+        flipped = tuple(np.split(flips, ends))
+        return Batch(draw.step, images, draw.task, labels, draw.rows, flipped, total)
+
+    def at(self, step: int) -> Batch:
+        """The batch of one step."""
+        return self.batch(self._sampler[step])
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Batches of the steps from `first` to the sampler's last."""
+        with ThreadPoolExecutor(max_workers=self._ahead) as pool:
+            pending: deque[Future[Batch]] = deque()
+            upcoming = iter(range(first, len(self._sampler)))
+            try:
+                while True:
+                    while len(pending) < self._ahead and (step := next(upcoming, None)) is not None:
+                        pending.append(pool.submit(self.batch, self._sampler[step]))
+                    if not pending:
+                        return
+                    began = time.perf_counter()
+                    ready = pending.popleft().result()
+                    self.waiting += time.perf_counter() - began
+                    yield ready
+            finally:
+                for future in pending:
+                    future.cancel()

@@ -1,0 +1,117 @@
+"""What teacher and student training share: the recipe's data, opened and at network size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from lorkd_deploy.data import TaskData, open_data
+from lorkd_deploy.errors import DataError, LorkdError, RecipeError
+from lorkd_deploy.metrics.score import Kind
+from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
+from lorkd_deploy.training.batches.loader import Augment, Images, Loader
+from lorkd_deploy.training.batches.sampler import MixedSampler
+from lorkd_deploy.training.fitting.losses import balanced_weights, class_counts
+from lorkd_deploy.training.fitting.processes import Processes
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A recipe with its data: one entry a task, in the recipe's order."""
+
+    recipe: Recipe
+    data: tuple[TaskData, ...]
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.recipe.tasks)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(data.kind for data in self.data)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(len(data.classes) for data in self.data)
+
+    @property
+    def departments(self) -> dict[str, str]:
+        """Task → its department."""
+        return {t.name: d.name for d in self.recipe.departments for t in d.tasks}
+
+    @cached_property
+    def train(self) -> tuple[Images, ...]:
+        return tuple(Images(data.train, self.recipe.preprocess) for data in self.data)
+
+    @cached_property
+    def val(self) -> tuple[Images, ...]:
+        return tuple(Images(data.val, self.recipe.preprocess) for data in self.data)
+
+    @cached_property
+    def test(self) -> tuple[Images, ...]:
+        return tuple(Images(data.test, self.recipe.preprocess) for data in self.data)
+
+    def steps(self, spec: TrainSpec) -> tuple[int, int]:
+        """Steps of the whole training, and between two validations."""
+        epoch = sum(len(images) for images in self.train) / spec.batch_size
+        return (
+            max(1, math.ceil(spec.epochs * epoch)),
+            max(1, round(spec.validate_every * epoch)),
+        )
+
+    def class_weights(self, spec: TrainSpec, device: torch.device) -> list[torch.Tensor | None]:
+        """Each task's weights by class for `label_loss`, on `device`."""
+        if spec.class_weights == "none":
+            return [None] * len(self.data)
+        return [
+            balanced_weights(data.train.labels, len(data.classes), data.kind).to(device)
+            for data in self.data
+        ]
+
+    def loader(self, spec: TrainSpec, steps: int) -> Loader:
+        """Mixed training batches under `spec`, drawn from the recipe's seed."""
+        seed = self.recipe.seed
+        sizes = [len(images) for images in self.train]
+        sampler = MixedSampler(sizes, spec.batch_size, spec.temperature, seed, steps)
+        augment = Augment(spec.flip, spec.shift, seed, spec.augment)
+        index, count = self.processes.index, self.processes.count
+        if spec.batch_size < count * spec.accumulate:
+            raise RecipeError(
+                f"a batch of {spec.batch_size} images is too small for {count} processes"
+                + (f" with accumulate: {spec.accumulate}" if spec.accumulate > 1 else ""),
+                fix="raise batch_size, which is that of all processes together, or start fewer",
+            )
+        return Loader(self.train, sampler, augment, share=(index, count))
+
+
+def open_setup(recipe: Recipe, processes: Processes | None = None) -> Setup:
+    """Open every task's data; the first fault names its task."""
+    processes = processes or Processes()
+    with processes.one_a_machine_first():
+        data = tuple(_open(task, recipe.data_folder) for task in recipe.tasks)
+    return Setup(recipe, data, processes)
+
+
+def _open(task: TaskSpec, folder: str | None) -> TaskData:
+    try:
+        data = open_data(task.data, folder, download=True)
+    except LorkdError as exc:
+        raise DataError(f"task {task.name!r}: {exc.what}", where=exc.where, fix=exc.fix) from exc
+    _check_every_class(task, data)
+    return data
+
+
+def _check_every_class(task: TaskSpec, data: TaskData) -> None:
+    """What is never shown can't be learnt, and an engine would list it among its answers."""
+    counts = class_counts(data.train.labels, len(data.classes))
+    unseen = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    if unseen:
+        raise DataError(
+            f"task {task.name!r}: no training image shows {', '.join(map(repr, unseen))}",
+            where=f"{data.provenance['source']} {data.provenance['name']}",
+            fix="add training images of it, or leave the class out of data and recipe",
+        )

@@ -1,0 +1,216 @@
+"""Export one graph for all experts: norms folded, weights taken out, and the way back recorded.
+
+The map from folded tensors to initialisers is found by value: before the export every tensor gets
+values that no other tensor has, since exporters transpose and rename Linear weights and merge
+equal ones. The deployed side then fills the template with NumPy alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lorkd_deploy.bundle.manifest import FoldEntry, GraphEntry
+from lorkd_deploy.errors import ModelError
+from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+INPUT, OUTPUT = "input", "output"
+HEAD = ("head.weight", "head.bias")
+_CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+
+
+@dataclass(frozen=True)
+class Template:
+    """An ONNX graph without weights, how to fill it, and which norms are folded for that."""
+
+    onnx: bytes
+    graph: GraphEntry
+    folds: tuple[FoldEntry, ...]
+
+
+class _Deployable(nn.Module):
+    """Backbone and head as one module, as deployed: `(N, 3, S, S)` → `(N, K)`."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(x))
+        return logits
+
+
+def graph_template(backbone: nn.Module, head: nn.Linear, size: int, opset: int = 18) -> Template:
+    """Export `head(backbone(x))` for `x` float32 `(N, 3, size, size)` with a free N.
+
+    `backbone` is a plain module (no experts) that gives features `(N, F)`; neither module is
+    changed. Sources in the map are the backbone's own tensor names, `head.weight` and
+    `head.bias`; a convolution whose BatchNorm was folded has a `.bias` even if it had none.
+    Raises `ModelError` where torch can't export the network, or where a weight has no place of
+    its own in the graph.
+    """
+    model = _plain_copy(backbone, head)
+    example = torch.zeros(2, 3, size, size)
+    try:
+        module, folds = _traced(model, example)
+        biases = {f"{fold.conv}.bias" for fold in folds}
+        sources = _randomised(module, biases.union(model.state_dict()))
+        exported = _exported(module, example, opset)
+    except Exception as exc:  # torch's exporters raise whatever the network's code meets
+        said = str(exc).strip().splitlines() or [type(exc).__name__]
+        raise ModelError(
+            f"torch can't export this network: {said[0]}",
+            where=type(backbone).__name__,
+            fix="its forward must take any batch size, without Python branches on the data",
+        ) from exc
+    proto, weights = take_weights(exported, sources)
+    arrays = {_own(name): value.numpy() for name, value in sources.items()}
+    graph = GraphEntry(opset=opset, input=INPUT, output=OUTPUT, bindings=bind(weights, arrays))
+    own_folds = tuple(FoldEntry(conv=_own(f.conv), norm=_own(f.norm), eps=f.eps) for f in folds)
+    return Template(stripped(proto), graph, own_folds)
+
+
+def _plain_copy(backbone: nn.Module, head: nn.Linear) -> nn.Module:
+    if taken := sorted(set(HEAD) & set(backbone.state_dict())):
+        raise ModelError(
+            f"the backbone has a tensor called {taken[0]}: that is the name of the task's head",
+            fix="give a backbone without classifier, or name that part of it otherwise",
+        )
+    model = copy.deepcopy(_Deployable(backbone, head)).cpu().float()
+    return model.eval().requires_grad_(False)
+
+
+def _traced(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Sequence[FoldEntry]]:
+    """The network as a graph of operations without the BatchNorms that can be folded."""
+    program = torch.export.export(model, (example,), dynamic_shapes=_free_batch(), strict=False)
+    module: Any = program.module(check_guards=False)
+    folds = _fold_norms(module)
+    for part in module.modules():
+        part.training = False  # a traced module refuses eval(), and the exporter looks at this
+    return module, folds
+
+
+def _exported(module: nn.Module, example: Tensor, opset: int) -> ONNXProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
+        exported = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=_free_batch(),
+            external_data=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=opset,
+            optimize=False,  # `take_weights` does it, when weights can't be taken for constants
+            verbose=False,
+        )
+    assert exported is not None  # it is None for the old exporter only
+    return exported
+
+
+def _free_batch() -> tuple[dict[int, Any]]:
+    return ({0: torch.export.Dim("batch")},)
+
+
+def _fold_norms(module: fx.GraphModule) -> list[FoldEntry]:
+    """Take every BatchNorm out of the graph that is alone behind one convolution.
+
+    This looks at the traced operations, not at module types: whatever a kind of norm does after
+    normalising (timm's activation) stays.
+    """
+    uses: Counter[Any] = Counter()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            uses[node.target] += len(node.users)
+    folds = []
+    for norm in list(module.graph.nodes):
+        fold = _foldable(norm, uses)
+        if fold is None:
+            continue
+        conv = norm.args[0]
+        if _argument(conv, 2) is None:
+            _add_bias(module, conv, fold.conv)
+        norm.replace_all_uses_with(conv)
+        module.graph.erase_node(norm)
+        folds.append(fold)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    for fold in folds:
+        owner = module.get_submodule(fold.norm)
+        for tensor in [*owner._parameters, *owner._buffers]:
+            delattr(owner, tensor)
+    return folds
+
+
+def _foldable(norm: fx.Node, uses: Counter[Any]) -> FoldEntry | None:
+    """The pair that this node ends, if it is a BatchNorm behind a convolution, both used once."""
+    conv = norm.args[0] if norm.target is _BATCH_NORM else None
+    if not isinstance(conv, fx.Node) or conv.target not in _CONVOLUTIONS or len(conv.users) != 1:
+        return None
+    _, gain, shift, mean, var, training, _, eps = norm.args[:8]
+    weight, bias = _argument(conv, 1), _argument(conv, 2)
+    layer, own = _owner(weight), _owner(mean)
+    if training or layer is None or own is None or not isinstance(eps, float):
+        return None
+    expected = {
+        f"{layer}.weight": weight,
+        f"{layer}.bias": bias,
+        f"{own}.weight": gain,
+        f"{own}.bias": shift,
+        f"{own}.running_mean": mean,
+        f"{own}.running_var": var,
+    }
+    for name, node in expected.items():
+        if isinstance(node, fx.Node) and (node.target != name or uses[name] != 1):
+            return None
+    return FoldEntry(conv=layer, norm=own, eps=eps)
+
+
+def _add_bias(module: fx.GraphModule, conv: fx.Node, layer: str) -> None:
+    """Give a traced convolution without bias one, as `layer.bias`."""
+    channels = conv.meta["val"].shape[1]
+    bias = nn.Parameter(torch.zeros(channels), requires_grad=False)
+    module.get_submodule(layer).register_parameter("bias", bias)
+    with module.graph.inserting_before(conv):
+        node = module.graph.get_attr(f"{layer}.bias")
+    conv.args = (*conv.args[:2], node, *conv.args[3:])
+
+
+def _argument(node: fx.Node, index: int) -> Any:
+    return node.args[index] if len(node.args) > index else None
+
+
+def _owner(tensor: Any) -> str | None:
+    """The module whose tensor this node reads, if it reads one directly."""
+    if not isinstance(tensor, fx.Node) or tensor.op != "get_attr":
+        return None
+    return str(tensor.target).rpartition(".")[0]
+
+
+def _randomised(module: fx.GraphModule, names: Collection[str]) -> dict[str, Tensor]:
+    """Overwrite the float tensors called `names` with values that no two of them share.
+
+    Integer tensors (an index table) and what the state has no name for are parts of the graph.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = {n: t for n, t in module.state_dict().items() if n in names and t.is_floating_point()}
+    for index, tensor in enumerate(found.values()):
+        tensor.copy_(index + 0.25 + 0.5 * torch.rand(tensor.shape, generator=generator))
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def _own(name: str) -> str:
+    return name.removeprefix("backbone.")

@@ -1,0 +1,76 @@
+"""Scores of a torch network on a split; the last partial batch is always in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lorkd_deploy.metrics.score import Kind, score
+from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.training.batches.loader import Images
+from lorkd_deploy.training.fitting.processes import ALONE, Processes
+from lorkd_deploy.training.networks.network import TaskNetwork
+
+F32 = npt.NDArray[np.float32]
+
+
+def network_input(
+    images: U8, preprocess: Preprocess, device: torch.device, *, channels_last: bool = True
+) -> torch.Tensor:
+    """uint8 `(N, S, S, 3)` → normalised float32 `(N, 3, S, S)` on `device`."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.from_numpy(preprocess.normalise(images)).to(device, memory_format=order)
+
+
+@torch.no_grad()
+def task_logits(
+    model: TaskNetwork,
+    images: Images,
+    task: int,
+    preprocess: Preprocess,
+    *,
+    batch: int = 256,
+    processes: Processes = ALONE,
+) -> F32:
+    """Logits `(N, C_t)` of one task over a whole split, in evaluation mode and fp32.
+
+    Each of the `processes` computes some of the batches, and all get all.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits = np.zeros((len(images), model.heads.head(task).out_features), np.float32)
+    for number, start in enumerate(range(0, len(images), batch), start=task):
+        if number % processes.count == processes.index:
+            rows = np.arange(start, min(start + batch, len(images)))
+            x = network_input(images[rows], preprocess, device)
+            output = model(x, torch.full((len(rows),), task, device=device))
+            logits[rows] = output.logits[task].float().cpu().numpy()
+    model.train(was_training)
+    return processes.total_array(logits)
+
+
+def scores(
+    model: TaskNetwork,
+    splits: Sequence[Images],
+    kinds: Sequence[Kind],
+    preprocess: Preprocess,
+    processes: Processes = ALONE,
+) -> list[dict[str, float]]:
+    """`metrics.score` of each task on its split."""
+    return [
+        score(
+            images.labels, task_logits(model, images, task, preprocess, processes=processes), kind
+        )
+        for task, (images, kind) in enumerate(zip(splits, kinds, strict=True))
+    ]
+
+
+def summary(results: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, Any]:
+    """One number to choose the best state by, the mean AUC over tasks, and each task's own."""
+    each = {f"auc/{name}": r["auc"] for name, r in zip(names, results, strict=True)}
+    return {"score": float(np.mean([r["auc"] for r in results])), **each}

@@ -1,0 +1,83 @@
+"""The recipe's student: W0 with an expert for each task, heads, and what transfer needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lorkd_deploy import models
+from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
+from lorkd_deploy.experts.ranks import Rank
+from lorkd_deploy.recipe import Recipe
+from lorkd_deploy.training.batches.setup import Setup
+from lorkd_deploy.training.fitting.compiled import compiled
+from lorkd_deploy.training.networks.network import TeacherNetwork
+from lorkd_deploy.training.ranks.auto_rank import check_budget
+
+log = logging.getLogger(__name__)
+
+
+class Student(nn.Module):
+    """What is trained: the classifier with experts and, for feature transfer, the projection.
+
+    `projection` maps the teacher's pooled features to the student's width (2048 → 1024 in the
+    paper); it is trained and thrown away.
+    """
+
+    def __init__(self, classifier: ExpertClassifier, projection: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.projection = projection
+
+
+def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
+    """The recipe's student with experts, heads and, if features are transferred, a projection.
+
+    It is run once: raises `ModelError` where a forward passes by layers with experts.
+    """
+    recipe = setup.recipe
+    backbone = models.build(recipe.student.architecture)
+    if recipe.student.checkpoint is not None:
+        report = models.load_checkpoint(
+            backbone, Path(recipe.student.checkpoint), recipe.student.prefix
+        )
+        if report.missing:
+            log.warning("the student's checkpoint lacks %s", ", ".join(report.missing))
+        if report.unexpected:
+            log.info("the student's checkpoint has more, unused: %s", ", ".join(report.unexpected))
+    features = models.feature_dim(backbone, recipe.preprocess.size)
+    experts = with_experts(backbone, recipe)
+    with torch.no_grad():
+        experts.eval()(torch.zeros(2, 3, recipe.preprocess.size, recipe.preprocess.size), 0)
+    experts.train()
+    projection: nn.Module = nn.Identity()
+    if mentor is not None and recipe.transfer.kind == "features":
+        projection = nn.Linear(mentor.features, features)
+    return Student(ExpertClassifier(experts, features, setup.classes), projection)
+
+
+def with_experts(
+    backbone: nn.Module, recipe: Recipe, ranks: Sequence[Rank] | None = None
+) -> ExpertModel:
+    """`backbone` with an expert for each of the recipe's tasks, of its ranks or of `ranks`."""
+    return add_experts(
+        backbone,
+        len(recipe.tasks),
+        ranks or [task.rank or recipe.experts.trained_rank for task in recipe.tasks],
+        recipe.experts.alpha,
+        norm=recipe.experts.norm,
+        factorisation=recipe.experts.factorisation,
+        skip=recipe.experts.skip,
+    )
+
+
+def check_student(setup: Setup) -> None:
+    """Find out what can't be done before the hours that the recipe's teacher may take."""
+    student = build_student(setup, None)
+    check_budget(setup, student.classifier)
+    with compiled(student, setup.recipe.train):
+        pass
