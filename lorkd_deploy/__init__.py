@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lorkd_deploy.training.compress import compress as compress
     from lorkd_deploy.training.decompose import decompose as decompose
     from lorkd_deploy.training.extract import extract as extract
-    from lorkd_deploy.training.forms import inspect_training as inspect_training
     from lorkd_deploy.training.teacher import teacher as teacher
 
 _HOME = {
@@ -55,7 +54,6 @@ _HOME = {
     "extract": "training.extract",
     "fuse": "deploy.fuse",
     "inspect": "inspection",
-    "inspect_training": "training.forms",
     "load_bundle": "bundle.read",
     "load_recipe": "recipe",
     "pack": "deploy.pack",

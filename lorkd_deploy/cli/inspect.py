@@ -9,8 +9,7 @@ import typer
 
 from lorkd_deploy.cli.render import MIB, Output
 from lorkd_deploy.cli.shared import parity as proof
-from lorkd_deploy.cli.shared.options import Json, Overrides, Quiet
-from lorkd_deploy.errors import UsageError
+from lorkd_deploy.cli.shared.options import Json, Quiet
 
 if TYPE_CHECKING:
     from lorkd_deploy.inspection import BundleContents
@@ -21,19 +20,10 @@ def inspect(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="A run, a bundle, or an engine's folder; with --training a recipe too.",
+            help="A run, a bundle, or an engine's folder.",
             show_default=False,
         ),
     ],
-    training: Annotated[
-        bool,
-        typer.Option(
-            "--training",
-            help="Show instead which exact form each layer with experts takes in training. "
-            "Needs torch.",
-        ),
-    ] = False,
-    overrides: Overrides = [],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -43,15 +33,8 @@ def inspect(
     Examples:
       lorkd inspect runs/small
       lorkd inspect runs/small/export/eye-clinic/retina/onnx-fp32
-      lorkd inspect medmnist --training
-      lorkd inspect medmnist --training --set train.batch_size=64
     """
     output = Output(as_json=as_json, quiet=quiet)
-    if training:
-        _show_training(output, path, overrides)
-        return
-    if overrides:
-        raise UsageError("--set changes a recipe: it goes with --training")
     from lorkd_deploy import inspect as look
 
     found = look(path)
@@ -69,31 +52,6 @@ def inspect(
         )
         proof.show_chain(output, [(e.name, e.record.parity) for e in found.engines])
         proof.show_choices(output, [e.record for e in found.engines])
-    output.result(found)
-
-
-def _show_training(output: Output, path: Path, overrides: list[str]) -> None:
-    from lorkd_deploy import inspect_training
-
-    found = inspect_training(path, set=overrides)
-    output.table(
-        f"Knowledge separation of {found.recipe}: {found.architecture}, {found.images} images of "
-        f"{found.size} px at a time, {found.present} of {found.tasks} tasks present",
-        ("layer", "kind", "weight", "width", "rows", "form"),
-        [
-            (
-                layer.layer,
-                layer.kind,
-                " × ".join(str(side) for side in layer.shape),
-                layer.width,
-                layer.rows,
-                layer.form,
-            )
-            for layer in found.layers
-        ],
-    )
-    for name, reason in found.skipped:
-        output.text(f"no expert on {name}: {reason}")
     output.result(found)
 
 
