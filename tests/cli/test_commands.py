@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lorkd_deploy import cli
+from tests.cli.contract import ERROR, keys, printed
 from tests.deploy.made_run import DEPARTMENTS, TASKS, make_run
 
 
@@ -25,10 +26,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def document(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> Any:
-    """What the command prints with `--json`: it has to be one document and nothing else."""
+    """What the command prints with `--json`: it has to be one document with its own keys alone."""
     capsys.readouterr()
     assert cli.main([*arguments, "--json"]) == code
-    return json.loads(capsys.readouterr().out)
+    shown = json.loads(capsys.readouterr().out)
+    listed = ERROR if "error" in shown else keys(arguments[0])
+    assert set(printed(shown, listed)) <= set(listed)
+    return shown
 
 
 def test_export_takes_departments_and_tasks(
