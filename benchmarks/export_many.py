@@ -253,7 +253,9 @@ def measure(count: int, size: int, folder: Path) -> dict[str, Any]:
         timed(fuse_s, lambda name=entry.name: bundle.fuse(name))
     own = student("per_task", count, size)
     template = graph_template(*copy.deepcopy(own).dense(0), size)
-    per_task = as_bundle(folder / "per_task", own, template, pictures, logits, images=images)
+    per_task = as_bundle(
+        folder / "per_task", own, template, pictures, logits, norm="per_task", images=images
+    )
     return {
         "experts": count,
         "size_px": size,

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from lorkd_deploy import add_experts, load_bundle, models
-from lorkd_deploy.bundle.manifest import LayerEntry, ParityEntry, TaskEntry
+from lorkd_deploy.bundle.manifest import HEAD, LayerEntry, Manifest, ParityEntry, TaskEntry
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.bundle.write import write_bundle
-from lorkd_deploy.deploy.parity import reference_tensors
+from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
+from lorkd_deploy.bundle.write import Contents, write_bundle
 from lorkd_deploy.experts import ExpertClassifier
-from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.recipe import NormKind, load_recipe
 from lorkd_deploy.storage import sha256_bytes
 from lorkd_deploy.training.bundling.graph_template import Template
 
@@ -74,6 +74,7 @@ def as_bundle(
     pictures: Any,
     logits: Sequence[Any],
     *,
+    norm: NormKind = "shared",
     images: int = 0,
 ) -> Bundle:
     """Everything that a bundle holds, one department a task; `images` test images' logits each."""
@@ -85,18 +86,18 @@ def as_bundle(
     def arrays(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         return {k: v.detach().contiguous().numpy() for k, v in state.items()}
 
-    def reference(classes: int) -> Any:
+    def reference(classes: int) -> ImageReference:
         digests = rng.integers(0, 256, (images, 32), dtype=np.uint8)
         found = rng.normal(size=(images, classes)).astype(np.float32)
-        return np.arange(images), digests, found, None
+        return ImageReference(np.arange(images), digests, found)
 
-    write_bundle(
-        path,
+    described = Manifest(
         kind="experts",
         name=RECIPE.name,
         architecture=RECIPE.student.architecture,
         parameters={"backbone": 1_253_604},
         preprocess=RECIPE.preprocess.model_copy(update={"size": size}),
+        preprocess_sha256=RECIPE.preprocess.model_copy(update={"size": size}).sha256,
         tasks=[
             TaskEntry(
                 name=name,
@@ -113,21 +114,25 @@ def as_bundle(
         layers=[LayerEntry(name=e.name, kind=e.kind, shape=e.shape) for e in experts.layers],
         folds=template.folds,
         graph=template.graph,
-        template=template.onnx,
-        base=arrays(experts.base_state()),
-        experts={
-            name: arrays(experts.expert_state(task))
-            | arrays({f"head.{k}": v for k, v in model.heads.head(task).state_dict().items()})
-            for task, name in enumerate(names)
-        },
         parity=ParityEntry(inputs=len(pictures), seed=0, sha256=sha256_bytes(pictures.tobytes())),
-        logits={
-            name: reference_tensors(found, {name: reference(found.shape[1])})
-            for name, found in zip(names, logits, strict=True)
-        },
         recipe=RECIPE.model_dump(mode="json"),
         recipe_sha256=RECIPE.sha256,
         versions={"lorkd-deploy": "0", "torch": torch.__version__},
         created="2025-01-01T00:00:00+00:00",
+        norm=norm,
     )
+    contents = Contents(
+        base=arrays(experts.base_state()),
+        experts={
+            name: arrays(experts.expert_state(task))
+            | arrays({HEAD + k: v for k, v in model.heads.head(task).state_dict().items()})
+            for task, name in enumerate(names)
+        },
+        logits={
+            name: reference_tensors(found, {name: reference(found.shape[1])})
+            for name, found in zip(names, logits, strict=True)
+        },
+        template=template.onnx,
+    )
+    write_bundle(path, described, contents)
     return load_bundle(path)

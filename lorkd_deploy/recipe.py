@@ -30,6 +30,7 @@ from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+NormKind = Literal["shared", "per_task"]
 Ratio = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 RESERVED = {"teacher"}  # RUN/export/teacher holds the foundation model's engines
@@ -315,7 +316,7 @@ class ExpertSpec(Section):
     )
     highest_rank: Rank = Field(default=8, description="with rank: auto, the rank in training")
     alpha: float = Field(default=16, gt=0, description="ΔW is scaled by alpha / rank")
-    norm: Literal["shared", "per_task"] = "shared"
+    norm: NormKind = "shared"
     factorisation: Factorisation = Field(
         default="interleaved",
         description="of kernels larger than a pixel: interleaved, the papers', or separable, a "

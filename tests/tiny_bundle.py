@@ -21,11 +21,12 @@ from lorkd_deploy.bundle.manifest import (
     FoldEntry,
     GraphEntry,
     LayerEntry,
+    Manifest,
     ParityEntry,
     TaskEntry,
 )
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
-from lorkd_deploy.bundle.write import write_bundle
+from lorkd_deploy.bundle.write import Contents, write_bundle
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import sha256_bytes
 
@@ -180,13 +181,13 @@ def make_bundle(
     logits = {t: forward(unfused(base, own, alpha / rank), x) for t, own in experts.items()}
     if kind == "teacher":
         logits = {TEACHER: np.concatenate(list(logits.values()), 1)}
-    write_bundle(
-        path,
+    described = Manifest(
         kind=kind,
         name="tiny",
         architecture="tests:tiny",
         parameters={"backbone": 140},
         preprocess=preprocess,
+        preprocess_sha256=preprocess.sha256,
         tasks=[
             TaskEntry(
                 name=task,
@@ -202,16 +203,20 @@ def make_bundle(
         layers=LAYERS if factors else (),
         folds=FOLDS,
         graph=GraphEntry(opset=18, input="input", output="output", bindings=BINDINGS),
-        template=template(),
-        base=base,
-        experts=experts,
         parity=ParityEntry(inputs=inputs, seed=3, sha256=sha256_bytes(pictures.tobytes())),
-        logits={e: {"inputs": v.astype(np.float32)} for e, v in logits.items()},
         recipe={"name": "tiny"},
         recipe_sha256="0" * 64,
         versions={"lorkd-deploy": "0.1.0"},
         created="2025-01-01T00:00:00Z",
+        norm=norm,
     )
+    contents = Contents(
+        base=base,
+        experts=experts,
+        logits={e: {"inputs": v.astype(np.float32)} for e, v in logits.items()},
+        template=template(),
+    )
+    write_bundle(path, described, contents)
     return path
 
 

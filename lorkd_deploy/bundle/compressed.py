@@ -7,16 +7,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lorkd_deploy.bundle import manifest as layout
-from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, TaskEntry
-from lorkd_deploy.bundle.part import EXPERT
+from lorkd_deploy.bundle.manifest import EXPERT, FACTORS, LayerEntry, Manifest, TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.bundle.write import file_entry, manifest_json
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.lowrank.spectrum import Spectrum, spectrum_of_factors
 from lorkd_deploy.storage import Tensors, folder_atomic, write_atomic, write_tensors
-
-FACTORS = (".A", ".B")
 
 
 def factor_parameters(tensors: Tensors) -> int:

@@ -6,10 +6,7 @@
       experts/TASK.safetensors     `LAYER.A`, `LAYER.B`; norm tensors and `head.*` by torch name
       template.onnx                the graph with norms folded, without its weights
       parity/ENGINE.safetensors    logits of the unfused torch model, written before any export:
-                                   `inputs` (n, K) for the generated inputs; for test images of a
-                                   task `TASK.index`, `.sha256` (m, 32), `.logits` (m, K) and, only
-                                   where the recipe ships them, `.images` (m, S, S, 3) and
-                                   `.labels` (m,) or (m, K)
+                                   see `reference.py`
 
 A tensor in `experts/TASK` overrides the one of the same name in `base`; the teacher's bundle has
 experts without factors: heads only.
@@ -23,13 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.recipe import NAME
+from lorkd_deploy.recipe import NAME, NormKind
 
 SCHEMA = 1
 TEACHER = "teacher"  # the engine's name of a teacher bundle
 MANIFEST = "manifest.json"
 BASE = "base.safetensors"
 TEMPLATE = "template.onnx"
+FACTORS = (".A", ".B")  # behind the name of a layer: its two factors
+HEAD = "head."  # in front of the torch names of a head's tensors
+HEAD_TENSORS = (HEAD + "weight", HEAD + "bias")
+EXPERT = "expert:"  # in `parameters`, in front of a task: how many numbers its factors hold
 # Names become folders and files, so one from a foreign manifest must not lead out of its folder.
 Name = Annotated[str, Field(pattern=NAME.pattern)]
 
@@ -140,7 +141,9 @@ class Manifest(Entry):
     `compressed_from`: the same of a bundle whose experts were made smaller, `compression` by what.
     `extracted_from`: of experts that are the difference of fine-tuned models (`TaskEntry.model`)
     from a base, the sha256 of the base's file.
-    `factorisation` says what shapes A and B have (`delta.factor_shapes`).
+    `factorisation` says what shapes A and B have (`delta.factor_shapes`), `norm` whether the norm
+    layers are in `base` or, of each task, in `experts/TASK`. `files` are filled in as they are
+    written.
     """
 
     schema_version: int = SCHEMA
@@ -153,6 +156,7 @@ class Manifest(Entry):
     tasks: tuple[TaskEntry, ...]
     layers: tuple[LayerEntry, ...]
     factorisation: Factorisation = "interleaved"
+    norm: NormKind
     folds: tuple[FoldEntry, ...]
     graph: GraphEntry
     parity: ParityEntry
@@ -160,7 +164,7 @@ class Manifest(Entry):
     recipe_sha256: str
     versions: dict[str, str]
     created: str
-    files: dict[str, FileEntry]
+    files: dict[str, FileEntry] = {}
     packed_from: tuple[str, ...] = ()
     compressed_from: tuple[str, ...] = ()
     compression: str | None = None

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lorkd_deploy.bundle import manifest as layout
-from lorkd_deploy.bundle.manifest import Manifest
+from lorkd_deploy.bundle.manifest import EXPERT, Manifest
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.bundle.write import manifest_json
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.storage import canonical_json, sha256_bytes, write_atomic
-
-EXPERT = "expert:"  # in `parameters`: how many a task's expert has
 
 
 def write_part(bundle: Bundle, department: str, folder: Path) -> Manifest:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from lorkd_deploy.bundle import manifest as layout
-from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, TaskEntry
+from lorkd_deploy.bundle.manifest import FACTORS, HEAD_TENSORS, LayerEntry, Manifest, TaskEntry
 from lorkd_deploy.errors import BundleError, unknown_name
 from lorkd_deploy.lowrank.delta import delta_weight, factor_shapes
 from lorkd_deploy.storage import inside, read_json, read_tensors, sha256_bytes, sha256_file
@@ -106,7 +106,7 @@ class Bundle:
         tasks = self.engine(engine)
         try:
             state = self.dense(tasks[0].name)
-            for part in ("head.weight", "head.bias"):
+            for part in HEAD_TENSORS:
                 heads = [state[part], *(self.expert(t.name)[part] for t in tasks[1:])]
                 state[part] = np.concatenate([h.astype(np.float64) for h in heads])
             self._fold(state)
@@ -148,12 +148,12 @@ class Bundle:
             return np.zeros(layer.shape)
         factors = []
         shapes = factor_shapes(layer.shape, rank, self.manifest.factorisation)
-        for side, expected in zip("AB", shapes, strict=True):
-            factor = own.pop(f"{layer.name}.{side}", None)
+        for side, expected in zip(FACTORS, shapes, strict=True):
+            factor = own.pop(layer.name + side, None)
             if factor is None or factor.shape != expected:
                 found = "missing" if factor is None else f"of shape {factor.shape}"
                 raise _disagree(
-                    f"{layer.name}.{side} of task {task.name} is {found}, {expected} is needed",
+                    f"{layer.name}{side} of task {task.name} is {found}, {expected} is needed",
                     self.path,
                 )
             factors.append(factor.astype(np.float64))

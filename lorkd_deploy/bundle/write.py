@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorkd_deploy.bundle import manifest as layout
-from lorkd_deploy.bundle.manifest import (
-    FileEntry,
-    FoldEntry,
-    GraphEntry,
-    LayerEntry,
-    Manifest,
-    ParityEntry,
-    TaskEntry,
-)
+from lorkd_deploy.bundle.manifest import FileEntry, Manifest
 from lorkd_deploy.errors import BundleError
-from lorkd_deploy.lowrank.delta import Factorisation
-from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import (
     Tensors,
     canonical_json,
@@ -29,67 +19,35 @@ from lorkd_deploy.storage import (
 )
 
 
-def write_bundle(
-    path: str | Path,
-    *,
-    kind: str,
-    name: str,
-    architecture: str,
-    parameters: Mapping[str, int],
-    preprocess: Preprocess,
-    tasks: Sequence[TaskEntry],
-    layers: Sequence[LayerEntry],
-    folds: Sequence[FoldEntry],
-    graph: GraphEntry,
-    template: bytes,
-    base: Tensors,
-    experts: Mapping[str, Tensors],
-    parity: ParityEntry,
-    logits: Mapping[str, Tensors],
-    factorisation: Factorisation = "interleaved",
-    recipe: Mapping[str, Any],
-    recipe_sha256: str,
-    versions: Mapping[str, str],
-    created: str,
-    extracted_from: str | None = None,
-) -> Manifest:
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a bundle holds beside its manifest, as `manifest.py` lays it out.
+
+    `experts` has one entry per task, `logits` one per engine (`reference.reference_tensors`);
+    `template` is the ONNX graph without its weights.
+    """
+
+    base: Tensors
+    experts: Mapping[str, Tensors]
+    logits: Mapping[str, Tensors]
+    template: bytes
+
+
+def write_bundle(path: str | Path, described: Manifest, contents: Contents) -> Manifest:
     """Write the bundle folder `path` and give its manifest; replaces an older bundle there.
 
-    `experts` has one entry a task, `logits` one an engine (`parity/ENGINE.safetensors`, written
-    from the unfused torch model). The remaining arguments are the manifest's fields. A failure
-    leaves what was there before.
+    `described` is the manifest without its `files`. A failure leaves what was there before.
     Raises `BundleError` where the parts don't belong together, `OSError` for a full disk.
     """
-    described = Manifest.model_validate(
-        {
-            "kind": kind,
-            "name": name,
-            "architecture": architecture,
-            "parameters": dict(parameters),
-            "preprocess": preprocess,
-            "preprocess_sha256": preprocess.sha256,
-            "tasks": tuple(tasks),
-            "layers": tuple(layers),
-            "factorisation": factorisation,
-            "folds": tuple(folds),
-            "graph": graph,
-            "parity": parity,
-            "recipe": dict(recipe),
-            "recipe_sha256": recipe_sha256,
-            "versions": dict(versions),
-            "created": created,
-            "extracted_from": extracted_from,
-            "files": {},
-        }
-    )
+    experts, logits = contents.experts, contents.logits
     _belong_together(described, experts, logits)
     with folder_atomic(Path(path)) as folder:
-        files: dict[str, Tensors] = {layout.BASE: base}
+        files: dict[str, Tensors] = {layout.BASE: contents.base}
         files |= {layout.expert_file(task): tensors for task, tensors in experts.items()}
         files |= {layout.parity_file(engine): tensors for engine, tensors in logits.items()}
         for relative, tensors in files.items():
             write_tensors(folder / relative, tensors)
-        write_atomic(folder / layout.TEMPLATE, template)
+        write_atomic(folder / layout.TEMPLATE, contents.template)
         entries = {name: file_entry(folder / name) for name in sorted([*files, layout.TEMPLATE])}
         complete = described.model_copy(update={"files": entries})
         write_atomic(folder / layout.MANIFEST, manifest_json(complete))

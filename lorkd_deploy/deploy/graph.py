@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy._version import __version__
-from lorkd_deploy.bundle.manifest import Binding
+from lorkd_deploy.bundle.manifest import HEAD_TENSORS, Binding
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import BundleError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import onnx
 
 F32 = npt.NDArray[np.float32]
-HEAD = ("head.weight", "head.bias")
 
 
 def onnx_model(
@@ -104,6 +103,6 @@ def _bind(graph: onnx.GraphProto, bundle: Bundle, values: Mapping[str, F32], cla
 
 def _shape(dims: tuple[int, ...], binding: Binding, classes: int) -> tuple[int, ...]:
     """The initialiser's shape in this engine: the template's, with the head's class count."""
-    if binding.source not in HEAD:
+    if binding.source not in HEAD_TENSORS:
         return dims
     return (*dims[:-1], classes) if binding.transpose or len(dims) == 1 else (classes, *dims[1:])

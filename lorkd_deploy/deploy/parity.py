@@ -1,8 +1,7 @@
 """The proof that an engine equals the model it came from: its logits beside reference logits.
 
 The reference was written from the unfused torch model before any export and lies in the bundle,
-under its hash. `bundle/manifest.py` says how the tensors are laid out; `reference_tensors` makes
-them, `reference.py` reads them and runs the engine.
+under its hash (`bundle/reference.py`). `reference.py` runs the engine on the same images.
 """
 
 from __future__ import annotations
@@ -16,16 +15,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.errors import GateError, ModelError, UsageError, with_fix
+from lorkd_deploy.errors import GateError, UsageError, with_fix
 from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.recipe import ToleranceSpec
 from lorkd_deploy.runtime import Probe
 
 F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
-
-INPUTS = "inputs"
 
 
 class Tolerance(NamedTuple):
@@ -49,20 +45,6 @@ TOLERANCE = {
     "bf16": Tolerance(5e-2, 0.02, 5e-2),
     "int8": Tolerance(0.5, 0.05, 1.5),
 }
-
-
-class ImageReference(NamedTuple):
-    """A task's parity images: rows of its test split, hashes of the raw images, their logits.
-
-    `rows` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; only where they are
-    shipped `images`, uint8 `(m, S, S, 3)` at network size, and `labels`, int64 `(m,)` or `(m, K)`.
-    """
-
-    rows: I64
-    sha256: U8
-    logits: F32
-    images: U8 | None = None
-    labels: I64 | None = None
 
 
 class Part(BaseModel):
@@ -185,38 +167,6 @@ class ParityError(GateError):
     def __init__(self, what: str, parity: Parity, *, where: object, fix: str) -> None:
         super().__init__(what, where=where, fix=fix)
         self.parity = parity
-
-
-def reference_tensors(
-    inputs_logits: F32,
-    images: Mapping[str, tuple[I64, U8, F32, U8 | None] | ImageReference],
-) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of one engine's `parity/ENGINE.safetensors`.
-
-    `inputs_logits` `(n, K)` are the unfused model's on `parity_inputs(n, …)`, `images` is an
-    `ImageReference`, or its fields, for each task of the engine. Raises `ModelError` for logits
-    that are not finite: nothing could be proven by them.
-    """
-    tensors: dict[str, npt.NDArray[Any]] = {INPUTS: np.asarray(inputs_logits, np.float32)}
-    for task, fields in images.items():
-        given = ImageReference(*fields)
-        count = len(given.rows)
-        if given.sha256.shape != (count, 32) or len(given.logits) != count:
-            raise ValueError(f"rows, hashes and logits of {task} are not of one length")
-        tensors[f"{task}.index"] = np.asarray(given.rows, np.int64)
-        tensors[f"{task}.sha256"] = np.asarray(given.sha256, np.uint8)
-        tensors[f"{task}.logits"] = np.asarray(given.logits, np.float32)
-        if given.images is not None:
-            tensors[f"{task}.images"] = np.asarray(given.images, np.uint8)
-            if given.labels is not None:
-                tensors[f"{task}.labels"] = np.asarray(given.labels, np.int64)
-    for name, value in tensors.items():
-        if value.dtype == np.float32 and not np.isfinite(value).all():
-            raise ModelError(
-                f"the trained model's logits are not finite ({name})",
-                fix="lower the learning rate, or look at the training history",
-            )
-    return tensors
 
 
 def compare(  # noqa: PLR0917

@@ -6,24 +6,26 @@ bundle, or opened as the bundle's recipe says and recognised by their hashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.bundle.reference import (
+    I64,
+    ImageReference,
+    image_reference,
+    inputs_reference,
+)
 from lorkd_deploy.data import image_sha256, open_data
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
 from lorkd_deploy.deploy.parity import (
-    I64,
-    INPUTS,
     Compared,
-    ImageReference,
     Link,
     Parity,
     Tolerance,
@@ -34,10 +36,9 @@ from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.preprocess import U8
 from lorkd_deploy.recipe import ParitySpec, parse_recipe
 from lorkd_deploy.runtime import F32, Runner
-from lorkd_deploy.storage import sha256_bytes
+from lorkd_deploy.storage import Tensors, sha256_bytes
 
 BATCH = 32
-Tensors = Mapping[str, npt.NDArray[Any]]
 
 
 class _NotHereError(LorkdError):
@@ -116,7 +117,9 @@ class Reference:
         images aren't here, and images that are certainly not those of the reference."""
         tensors = self.bundle.logits(engine)
         tasks = tuple(self._columns(engine))
-        samples = [Sample("inputs", self._inputs, self._tensor(tensors, INPUTS), tasks)]
+        samples = [
+            Sample("inputs", self._inputs, inputs_reference(tensors, self.bundle.path), tasks)
+        ]
         not_here: dict[str, str] = {}
         refuted: list[str] = []
         for task, columns in tasks:
@@ -129,13 +132,7 @@ class Reference:
         return samples, not_here, refuted
 
     def _sample(self, task: TaskEntry, columns: slice, tensors: Tensors) -> Sample:
-        chosen = ImageReference(
-            self._tensor(tensors, f"{task.name}.index"),
-            self._tensor(tensors, f"{task.name}.sha256"),
-            self._tensor(tensors, f"{task.name}.logits"),
-            tensors.get(f"{task.name}.images"),
-            tensors.get(f"{task.name}.labels"),
-        )
+        chosen = image_reference(tensors, task.name, self.bundle.path)
         if not len(chosen.rows):
             raise _NotHereError("the bundle has no reference for test images")
         images, labels = chosen.images, chosen.labels
@@ -242,12 +239,3 @@ class Reference:
         for task in self.bundle.engine(engine):
             yield task, slice(start, start + len(task.classes))
             start += len(task.classes)
-
-    def _tensor(self, tensors: Tensors, name: str) -> npt.NDArray[Any]:
-        if name not in tensors:
-            raise BundleError(
-                f"the bundle has no reference {name!r}",
-                where=self.bundle.path,
-                fix="run `lorkd decompose` again",
-            )
-        return tensors[name]

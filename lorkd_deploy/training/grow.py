@@ -308,7 +308,7 @@ def _faults(manifest: Manifest, recipe: Recipe, departments: Sequence[str]) -> I
     experts = recipe.experts
     for key, was, now_is in (
         ("student.architecture", manifest.architecture, recipe.student.architecture),
-        ("experts.norm", old.get("experts", {}).get("norm", experts.norm), experts.norm),
+        ("experts.norm", manifest.norm, experts.norm),
         ("experts.skip", tuple(old.get("experts", {}).get("skip", ())), experts.skip),
         ("experts.factorisation", manifest.factorisation, experts.factorisation),
     ):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorkd_deploy import models
-from lorkd_deploy.bundle.manifest import TEACHER
+from lorkd_deploy.bundle.manifest import HEAD, TEACHER
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.progress import Progress, Silent
@@ -171,7 +171,7 @@ def load_teacher(
     backbone.load_state_dict({k: torch.tensor(v) for k, v in bundle.base.items()}, strict=False)
     for head, task in zip(model.heads.tasks, setup.names if heads else (), strict=heads):
         tensors = bundle.expert(task)
-        head.load_state_dict({k.removeprefix("head."): torch.tensor(v) for k, v in tensors.items()})
+        head.load_state_dict({k.removeprefix(HEAD): torch.tensor(v) for k, v in tensors.items()})
     model.requires_grad_(False)
     place(model, device, channels_last=setup.recipe.train.channels_last)
     return model.eval()

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorkd_deploy.bundle.manifest import LayerEntry, ParityEntry, TaskEntry
+from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, ParityEntry, TaskEntry
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.bundle.write import write_bundle
+from lorkd_deploy.bundle.write import Contents, write_bundle
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.inspection import inspect
 from lorkd_deploy.lowrank.delta import factor_shapes
@@ -31,13 +31,13 @@ def write(path: Path, factorisation="interleaved", ranks=RANKS) -> dict[str, np.
             shapes = factor_shapes(layer.shape, rank, factorisation)
             for side, shape in zip("AB", shapes, strict=True):
                 own[f"{layer.name}.{side}"] = rng.normal(size=shape).astype(np.float32)
-    write_bundle(
-        path,
+    described = Manifest(
         kind="experts",
         name="ranks",
         architecture="tests:ranks",
         parameters={},
         preprocess=Preprocess(size=8),
+        preprocess_sha256=Preprocess(size=8).sha256,
         tasks=[
             TaskEntry(
                 name="lung",
@@ -53,17 +53,21 @@ def write(path: Path, factorisation="interleaved", ranks=RANKS) -> dict[str, np.
         layers=LAYERS,
         folds=(),
         graph={"opset": 18, "input": "input", "output": "output", "bindings": ()},
-        template=b"",
-        base=base,
-        experts={"lung": own},
         parity=ParityEntry(inputs=0, seed=0, sha256=""),
-        logits={"lung": {}},
         factorisation=factorisation,
         recipe={},
         recipe_sha256="",
         versions={},
         created="",
+        norm="shared",
     )
+    contents = Contents(
+        base=base,
+        experts={"lung": own},
+        logits={"lung": {}},
+        template=b"",
+    )
+    write_bundle(path, described, contents)
     return {**base, **own}
 
 

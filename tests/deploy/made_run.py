@@ -16,13 +16,14 @@ import numpy as np
 from lorkd_deploy.bundle.manifest import (
     TEACHER,
     GraphEntry,
+    Manifest,
     ParityEntry,
     TaskEntry,
 )
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
-from lorkd_deploy.bundle.write import write_bundle
+from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
+from lorkd_deploy.bundle.write import Contents, write_bundle
 from lorkd_deploy.data import image_sha256
-from lorkd_deploy.deploy.parity import ImageReference, reference_tensors
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.run import claim
@@ -134,13 +135,13 @@ def _write(
         return found._replace(images=resized, labels=labels[ROWS])
 
     engines = {task: (task,) for task in TASKS} if factors else {TEACHER: tuple(TASKS)}
-    write_bundle(
-        path,
+    described = Manifest(
         kind=kind,
         name="made",
         architecture="tests:tiny",
         parameters={"backbone": 140},
         preprocess=PREPROCESS,
+        preprocess_sha256=PREPROCESS.sha256,
         tasks=[
             TaskEntry(
                 name=task,
@@ -157,10 +158,16 @@ def _write(
         layers=tiny_bundle.LAYERS if factors else (),
         folds=tiny_bundle.FOLDS,
         graph=GraphEntry(opset=18, input="input", output="output", bindings=tiny_bundle.BINDINGS),
-        template=tiny_bundle.template(),
+        parity=ParityEntry(inputs=INPUTS, seed=3, sha256=sha256_bytes(pictures.tobytes())),
+        recipe=recipe.model_dump(mode="json"),
+        recipe_sha256=recipe.sha256,
+        versions={"lorkd-deploy": "0.1.0"},
+        created="2025-01-01T00:00:00Z",
+        norm="shared",
+    )
+    contents = Contents(
         base=base,
         experts=own,
-        parity=ParityEntry(inputs=INPUTS, seed=3, sha256=sha256_bytes(pictures.tobytes())),
         logits={
             engine: reference_tensors(
                 np.concatenate([logits(t, pictures) for t in tasks], 1),
@@ -168,8 +175,6 @@ def _write(
             )
             for engine, tasks in engines.items()
         },
-        recipe=recipe.model_dump(mode="json"),
-        recipe_sha256=recipe.sha256,
-        versions={"lorkd-deploy": "0.1.0"},
-        created="2025-01-01T00:00:00Z",
+        template=tiny_bundle.template(),
     )
+    write_bundle(path, described, contents)

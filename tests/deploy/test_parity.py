@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.deploy.parity import Parity, compare, reference_tensors, tolerance_of
-from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.deploy.parity import Parity, compare, tolerance_of
+from lorkd_deploy.errors import UsageError
 from lorkd_deploy.recipe import ToleranceSpec
 
 
@@ -121,33 +121,3 @@ def test_the_verdict_is_over_all_figures() -> None:
 def test_a_precision_without_tolerance() -> None:
     with pytest.raises(UsageError, match="fp7"):
         tolerance_of("fp7")
-
-
-def test_reference_tensors_layout() -> None:
-    rows, hashes = np.array([3, 1]), np.zeros((2, 32), np.uint8)
-    logits, images = np.ones((2, 4)), np.zeros((2, 8, 8, 3), np.uint8)
-    # A task may be called like the generated inputs.
-    tensors = reference_tensors(
-        np.ones((5, 8)),  # type: ignore[arg-type]
-        {"inputs": (rows, hashes, logits, images), "eye": (rows, hashes, logits, None)},  # type: ignore[dict-item]
-    )
-    assert {name: (value.dtype.str, value.shape) for name, value in tensors.items()} == {
-        "inputs": ("<f4", (5, 8)),
-        "inputs.index": ("<i8", (2,)),
-        "inputs.sha256": ("|u1", (2, 32)),
-        "inputs.logits": ("<f4", (2, 4)),
-        "inputs.images": ("|u1", (2, 8, 8, 3)),
-        "eye.index": ("<i8", (2,)),
-        "eye.sha256": ("|u1", (2, 32)),
-        "eye.logits": ("<f4", (2, 4)),
-    }
-
-
-def test_reference_that_could_prove_nothing() -> None:
-    with pytest.raises(ModelError, match="not finite"):
-        reference_tensors(np.array([[np.nan, 1]], np.float32), {})
-    rows, hashes = np.arange(2), np.zeros((3, 32), np.uint8)
-    with pytest.raises(ValueError, match="eye"):
-        reference_tensors(
-            np.ones((1, 2), np.float32), {"eye": (rows, hashes, np.ones((2, 2), np.float32), None)}
-        )

@@ -15,8 +15,8 @@ ort = pytest.importorskip("onnxruntime", reason="runs the filled graphs")
 from torch import nn  # noqa: E402
 
 from lorkd_deploy import add_experts, load_bundle  # noqa: E402
-from lorkd_deploy.bundle.manifest import LayerEntry, ParityEntry, TaskEntry  # noqa: E402
-from lorkd_deploy.bundle.write import write_bundle  # noqa: E402
+from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, ParityEntry, TaskEntry  # noqa: E402
+from lorkd_deploy.bundle.write import Contents, write_bundle  # noqa: E402
 from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
 from lorkd_deploy.experts import ExpertClassifier  # noqa: E402
 from lorkd_deploy.preprocess import Preprocess  # noqa: E402
@@ -60,13 +60,13 @@ def test_engines_equal_the_model_with_experts(tmp_path: Path, norm: Any) -> None
     def arrays(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         return {prefix + k: v.detach().contiguous().numpy() for k, v in state.items()}
 
-    write_bundle(
-        tmp_path / "bundle",
+    described = Manifest(
         kind="experts",
         name="net",
         architecture="tests:net",
         parameters={},
         preprocess=Preprocess(size=16),
+        preprocess_sha256=Preprocess(size=16).sha256,
         tasks=[
             TaskEntry(
                 name=f"task{t}",
@@ -82,20 +82,24 @@ def test_engines_equal_the_model_with_experts(tmp_path: Path, norm: Any) -> None
         layers=[LayerEntry(name=e.name, kind=e.kind, shape=e.shape) for e in experts.layers],
         folds=template.folds,
         graph=template.graph,
-        template=template.onnx,
+        parity=ParityEntry(inputs=0, seed=0, sha256=""),
+        recipe={},
+        recipe_sha256="",
+        versions={},
+        created="",
+        norm=norm,
+    )
+    contents = Contents(
         base=arrays(experts.base_state()),
         experts={
             f"task{t}": arrays(experts.expert_state(t))
             | arrays(model.heads.head(t).state_dict(), "head.")
             for t in range(len(CLASSES))
         },
-        parity=ParityEntry(inputs=0, seed=0, sha256=""),
         logits={f"task{t}": {} for t in range(len(CLASSES))},
-        recipe={},
-        recipe_sha256="",
-        versions={},
-        created="",
+        template=template.onnx,
     )
+    write_bundle(tmp_path / "bundle", described, contents)
     bundle = load_bundle(tmp_path)
     assert len(bundle.manifest.folds) == 3
     x = torch.randn(6, 3, 16, 16)

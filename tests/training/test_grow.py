@@ -105,6 +105,7 @@ def test_everything_but_the_new_department_stays_byte_for_byte(
     assert own["5.A"].shape == (3, 8)
     assert np.abs(own["5.B"]).max() > 0, "no gradient reached the expert"
     assert ("1.running_mean" in own) == (norm == "per_task")
+    assert grown.manifest.norm == was.manifest.norm == norm
     assert set(grown.manifest.tasks[2].metrics) == {"expert"}, "the teacher doesn't know the task"
 
     # The engines that were proven before are this bundle's too, and the new one is proven.

@@ -19,9 +19,9 @@ ort = pytest.importorskip("onnxruntime", reason="runs the filled graphs")
 
 from torch import nn  # noqa: E402
 
-from lorkd_deploy.bundle.manifest import FoldEntry, LayerEntry, ParityEntry, TaskEntry  # noqa: E402
+from lorkd_deploy.bundle.manifest import FoldEntry, LayerEntry, Manifest, ParityEntry, TaskEntry  # noqa: E402
 from lorkd_deploy.bundle.read import Bundle, load_bundle  # noqa: E402
-from lorkd_deploy.bundle.write import write_bundle  # noqa: E402
+from lorkd_deploy.bundle.write import Contents, write_bundle  # noqa: E402
 from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
 from lorkd_deploy.errors import ModelError  # noqa: E402
 from lorkd_deploy.lowrank.delta import delta_weight  # noqa: E402
@@ -135,13 +135,13 @@ class Case:
 
     def _bundle(self, folder: Path) -> Bundle:
         state = {k: v.numpy() for k, v in self.net.state_dict().items() if "num_batches" not in k}
-        write_bundle(
-            folder,
+        described = Manifest(
             kind="experts",
             name="net",
             architecture="tests:net",
             parameters={},
             preprocess=Preprocess(size=SIZE),
+            preprocess_sha256=Preprocess(size=SIZE).sha256,
             tasks=[
                 TaskEntry(
                     name=task,
@@ -157,18 +157,22 @@ class Case:
             layers=self.layers,
             folds=self.template.folds,
             graph=self.template.graph,
-            template=self.template.onnx,
-            base=state,
-            experts={
-                t: {k: v.astype(np.float32) for k, v in e.items()} for t, e in self.experts.items()
-            },
             parity=ParityEntry(inputs=0, seed=0, sha256=""),
-            logits={task: {} for task in TASKS},
             recipe={},
             recipe_sha256="",
             versions={},
             created="",
+            norm="shared",
         )
+        contents = Contents(
+            base=state,
+            experts={
+                t: {k: v.astype(np.float32) for k, v in e.items()} for t, e in self.experts.items()
+            },
+            logits={task: {} for task in TASKS},
+            template=self.template.onnx,
+        )
+        write_bundle(folder, described, contents)
         return load_bundle(folder)
 
     def unfused(self, task: str, x: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,20 @@ from torch import nn
 
 from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.compressed import factor_parameters
-from lorkd_deploy.bundle.manifest import TEACHER, LayerEntry, ParityEntry, TaskEntry
+from lorkd_deploy.bundle.manifest import (
+    EXPERT,
+    HEAD,
+    TEACHER,
+    LayerEntry,
+    Manifest,
+    ParityEntry,
+    TaskEntry,
+)
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.bundle.write import write_bundle
+from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
+from lorkd_deploy.bundle.write import Contents, write_bundle
 from lorkd_deploy.data import image_sha256
-from lorkd_deploy.deploy.parity import ImageReference, reference_tensors
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.metrics.score import majority
@@ -148,7 +157,7 @@ def own_tensors(setup: Setup, model: ExpertClassifier) -> dict[str, Tensors]:
 
 def expert_parameters(own: Mapping[str, Tensors]) -> dict[str, int]:
     """`expert:TASK` → numbers in its factors."""
-    return {f"expert:{name}": factor_parameters(tensors) for name, tensors in own.items()}
+    return {EXPERT + name: factor_parameters(tensors) for name, tensors in own.items()}
 
 
 def _write(
@@ -156,7 +165,7 @@ def _write(
     setup: Setup,
     model: TaskNetwork,
     *,
-    kind: str,
+    kind: Literal["experts", "teacher"],
     architecture: str,
     parameters: dict[str, int],
     tasks: tuple[TaskEntry, ...],
@@ -170,31 +179,30 @@ def _write(
 ) -> None:
     recipe = setup.recipe
     pictures = parity_inputs(recipe.parity.inputs, recipe.preprocess.size, recipe.seed)
-    write_bundle(
-        path,
+    described = Manifest(
         kind=kind,
         name=recipe.name,
         architecture=architecture,
         parameters=parameters,
         preprocess=recipe.preprocess,
+        preprocess_sha256=recipe.preprocess.sha256,
         tasks=tasks,
         layers=layers,
         folds=template.folds,
         graph=template.graph,
-        template=template.onnx,
-        base=base,
-        experts=experts,
         factorisation=factorisation,
+        norm=recipe.experts.norm if kind == "experts" else "shared",
         parity=ParityEntry(
             inputs=len(pictures), seed=recipe.seed, sha256=sha256_bytes(pictures.tobytes())
         ),
-        logits=reference_logits(setup, model, pictures, engines),
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256,
         versions=versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         extracted_from=extracted_from,
     )
+    logits = reference_logits(setup, model, pictures, engines)
+    write_bundle(path, described, Contents(base, experts, logits, template.onnx))
 
 
 def reference_logits(
@@ -340,7 +348,7 @@ def _shared_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _head_tensors(head: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
-    return arrays({f"head.{name}": value for name, value in head.state_dict().items()})
+    return arrays({HEAD + name: value for name, value in head.state_dict().items()})
 
 
 def arrays(tensors: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[np.float32]]:

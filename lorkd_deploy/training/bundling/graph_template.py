@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from lorkd_deploy.bundle.manifest import FoldEntry, GraphEntry
+from lorkd_deploy.bundle.manifest import HEAD_TENSORS, FoldEntry, GraphEntry
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
 INPUT, OUTPUT = "input", "output"
-HEAD = ("head.weight", "head.bias")
 _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 
@@ -83,7 +82,7 @@ def graph_template(backbone: nn.Module, head: nn.Linear, size: int, opset: int =
 
 
 def _plain_copy(backbone: nn.Module, head: nn.Linear) -> nn.Module:
-    if taken := sorted(set(HEAD) & set(backbone.state_dict())):
+    if taken := sorted(set(HEAD_TENSORS) & set(backbone.state_dict())):
         raise ModelError(
             f"the backbone has a tensor called {taken[0]}: that is the name of the task's head",
             fix="give a backbone without classifier, or name that part of it otherwise",

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from lorkd_deploy import models
-from lorkd_deploy.bundle.compressed import FACTORS
-from lorkd_deploy.bundle.manifest import Manifest, TaskEntry
+from lorkd_deploy.bundle.manifest import HEAD, HEAD_TENSORS, Manifest, TaskEntry
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts import ExpertClassifier, add_experts
 from lorkd_deploy.storage import Tensors
@@ -19,15 +18,13 @@ def restored(
 ) -> ExpertClassifier:
     """W0 + α/r · B A of `tasks`, as it was trained: unfused, in evaluation mode, on the CPU.
 
-    `manifest` says the architecture, the layers and the factorisation; `tasks` the ranks. Raises
+    `manifest` says the architecture, the layers, norms and factorisation; `tasks` the ranks. Raises
     `ModelError` where the code of today builds another network under that name.
     """
     backbone = models.build(manifest.architecture)
     alpha = next(task.alpha for task in tasks if task.alpha)
     ranks = [{layer.name: task.rank_of(layer.name) or 0 for layer in manifest.layers}
              for task in tasks]  # fmt: skip
-    own = set().union(*experts.values()) - set(base)
-    per_task = any(not name.endswith(FACTORS) and name not in _HEAD for name in own)
     try:
         features = models.feature_dim(backbone, manifest.preprocess.size)
         model = add_experts(
@@ -35,7 +32,7 @@ def restored(
             len(tasks),
             ranks,
             alpha,
-            norm="per_task" if per_task else "shared",
+            norm=manifest.norm,
             factorisation=manifest.factorisation,
             skip=manifest.recipe.get("experts", {}).get("skip", ()),
         )
@@ -53,13 +50,10 @@ def restored(
     return classifier.eval()
 
 
-_HEAD = ("head.weight", "head.bias")
-
-
 def _load(classifier: ExpertClassifier, place: int, tensors: Tensors, scale: float) -> None:
     """One task's factors, norms and head; `scale` is its own α over the model's."""
     state = {name: torch.tensor(array) for name, array in tensors.items()}
-    head = {name.removeprefix("head."): state.pop(name) for name in _HEAD}
+    head = {name.removeprefix(HEAD): state.pop(name) for name in HEAD_TENSORS}
     if scale != 1.0:
         state |= {name: value * scale for name, value in state.items() if name.endswith(".B")}
     classifier.backbone.load_expert(place, state)

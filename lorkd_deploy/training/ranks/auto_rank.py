@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from lorkd_deploy.bundle.compressed import FACTORS
+from lorkd_deploy.bundle.manifest import FACTORS
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.lowrank.budget import Budget, parse_budget

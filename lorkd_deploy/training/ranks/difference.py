@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from lorkd_deploy.bundle.compressed import FACTORS
+from lorkd_deploy.bundle.manifest import FACTORS
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.experts import ExpertModel
 from lorkd_deploy.lowrank.delta import columns_per_rank, delta_weight, update_matrix

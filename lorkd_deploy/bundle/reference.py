@@ -1,0 +1,95 @@
+"""The reference logits of an engine: what it is held against, in `parity/ENGINE.safetensors`.
+
+They are the unfused torch model's, written before any export:
+
+    inputs                      (n, K) for the generated inputs (`parity_inputs.py`)
+    TASK.index  TASK.sha256     (m,) rows of the task's test split, (m, 32) hashes of their images
+    TASK.logits                 (m, K_t) for these images
+    TASK.images  TASK.labels    (m, S, S, 3), and (m,) or (m, K_t): only where the recipe ships them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.errors import BundleError, ModelError
+from lorkd_deploy.storage import Tensors
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+
+INPUTS = "inputs"
+
+
+class ImageReference(NamedTuple):
+    """A task's parity images: rows of its test split, hashes of the raw images, their logits.
+
+    `rows` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; only where they are
+    shipped `images`, uint8 `(m, S, S, 3)` at network size, and `labels`, int64 `(m,)` or `(m, K)`.
+    """
+
+    rows: I64
+    sha256: U8
+    logits: F32
+    images: U8 | None = None
+    labels: I64 | None = None
+
+
+def reference_tensors(
+    inputs_logits: F32, images: Mapping[str, ImageReference]
+) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of one engine's reference.
+
+    `inputs_logits` `(n, K)` are the unfused model's on `parity_inputs(n, …)`, `images` has an entry
+    for each task of the engine. Raises `ModelError` for logits that are not finite: nothing could
+    be proven by them.
+    """
+    tensors: dict[str, npt.NDArray[Any]] = {INPUTS: np.asarray(inputs_logits, np.float32)}
+    for task, given in images.items():
+        count = len(given.rows)
+        if given.sha256.shape != (count, 32) or len(given.logits) != count:
+            raise ValueError(f"rows, hashes and logits of {task} are not of one length")
+        tensors[f"{task}.index"] = np.asarray(given.rows, np.int64)
+        tensors[f"{task}.sha256"] = np.asarray(given.sha256, np.uint8)
+        tensors[f"{task}.logits"] = np.asarray(given.logits, np.float32)
+        if given.images is not None:
+            tensors[f"{task}.images"] = np.asarray(given.images, np.uint8)
+            if given.labels is not None:
+                tensors[f"{task}.labels"] = np.asarray(given.labels, np.int64)
+    for name, value in tensors.items():
+        if value.dtype == np.float32 and not np.isfinite(value).all():
+            raise ModelError(
+                f"the trained model's logits are not finite ({name})",
+                fix="lower the learning rate, or look at the training history",
+            )
+    return tensors
+
+
+def inputs_reference(tensors: Tensors, where: Path) -> F32:
+    """The logits `(n, K)` for the generated inputs; raises `BundleError` where they are missing."""
+    return _tensor(tensors, INPUTS, where)
+
+
+def image_reference(tensors: Tensors, task: str, where: Path) -> ImageReference:
+    """What `tensors` hold of a task's test images; raises `BundleError` where that is missing."""
+    return ImageReference(
+        _tensor(tensors, f"{task}.index", where),
+        _tensor(tensors, f"{task}.sha256", where),
+        _tensor(tensors, f"{task}.logits", where),
+        tensors.get(f"{task}.images"),
+        tensors.get(f"{task}.labels"),
+    )
+
+
+def _tensor(tensors: Tensors, name: str, where: Path) -> npt.NDArray[Any]:
+    if name not in tensors:
+        raise BundleError(
+            f"the bundle has no reference {name!r}", where=where, fix="run `lorkd decompose` again"
+        )
+    return tensors[name]
