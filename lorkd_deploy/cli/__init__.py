@@ -1,4 +1,4 @@
-"""The command line: one file a command, thin over the function of the same name.
+"""The command line: one file per command, a thin layer over the function of the same name.
 
 `main` is the edge where every error becomes a message and an exit code: 0 done, 1 a fault that
 the message explains, 2 wrong usage, 3 a failed gate, 130 stopped by Ctrl-C.
@@ -13,11 +13,10 @@ from typing import cast
 
 import typer
 
-from lorkd_deploy.cli import render
 from lorkd_deploy.cli.app import app
+from lorkd_deploy.cli.shared import render
 from lorkd_deploy.cli.shared.faults import missing_package, out_of_memory, system_fault
 from lorkd_deploy.errors import LorkdError, UsageError
-from lorkd_deploy.machine.launcher import launch
 
 # click's ClickException; newer versions of typer carry a click of their own.
 CommandError = cast("type[Exception]", typer.BadParameter.__mro__[2])
@@ -26,7 +25,7 @@ RESUMABLE = {"teacher", "decompose"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; what is no user's fault keeps its traceback."""
+    """Run one command and return its exit code; a bug keeps its traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     render.listen()
@@ -66,12 +65,10 @@ def _usage(exc: Exception) -> UsageError:
 
 def _stopped(arguments: list[str]) -> int:
     if arguments[:1] == ["benchmark"]:
-        then = "the rounds that are done are kept, the same command with --resume goes on"
+        then = "the finished rounds are kept; the same command with --resume continues"
     elif arguments[:1] and arguments[0] in RESUMABLE:
-        then = "the last checkpoint is whole, the same command with --resume goes on"
+        then = "the last checkpoint is whole; the same command with --resume continues from it"
     else:
-        then = "nothing half-written was left, the same command starts again"
-    render.stop_drawing()
-    if launch().leads:
-        sys.stderr.write(f"stopped: {then}\n")
+        then = "nothing half-written was left; the same command starts again"
+    render.stopped(then)
     return STOPPED

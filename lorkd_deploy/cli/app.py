@@ -1,4 +1,4 @@
-"""The commands in the order in which a run needs them."""
+"""The commands, in the order in which a run needs them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from lorkd_deploy.cli.inspect import inspect
 from lorkd_deploy.cli.pack import pack
 from lorkd_deploy.cli.predict import predict
 from lorkd_deploy.cli.report import report
+from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.cli.teacher import teacher
 from lorkd_deploy.cli.verify import verify
 
 app = typer.Typer(
     name="lorkd",
-    rich_markup_mode=None,  # typer's boxes around a help take as long as all else of it together
+    rich_markup_mode=None,  # drawing typer's boxes takes as long as all the rest of a help
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -55,7 +56,7 @@ app.add_typer(recipe.app, name="recipe")
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"lorkd {__version__}")
+        Output(as_json=False, quiet=False).text(f"lorkd {__version__}")
         raise typer.Exit
 
 
@@ -66,9 +67,9 @@ def lorkd(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Decompose a medical foundation model into light experts, one verified engine a department.
+    """Decompose a medical foundation model into light experts, one verified engine per department.
 
-    A run goes: teacher, decompose, export, verify, benchmark, report. Not a medical device.
+    The steps of a run: teacher, decompose, export, verify, benchmark, report. Not a medical device.
 
     \b
     Examples:

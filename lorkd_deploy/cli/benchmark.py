@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.benchmarked import show, show_scenarios
 from lorkd_deploy.cli.shared.options import Departments, Json, Quiet, Run, Tasks
+from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.errors import GateError, UsageError
 
 
@@ -27,15 +27,19 @@ def benchmark(
         ),
     ] = [],
     teacher: Annotated[
-        bool, typer.Option("--teacher/--no-teacher", help="Measure the foundation model too.")
+        bool, typer.Option("--teacher/--no-teacher", help="Also measure the foundation model.")
     ] = True,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Rounds.", show_default="the recipe's")
+        int | None,
+        typer.Option("--rounds", min=1, help="Number of rounds.", show_default="the recipe's"),
     ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            "--seconds", min=0, help="At least this long a round.", show_default="the recipe's"
+            "--seconds",
+            min=0,
+            help="Least length of a round, in seconds.",
+            show_default="the recipe's",
         ),
     ] = None,
     iterations: Annotated[
@@ -43,13 +47,15 @@ def benchmark(
         typer.Option(
             "--iterations",
             min=1,
-            help="At least this many images a round.",
+            help="Least number of images per round.",
             show_default="the recipe's",
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="CPU threads.", show_default="the recipe's"),
+        typer.Option(
+            "--threads", min=1, help="CPU threads per engine.", show_default="the recipe's"
+        ),
     ] = None,
     repeats: Annotated[
         int | None,
@@ -57,7 +63,7 @@ def benchmark(
             "--repeats",
             min=0,
             max=3,
-            help="Measure a round that others disturbed again, at most so often.",
+            help="How many times a disturbed round may be measured again.",
             show_default="the recipe's",
         ),
     ] = None,
@@ -66,14 +72,14 @@ def benchmark(
         typer.Option(
             "--largest-batch",
             min=0,
-            help="Look for the batch with the most images a second up to this; 0: don't.",
+            help="Search for the batch with the most images per second, up to this size; 0: don't.",
             show_default="the recipe's",
         ),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on with a benchmark that was stopped: what it had measured stays."
+            "--resume", help="Resume a benchmark that was stopped; what it has measured is kept."
         ),
     ] = False,
     assertions: Annotated[
@@ -81,9 +87,9 @@ def benchmark(
         typer.Option(
             "--assert",
             metavar="METRIC<NUMBER",
-            help="Exit with 3 where an expert's engine doesn't hold it; may be repeated; ten "
-            "rounds unless --rounds says otherwise. A wrong metric lists all; accuracy and drops "
-            "are in points.",
+            help="Exit with code 3 if an expert's engine doesn't meet this; may be repeated. Runs "
+            "ten rounds unless --rounds is given. An unknown metric lists them all; accuracies "
+            "and drops are in percentage points.",
             show_default=False,
         ),
     ] = [],
@@ -92,8 +98,9 @@ def benchmark(
         typer.Option(
             "--scenario",
             metavar="S",
-            help="Instead, let MLCommons LoadGen test single-stream, multi-stream, server or "
-            "offline as MLPerf has them; may be repeated. Ten minutes an engine and mode.",
+            help="Instead, let MLCommons LoadGen run an MLPerf scenario: single-stream, "
+            "multi-stream, server or offline; may be repeated. Takes ten minutes per engine and "
+            "mode (performance, accuracy).",
             show_default=False,
         ),
     ] = [],
@@ -102,20 +109,21 @@ def benchmark(
         typer.Option(
             "--server-ms",
             min=0.001,
-            help="The latency that 99 of 100 queries of the server scenario have to keep.",
+            help="Latency, in ms, that 99 of 100 queries of the server scenario must stay within.",
             show_default="15",
         ),
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Seconds instead of minutes; the figures are marked as such."),
+        typer.Option("--quick", help="Take seconds, not minutes; the figures are marked as quick."),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure latency, throughput, memory and accuracy of every engine and of the teacher.
 
-    Each engine runs in a process of its own, rounds interleaved; writes RUN/profile/profile.json.
+    Each engine runs in its own process, the rounds of all engines interleaved. Writes
+    RUN/profile/profile.json.
 
     \b
     Examples:
@@ -156,7 +164,7 @@ def benchmark(
         output.text(f"next: lorkd report {run}")
         output.result(found)
         return
-    _refuse({"--server-ms": server_ms}, "it is of --scenario server")
+    _refuse({"--server-ms": server_ms}, "it belongs to --scenario server")
     from lorkd_deploy import benchmark as measure
 
     profile = measure(
@@ -188,7 +196,7 @@ def benchmark(
 
 
 def _refuse(given: Mapping[str, object], why: str) -> None:
-    """Raise `UsageError` for options that were given and don't belong here."""
+    """Raise `UsageError` if options were given that don't apply here."""
     names = [name for name, value in given.items() if value is not None]
     if names:
         raise UsageError(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, Quiet
+from lorkd_deploy.cli.shared.render import Output
 
 COLUMNS = ("engine", "figure", "first", "second", "change", "95 % interval", "verdict")
 
@@ -25,7 +25,7 @@ def compare(
         typer.Argument(metavar="RUN2", help="What to compare it with.", show_default=False),
     ],
     everything: Annotated[
-        bool, typer.Option("--all", help="Also show the figures without a change beyond noise.")
+        bool, typer.Option("--all", help="Also show the figures that didn't change beyond noise.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -34,7 +34,7 @@ def compare(
 
     Engines are matched by name. Times (p50, p90, p99), throughput, memory and sizes are given as
     second over first, accuracy and the like as second minus first on the same test images. Measure
-    both with `lorkd benchmark RUN --rounds 10`: of fewer rounds the intervals are wide, and of
+    both with `lorkd benchmark RUN --rounds 10`: with fewer rounds the intervals are wide, and with
     fewer than five no change is claimed.
 
     \b

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, NewRun, Quiet, Run
-
-if TYPE_CHECKING:
-    from lorkd_deploy.training.ranks.shrinking import CompressedTask
-
-COLUMNS = (
-    "department",
-    "task",
-    "rank",
-    "energy",
-    "parameters before",
-    "after",
-    "kB before",
-    "after",
-    "validation accuracy before",
-    "after",
-)
+from lorkd_deploy.cli.shared.render import Output
+from lorkd_deploy.cli.shared.training import show_ranks
 
 
 def compress(
@@ -34,18 +18,21 @@ def compress(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="At most this large an expert: 0.3MB of its file, or '40000 parameters'.",
+            help="Largest size of an expert: of its file, as in 0.3MB, or '40000 parameters'.",
         ),
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="The smallest expert with this share of ΔW's squares."),
+        typer.Option(
+            metavar="SHARE", help="Take the smallest expert that keeps this share of ΔW's squares."
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
             metavar="POINTS",
-            help="The smallest expert that loses at most so many points of validation accuracy.",
+            help="Take the smallest expert that loses at most this many points of validation "
+            "accuracy.",
         ),
     ] = None,
     as_json: Json = False,
@@ -53,8 +40,9 @@ def compress(
 ) -> None:
     """Make a run's experts smaller: lower ranks, layer by layer, where it costs least.
 
-    The singular values of each layer's ΔW say what a rank is worth. One rule, for each task by
-    itself; accuracy is measured on the validation split. RUN stays as it is.
+    The singular values of each layer's ΔW say what a rank is worth. Give one of the three rules; it
+    is applied to each task separately, and accuracy is that of the validation split. RUN itself is
+    not changed.
 
     \b
     Examples:
@@ -72,26 +60,3 @@ def compress(
     output.text(f"wrote {found.bundle}")
     output.text(f"next: lorkd export {out}")
     output.result(found)
-
-
-def show_ranks(output: Output, title: str, tasks: Sequence[CompressedTask]) -> None:
-    """What became of each task's expert: ranks, energy, sizes, validation accuracy."""
-    output.table(
-        title,
-        COLUMNS,
-        [
-            (
-                task.department,
-                task.task,
-                f"{min(task.ranks.values())} to {max(task.ranks.values())}",
-                task.energy,
-                task.parameters_before,
-                task.parameters,
-                task.bytes_before / 1000,
-                task.bytes / 1000,
-                task.validation_before["accuracy"],
-                task.validation["accuracy"],
-            )
-            for task in tasks
-        ],
-    )

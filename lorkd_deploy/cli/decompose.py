@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import (
     AutoBatch,
     Json,
@@ -18,6 +17,7 @@ from lorkd_deploy.cli.shared.options import (
     Resume,
     TensorBoard,
 )
+from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.cli.shared.training import show
 
 
@@ -31,7 +31,7 @@ def decompose(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="The finished run, or bundle, that --add-department adds to.",
+            help="The finished run, or its bundle, that --add-department adds to.",
             show_default=False,
         ),
     ] = None,
@@ -40,7 +40,7 @@ def decompose(
         typer.Option(
             "--add-department",
             metavar="D",
-            help="Train this department alone; W0 and all others stay as they are in --from. "
+            help="Train only this department; W0 and all others stay as they are in --from. "
             "May be repeated.",
             show_default=False,
         ),
@@ -50,9 +50,10 @@ def decompose(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train W0 and the experts under RUN's teacher, and write the bundle.
+    """Train W0 and the experts with RUN's teacher, and write the bundle.
 
-    Uses the GPU if there is one. Ctrl-C leaves the last checkpoint whole; --resume goes on.
+    Uses the GPU if there is one. Ctrl-C leaves the last checkpoint whole; --resume continues from
+    it.
 
     \b
     Examples:

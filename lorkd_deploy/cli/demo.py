@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, Quiet
+from lorkd_deploy.cli.shared.render import Output
 
 
 def demo(
@@ -18,7 +18,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go the whole way once, on drawn images: train, decompose, export, verify, measure, report.
+    """Do every step once on generated images: train, decompose, export, verify, measure, report.
 
     It needs no data and takes about three minutes on two cores.
 

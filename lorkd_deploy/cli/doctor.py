@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, Quiet
+from lorkd_deploy.cli.shared.render import Output
 
 
 def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Say what of torch, GPU and runtimes works on this machine, and what to do about the rest.
+    """Check which of torch, GPU and runtimes work on this machine, and say how to fix the rest.
 
     \b
     Examples:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import MIB, Output
 from lorkd_deploy.cli.shared import parity as proof
 from lorkd_deploy.cli.shared.options import Departments, Json, Quiet, Run, Tasks, key_value
+from lorkd_deploy.cli.shared.render import MIB, Output
 
 
 def export(
@@ -23,8 +23,8 @@ def export(
         typer.Option(
             "--precision",
             metavar="P",
-            help="The engine's arithmetic: fp32, fp16, bf16 or int8, as far as the target has it; "
-            "auto measures them all and takes the fastest.",
+            help="The engine's precision: fp32, fp16, bf16 or int8, as far as the target supports "
+            "it; auto measures them all and takes the fastest.",
         ),
     ] = "fp32",
     max_drop: Annotated[
@@ -32,7 +32,7 @@ def export(
         typer.Option(
             "--max-drop",
             metavar="POINTS",
-            help="What auto may lose of the validation images' accuracy against fp32.",
+            help="How many points of validation accuracy auto may lose against fp32.",
             show_default="0.5",
         ),
     ] = None,
@@ -41,7 +41,7 @@ def export(
         typer.Option(
             "--option",
             metavar="KEY=VALUE",
-            help="One of the target's own options; may be repeated. A wrong one lists them all.",
+            help="One of the target's own options; may be repeated. An unknown one lists them all.",
             show_default=False,
         ),
     ] = [],
@@ -51,21 +51,21 @@ def export(
             "--providers",
             metavar="EP",
             help="Execution provider of the onnx target: CPU, CUDA, TensorRT or OpenVINO; may be "
-            "repeated, the best first. No other runs what these can't.",
+            "repeated, in order of preference. No other provider runs what these can't.",
             show_default="CPU",
         ),
     ] = [],
     department: Departments = [],
     task: Tasks = [],
     teacher: Annotated[
-        bool, typer.Option("--teacher", help="Export the foundation model too.")
+        bool, typer.Option("--teacher", help="Also export the foundation model.")
     ] = False,
     layout: Annotated[
         str | None,
         typer.Option(
             "--layout",
             metavar="LAYOUT",
-            help="Put the engines into a deployment folder too: triton, a model repository.",
+            help="Also write a deployment folder: triton, a model repository.",
             show_default=False,
         ),
     ] = None,
@@ -74,7 +74,8 @@ def export(
         typer.Option(
             "--sample",
             metavar="LANGUAGE",
-            help="Write a program that runs the engine beside each: python, cpp; may be repeated.",
+            help="Also write, beside each engine, a program that runs it: python or cpp; may be "
+            "repeated.",
             show_default=False,
         ),
     ] = [],
@@ -83,16 +84,17 @@ def export(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Where the engines go; with --layout, where that goes.",
+            help="Where to write the engines; with --layout, where to write its folder.",
             show_default="RUN/export, RUN/LAYOUT",
         ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build one engine a task, each proven equal to the model it came from.
+    """Build one engine per task, each verified against the model it came from.
 
-    Parity figures go into artifact.json; outside the tolerance nothing is written, exit 3.
+    Parity figures are written to artifact.json; outside the tolerance nothing is written, and the
+    exit code is 3.
 
     \b
     Examples:

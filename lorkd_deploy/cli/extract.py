@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, NewRun, Overrides, Quiet, RecipeName
+from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.errors import UsageError
 
 COLUMNS = (
@@ -52,11 +52,12 @@ def extract(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make experts of models that are fine-tuned already, without training.
+    """Extract experts from models that are already fine-tuned, without training.
 
-    All are of the recipe's student architecture, with a linear head as their last layer. Each
-    expert is the best of the recipe's rank for W_model - W_base, layer by layer; a task's norms,
-    and what can't be an expert and differs from the base, stay as its model has them.
+    All models have the recipe's student architecture and a linear head as their last layer. Each
+    expert is the best approximation of W_model - W_base at the recipe's rank, layer by layer; a
+    task's norms, and whatever else differs from the base and can't be low-rank, stay as they are in
+    its model.
 
     \b
     Examples:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, Quiet, Run
+from lorkd_deploy.cli.shared.render import Output
 
 
 def fuse(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import MIB, Output
 from lorkd_deploy.cli.shared import parity as proof
 from lorkd_deploy.cli.shared.options import Json, Quiet
+from lorkd_deploy.cli.shared.render import MIB, Output
 
 if TYPE_CHECKING:
     from lorkd_deploy.inspection import BundleContents
@@ -27,7 +27,7 @@ def inspect(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what a bundle or an engine holds: tasks, ranks, sizes, hashes, where it came from.
+    """Show what a bundle or an engine holds: tasks, ranks, sizes, hashes, where it came from.
 
     \b
     Examples:

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import MIB, Output
 from lorkd_deploy.cli.shared import parity as proof
 from lorkd_deploy.cli.shared.options import Json, Quiet, Run
+from lorkd_deploy.cli.shared.render import MIB, Output
 
 
 def pack(
     run: Run,
     department: Annotated[
         str,
-        typer.Option("--department", metavar="D", help="Whom it is for.", show_default=False),
+        typer.Option(
+            "--department", metavar="D", help="The department to deliver to.", show_default=False
+        ),
     ],
     out: Annotated[
         Path,
@@ -25,10 +27,10 @@ def pack(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Deliver one department alone: its bundle and its engines, nothing of the others' knowledge.
+    """Pack one department for delivery: its bundle and engines, and none of the others' experts.
 
-    Every command but training works on the folder, on a device without torch. W0 is in it, and
-    W0 was trained on every department's images.
+    Every command except training works on the folder, on a device without torch. It contains W0,
+    which was trained on every department's images.
 
     \b
     Examples:

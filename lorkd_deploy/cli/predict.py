@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, Precision, Quiet, Run
+from lorkd_deploy.cli.shared.render import Output
 
-SHOWN = 3  # classes an image; --json and --csv have all
+SHOWN = 3  # classes per image; --json and --csv have them all
 
 
 def predict(
@@ -24,7 +24,7 @@ def predict(
         ),
     ],
     task: Annotated[
-        str, typer.Option("--task", metavar="T", help="What to classify.", show_default=False)
+        str, typer.Option("--task", metavar="T", help="The task to answer.", show_default=False)
     ],
     target: Annotated[
         str, typer.Option("--target", metavar="TARGET", help="The exported engine's runtime.")
@@ -33,7 +33,7 @@ def predict(
     csv: Annotated[
         Path | None,
         typer.Option(
-            "--csv", metavar="F", help="Write the probabilities there too.", show_default=False
+            "--csv", metavar="F", help="Also write the probabilities here.", show_default=False
         ),
     ] = None,
     save_input: Annotated[
@@ -41,14 +41,14 @@ def predict(
         typer.Option(
             "--save-input",
             metavar="F.npy",
-            help="Write the preprocessed images, float32 (N, 3, H, W).",
+            help="Also write the preprocessed images, float32 (N, 3, H, W).",
             show_default=False,
         ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Class probabilities of images from the exported engine. Not a medical device.
+    """Print class probabilities of images, from an exported engine. Not a medical device.
 
     \b
     Examples:

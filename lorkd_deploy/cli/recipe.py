@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, Overrides, Quiet
+from lorkd_deploy.cli.shared.render import Output
 
 app = typer.Typer(
-    help="Read and check recipes: what one run does.\n\nExamples: `lorkd recipe list`, "
+    help="Read and check recipes, which say what a run does.\n\nExamples: `lorkd recipe list`, "
     "`lorkd recipe show demo`, `lorkd recipe validate mine.yaml`.",
     rich_markup_mode=None,
 )
@@ -56,7 +56,7 @@ def show(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print a shipped recipe with its comments, as a start for one's own.
+    """Print a shipped recipe with its comments, as a start for your own.
 
     \b
     Examples:
@@ -81,7 +81,7 @@ def validate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a recipe and list all its faults at once, each with its place.
+    """Check a recipe and list all its faults at once, each with where it is.
 
     \b
     Examples:

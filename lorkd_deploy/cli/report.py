@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import Json, Quiet, Run
+from lorkd_deploy.cli.shared.render import Output
 
 
 def report(
@@ -16,8 +16,8 @@ def report(
         bool,
         typer.Option(
             "--images",
-            help="Embed up to eight test images a task, with both models' answers. They may be "
-            "patients' images: pass such a page on only where the images may be passed on.",
+            help="Embed up to eight test images per task, with both models' answers. They may be "
+            "patients' images: share such a page only where the images may be shared.",
         ),
     ] = False,
     as_json: Json = False,
@@ -25,7 +25,7 @@ def report(
 ) -> None:
     """Write report.html (one file that needs no network) and report.md from the measurements.
 
-    Every table and plot also goes to a CSV file of its own, in report-csv.
+    Every table and plot is also written as a CSV file, in report-csv.
 
     \b
     Examples:

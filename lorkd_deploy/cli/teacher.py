@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared.options import (
     AutoBatch,
     Json,
@@ -13,6 +12,7 @@ from lorkd_deploy.cli.shared.options import (
     Resume,
     TensorBoard,
 )
+from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.cli.shared.training import show
 
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.render import Output
 from lorkd_deploy.cli.shared import parity as proof
 from lorkd_deploy.cli.shared.options import Json, Quiet, Run
+from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.errors import GateError
 
 
@@ -18,13 +18,13 @@ def verify(
         bool,
         typer.Option(
             "--drill-down",
-            help="Look in each engine for the first node that differs from the fused model.",
+            help="Find the first node of each engine that differs from the fused model.",
         ),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check hashes and parity of everything that was exported; exit 3 where one fails.
+    """Check hashes and parity of every exported engine; exit with 3 if one fails.
 
     \b
     Examples:

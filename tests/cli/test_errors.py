@@ -166,7 +166,7 @@ def test_a_bug_keeps_its_traceback(bug: Exception, monkeypatch: pytest.MonkeyPat
     ("arguments", "says"),
     [
         (["recipe", "validate", "demo"], "starts again"),
-        (["decompose", "demo", "--out", "run"], "--resume goes on"),
+        (["decompose", "demo", "--out", "run"], "--resume continues from it"),
     ],
 )
 def test_ctrl_c_is_exit_130_and_a_sentence(

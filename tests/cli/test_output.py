@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lorkd_deploy import cli
-from lorkd_deploy.cli import render
+from lorkd_deploy.cli.shared import render
 from lorkd_deploy.recipe import load_recipe, shipped_recipes
 
 

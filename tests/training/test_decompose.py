@@ -21,7 +21,7 @@ from tiny_recipe import write_recipe
 from torch import nn
 
 from lorkd_deploy import cli, decompose, load_bundle, teacher
-from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.cli.shared.training import show
 from lorkd_deploy.errors import (
     BundleError,

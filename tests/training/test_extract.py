@@ -28,7 +28,7 @@ from lorkd_deploy import (
     verify,
 )
 from lorkd_deploy.bundle.parity_inputs import known_inputs
-from lorkd_deploy.cli.render import plain
+from lorkd_deploy.cli.shared.render import plain
 from lorkd_deploy.errors import BundleError, ModelError, UsageError
 from lorkd_deploy.lowrank.delta import update_matrix
 from lorkd_deploy.recipe import load_recipe

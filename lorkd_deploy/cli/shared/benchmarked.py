@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lorkd_deploy.cli.render import MIB, Output
+from lorkd_deploy.cli.shared.render import MIB, Output
 
 if TYPE_CHECKING:
     from lorkd_deploy.profiling.mlperf.profile import ScenarioProfile

@@ -35,21 +35,21 @@ NewRun = Annotated[
     Path, typer.Option("--out", metavar="RUN", help="The run's folder.", show_default=False)
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint of the same recipe.")
+    bool, typer.Option("--resume", help="Continue from the last checkpoint of the same recipe.")
 ]
 AutoBatch = Annotated[
     bool,
     typer.Option(
         "--auto-batch",
-        help="Find by halving how many images fit into memory at a time, and let each batch pass "
-        "in such parts.",
+        help="Find by halving how many images fit into memory at a time, and process each batch in "
+        "parts of that size.",
     ),
 ]
 TensorBoard = Annotated[
     bool,
     typer.Option(
         "--tensorboard",
-        help="Write the figures of every step to RUN/tensorboard as well (extra `tensorboard`).",
+        help="Also write the figures of every step to RUN/tensorboard (extra `tensorboard`).",
     ),
 ]
 Run = Annotated[
@@ -76,7 +76,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="P",
-        help="The engine's arithmetic: fp32, fp16, bf16 or int8, as far as the target has it.",
+        help="The engine's precision: fp32, fp16, bf16 or int8, as far as the target supports it.",
     ),
 ]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorkd_deploy.cli.render import MIB
+from lorkd_deploy.cli.shared.render import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from lorkd_deploy.cli.render import Output
+    from lorkd_deploy.cli.shared.render import Output
     from lorkd_deploy.deploy.artifact import Artifact
     from lorkd_deploy.deploy.candidates import Candidate
     from lorkd_deploy.deploy.parity import Change, Compared, Parity

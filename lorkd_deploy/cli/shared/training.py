@@ -1,14 +1,15 @@
-"""What `lorkd teacher` and `lorkd decompose` show when they are done."""
+"""What the commands that write a bundle show when they are done."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorkd_deploy.cli.compress import show_ranks
-from lorkd_deploy.cli.render import Output
+from lorkd_deploy.cli.shared.render import Output
 
 if TYPE_CHECKING:
     from lorkd_deploy.training.bundling.result import TrainingResult
+    from lorkd_deploy.training.ranks.shrinking import CompressedTask
 
 COLUMNS = (
     "department",
@@ -18,6 +19,18 @@ COLUMNS = (
     "teacher AUC",
     "expert accuracy",
     "expert AUC",
+)
+RANKS = (
+    "department",
+    "task",
+    "rank",
+    "energy",
+    "parameters before",
+    "after",
+    "kB before",
+    "after",
+    "validation accuracy before",
+    "after",
 )
 
 
@@ -60,3 +73,26 @@ def show(output: Output, result: TrainingResult) -> None:
         output.text(f"kept {len(result.kept)} files of the finished bundle, each with its sha256")
     output.text(f"wrote {result.bundle}")
     output.result(result)
+
+
+def show_ranks(output: Output, title: str, tasks: Sequence[CompressedTask]) -> None:
+    """What became of each task's expert: ranks, energy, sizes, validation accuracy."""
+    output.table(
+        title,
+        RANKS,
+        [
+            (
+                task.department,
+                task.task,
+                f"{min(task.ranks.values())} to {max(task.ranks.values())}",
+                task.energy,
+                task.parameters_before,
+                task.parameters,
+                task.bytes_before / 1000,
+                task.bytes / 1000,
+                task.validation_before["accuracy"],
+                task.validation["accuracy"],
+            )
+            for task in tasks
+        ],
+    )

@@ -27,7 +27,7 @@ Row = Sequence[object]
 
 
 class Output:
-    """What one command shows: one JSON document, or text and tables, or nothing (`quiet`)."""
+    """What a command shows: one JSON document, or text and tables, or nothing (`quiet`)."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         # Of several processes of one training, the first speaks for all.
@@ -38,7 +38,7 @@ class Output:
         logging.getLogger("lorkd_deploy").setLevel(level)
 
     def progress(self) -> Progress:
-        """A bar on stderr, which leaves stdout to the result; in a log file, a line at times."""
+        """A bar on stderr, which leaves stdout to the result; in a log, a line now and then."""
         if self.quiet:
             return Silent()
         return Bar() if sys.stderr.isatty() else Lines()
@@ -50,7 +50,7 @@ class Output:
             sys.stdout.write("\n")
 
     def warning(self, line: str) -> None:
-        """What has to be read even with `--quiet` and `--json`: a line on stderr."""
+        """A line on stderr that has to be read even with `--quiet` and `--json`."""
         logging.getLogger("lorkd_deploy").warning("%s", line)
 
     def text(self, line: str) -> None:
@@ -59,7 +59,7 @@ class Output:
             sys.stdout.write(line + "\n")
 
     def table(self, title: str, columns: Row, rows: Iterable[Row]) -> None:
-        """Rows below their column names; figures to the right, a dash for what isn't there."""
+        """Rows below their column names; figures are right-aligned, what isn't there is a dash."""
         if self.as_json or self.quiet:
             return
         from rich.box import SIMPLE_HEAD
@@ -190,6 +190,13 @@ def error(fault: LorkdError, *, as_json: bool) -> None:
         }
         json.dump(document, sys.stdout, indent=1, ensure_ascii=False)
         sys.stdout.write("\n")
+
+
+def stopped(then: str) -> None:
+    """That Ctrl-C has ended the command, and how to go on."""
+    stop_drawing()
+    if launch().leads:
+        sys.stderr.write(f"stopped: {then}\n")
 
 
 def plain(value: object) -> Any:
