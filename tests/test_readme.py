@@ -127,7 +127,7 @@ def test_the_page_for_a_jetson() -> None:
         for words in map(shlex.split, lines)
     ]
     used = {name for options in given for name in options}
-    assert used >= {"dla", "max_batch", "timing_cache", "workspace", "version_compatible"}
+    assert used >= {"max_batch", "workspace", "version_compatible"}
     for options in given:
         parse_options("trt", trt.Options, options)
 
