@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.doctor import doctor as doctor
     from lorkd_deploy.errors import LorkdError as LorkdError
     from lorkd_deploy.experts import add_experts as add_experts
+    from lorkd_deploy.experts import hold_absent as hold_absent
     from lorkd_deploy.inspection import inspect as inspect
     from lorkd_deploy.lowrank.delta import delta_weight as delta_weight
     from lorkd_deploy.profiling.benchmark import benchmark as benchmark
@@ -53,6 +54,7 @@ _HOME = {
     "export": "deploy.export",
     "extract": "training.extract",
     "fuse": "deploy.fuse",
+    "hold_absent": "experts",
     "inspect": "inspection",
     "load_bundle": "bundle.read",
     "load_recipe": "recipe",

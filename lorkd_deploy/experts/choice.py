@@ -1,7 +1,7 @@
 """Which of two exact forms computes a layer for a mixed batch: decided here, from shapes alone.
 
 How a form's products are called is no choice of form: where a device has torch's grouped product,
-it takes the place of one product a span (`rows.GROUPED`).
+it takes the place of one product per span (`rows.GROUPED`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # ruff: noqa: PLR0917 (autograd.Function.forward takes its tensors one by one)
-"""Mixed convolutions with kernels larger than one pixel, for samples sorted by task.
+"""Mixed convolutions, for samples sorted by task; those of 1 × 1 are products of rows.
 
-Both forms take `x` `(N, Cin, H, W)`, `w0` `(Cout, Cin, kh, kw)`, stacked factors `a` and `b` of the
-`P` tasks present in either factorisation (`delta.factor_shapes`; α / r is in `b` already), and give
-`(N, Cout, H', W')`.
+With larger kernels both forms take `x` `(N, Cin, H, W)`, `w0` `(Cout, Cin, kh, kw)`, stacked
+factors `a` and `b` of the `P` tasks present in either factorisation (`delta.factor_shapes`; α / r
+is in `b` already), and give `(N, Cout, H', W')`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorkd_deploy.experts.rows import Span, add_product, multiply, outer
+from lorkd_deploy.experts.choice import choose
+from lorkd_deploy.experts.routing import Route, Span
+from lorkd_deploy.experts.rows import Weights, add_product, mixed_product, multiply, outer
 from lorkd_deploy.lowrank.delta import delta_weight
 
 _backward = torch.ops.aten.convolution_backward.default
@@ -55,6 +57,23 @@ class Window:
         return result
 
 
+def mixed_convolution(x: Tensor, weights: Weights, window: Window, route: Route) -> Tensor:
+    """`(N, Cin, H, W)` → `(N, Cout, H', W')`, each sample by its own task's kernel."""
+    w0, a, b, bias = weights
+    if w0.shape[2:] == (1, 1) and not any(window.padding):
+        x = x[:, :, :: window.stride[0], :: window.stride[1]]
+        rows = mixed_product(as_rows(x), weights._replace(w0=w0.flatten(1)), route)
+        return as_images(rows, (x.shape[0], *x.shape[2:]))
+    height, width = window.output_size(x, w0)
+    y: Tensor
+    if choose(tuple(w0.shape), between(a, w0), len(a), len(x) * height * width) == "fused":
+        y = FusedConv.apply(x, w0, a, b, bias, window, route.counts)
+    else:
+        spans = route.spans(height * width)
+        y = LowRankConv.apply(x, w0, a, b, bias, window, route.counts, spans)
+    return y
+
+
 def as_rows(x: Tensor) -> Tensor:
     """`(N, C, H, W)` → `(N·H·W, C)`: a view where `x` is channels-last, else a copy."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -66,7 +85,7 @@ def as_images(rows: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class FusedConv(torch.autograd.Function):
-    """One dense weight and one convolution a task."""
+    """One dense weight and one convolution per task."""
 
     @staticmethod
     def forward(
@@ -86,13 +105,13 @@ class FusedConv(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         start = 0
         for place, count in enumerate(ctx.counts):
-            rows = slice(start, start := start + count)
-            mine, dw_mine, _ = ctx.window.gradients(
-                dy[rows], x[rows], weights[place], (dx is not None, True, False)
+            own = slice(start, start := start + count)
+            dx_own, dw_own, _ = ctx.window.gradients(
+                dy[own], x[own], weights[place], (dx is not None, True, False)
             )
-            dw[place] = dw_mine
+            dw[place] = dw_own
             if dx is not None:
-                dx[rows] = mine
+                dx[own] = dx_own
         flat = dw.reshape(len(a), b.shape[1], a.shape[2])
         bias = dy.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         return dx, dw.sum(0), b.mT @ flat, flat @ a.mT, bias, None, None
@@ -133,13 +152,13 @@ class LowRankConv(torch.autograd.Function):
         dinner = torch.empty_like(inner)
         start = 0
         for place, count in enumerate(ctx.counts):
-            rows = slice(start, start := start + count)
-            mine, dinner_mine, _ = ctx.window.gradients(
-                dz[rows], x[rows], inner[place], (needs[0], True, False)
+            own = slice(start, start := start + count)
+            dx_own, dinner_own, _ = ctx.window.gradients(
+                dz[own], x[own], inner[place], (needs[0], True, False)
             )
-            dinner[place] = dinner_mine
+            dinner[place] = dinner_own
             if dx is not None:
-                dx[rows] += mine
+                dx[own] += dx_own
         db = outer(dy_rows, z, len(b), ctx.spans).reshape(b.shape)
         return dx, dw0, _gather(dinner, a), db, bias, None, None, None
 

@@ -1,4 +1,4 @@
-"""Classifier heads, one a task, each with its own number of classes."""
+"""Classifier heads, one per task, each with its own number of classes."""
 
 from __future__ import annotations
 
@@ -10,39 +10,35 @@ from torch import Tensor, nn
 
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.experts.model import ExpertModel
+from lorkd_deploy.experts.routing import Route, plan_route
 
 
 class TaskHeads(nn.Module):
-    """One `Linear` a task: features `(N, F)` → a tuple with each task's logits.
+    """One `Linear` per task: features `(N, F)` → a tuple with each task's logits.
 
-    Entry `t` is `(n_t, classes[t])`: the rows of task `t`, in the batch's order, none if it is
+    Entry `t` is `(n_t, classes[t])`: the samples of task `t`, in the batch's order, none if it is
     absent, so a loss for each task needs neither padding nor masks. An absent task's head gets no
-    gradient.
+    gradient. `task` is what `ExpertModel` takes; the errors too are its own.
     """
 
     def __init__(self, features: int, classes: Sequence[int]) -> None:
         super().__init__()
         if not classes or min(classes) < 1:
-            raise UsageError(f"classes a task are {tuple(classes)}, wanted at least one each")
+            raise UsageError(f"classes per task are {tuple(classes)}, wanted at least one each")
         self.tasks = nn.ModuleList(nn.Linear(features, k) for k in classes)
 
     def head(self, task: int) -> nn.Linear:
         """The layer of one task."""
         return cast(nn.Linear, self.tasks[task])
 
-    def forward(self, features: Tensor, task: Tensor | int) -> tuple[Tensor, ...]:
-        return tuple(self._of(t, features, task) for t in range(len(self.tasks)))
-
-    def _of(self, t: int, features: Tensor, task: Tensor | int) -> Tensor:
-        head = self.head(t)
-        if isinstance(task, Tensor):
-            rows = features[task.to(features.device) == t]
-        else:
-            rows = features if task == t else features[:0]
-        if not len(rows):
-            return features.new_empty(0, head.out_features)
-        logits: Tensor = head(rows)
-        return logits
+    def forward(self, features: Tensor, task: Tensor | int | Route) -> tuple[Tensor, ...]:
+        route = plan_route(task, len(features), len(self.tasks), features.device)
+        features = route.sort(features)
+        present = {t: self.head(t)(features[own]) for t, own in route.segments()}
+        classes = (self.head(t).out_features for t in range(len(self.tasks)))
+        return tuple(
+            present[t] if t in present else features.new_empty(0, k) for t, k in enumerate(classes)
+        )
 
 
 class Outputs(NamedTuple):
@@ -65,9 +61,10 @@ class ExpertClassifier(nn.Module):
         self.backbone = backbone
         self.heads = TaskHeads(features, classes)
 
-    def forward(self, x: Tensor, task: Tensor | int) -> Outputs:
-        features = self.backbone(x, task)
-        return Outputs(features, self.heads(features, task))
+    def forward(self, x: Tensor, task: Tensor | int | Route) -> Outputs:
+        route = plan_route(task, x.shape[0], self.backbone.tasks, x.device)
+        features = self.backbone(x, route)
+        return Outputs(features, self.heads(features, route))
 
     def dense(self, task: int) -> tuple[nn.Module, nn.Linear]:
         """The plain backbone with W_t, and the task's head, in eval mode; both are copies."""

@@ -31,11 +31,17 @@ def add_experts(
 
     Each computes g_t = (W0 + α/r · B_t A_t) h_t (LoRKD, CVPR 2024, section 3), where W0 is the
     layer's own weight. B starts at zero, so the module computes what it did before. Its layers are
-    replaced in place.
+    replaced in place. To train, with `task` the task number of each image, int64 `(N,)`:
+
+        student = add_experts(backbone, tasks=3)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+        hold_absent(optimizer)  # a batch without a task leaves that task's expert as it is
+        loss(student(images, task)).backward()
+        optimizer.step()
 
     `rank` is one number, or by pattern of layer names (`{"stage4.*": 8, "*": 4}`, the closest
     fit counts, 0: no expert); or one of these for each task. `norm="per_task"` gives every norm
-    layer weights and statistics a task. `factorisation` says what B A is for kernels larger than
+    layer weights and statistics per task. `factorisation` says what B A is for kernels larger than
     a pixel (`delta.factor_shapes`): the papers' `interleaved`, or `separable`, a convolution to r
     channels and a 1 × 1 behind it. `skip` are names or patterns (`"head"`, `"features.0.*"`) of
     layers that stay without experts. Grouped convolutions, and layers whose class computes

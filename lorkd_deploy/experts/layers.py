@@ -1,4 +1,7 @@
-"""Layers with experts: g = (W0 + ΔW_t) h for each sample's own task t.
+"""Layers with experts: g = (W0 + ΔW_t) h for each sample's own task t (knowledge separation).
+
+A mixed batch passes without a weight per sample, which the released code builds (LoRKD, CVPR 2024,
+"efficient knowledge separation"): `choice` says by which of two exact forms.
 
 Each is the plain layer it replaces (same class, same weight, same names) with two stacks of
 factors, A `(T, r·kh, Cin·kw)` and B `(T, Cout·kh, r·kh)`, or for the separable factorisation
@@ -15,10 +18,12 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lorkd_deploy.experts.absent import ExpertStack
-from lorkd_deploy.experts.routing import Router
-from lorkd_deploy.experts.separation import separate_conv2d, separate_linear
+from lorkd_deploy.experts.convolutions import Window, mixed_convolution
+from lorkd_deploy.experts.routing import Route, Router
+from lorkd_deploy.experts.rows import Weights, mixed_product
 from lorkd_deploy.lowrank.delta import Factorisation, columns_per_rank, delta_weight, factor_shapes
 
 
@@ -115,6 +120,19 @@ class _ExpertLayer(nn.Module):
         delta = delta_weight(a, b, self._scale(task), self.weight.shape)
         return self.weight + delta
 
+    def _operands(self, x: Tensor, route: Route) -> tuple[Tensor, Weights]:
+        """Input and weights, in autocast's type where it is on."""
+        scale = self.scale()
+        if isinstance(scale, Tensor):
+            scale = route.pick(scale)
+        weights = Weights(self.weight, route.pick(self.A), route.pick(self.B) * scale, self.bias)
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x = x.to(dtype)
+            weights = Weights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]
+        return x, weights
+
     def _scale(self, task: int) -> float:
         return self.alpha / self.ranks[task] if self.ranks[task] else 0.0
 
@@ -124,20 +142,46 @@ class _ExpertLayer(nn.Module):
 
 
 class ExpertConv2d(_ExpertLayer, nn.Conv2d):  # type: ignore[misc]
-    """`nn.Conv2d` (groups 1) with an expert a task: `(N, Cin, H, W)` → `(N, Cout, H', W')`."""
+    """`nn.Conv2d` (groups 1) with one expert per task: `(N, Cin, H, W)` → `(N, Cout, H', W')`."""
 
     kind = "conv2d"
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 4:
             raise ValueError(f"{self.name}: wanted (N, C, H, W), got {tuple(input.shape)}")
-        return separate_conv2d(self, input, self.router.enter(self.name, input))
+        route = self.router.enter(self.name, input)
+        x, weights = self._operands(input, route)
+        x, window = self._window(x)
+        y = mixed_convolution(x, weights, window, route)
+        # As torch's own: channels-last out only if input or weight is, as a caller may view() it.
+        last = _is_channels_last(input) or _is_channels_last(self.weight)
+        return y if last else y.contiguous()
+
+    def _window(self, x: Tensor) -> tuple[Tensor, Window]:
+        """The layer's input, padded where the window can't do it, and its window."""
+        stride, dilation = tuple(self.stride), tuple(self.dilation)
+        zeros = self.padding_mode == "zeros"
+        if zeros and not isinstance(self.padding, str):
+            return x, Window(stride, tuple(self.padding), dilation)
+        left, right, top, bottom = around = self._reversed_padding_repeated_twice
+        if zeros and left == right and top == bottom:
+            return x, Window(stride, (top, left), dilation)
+        padded = pad(x, around, mode="constant" if zeros else self.padding_mode)
+        return padded, Window(stride, (0, 0), dilation)
 
 
 class ExpertLinear(_ExpertLayer, nn.Linear):  # type: ignore[misc]
-    """`nn.Linear` with an expert a task: `(N, …, Cin)` → `(N, …, Cout)`."""
+    """`nn.Linear` with one expert per task: `(N, …, Cin)` → `(N, …, Cout)`."""
 
     kind = "linear"
 
     def forward(self, input: Tensor) -> Tensor:
-        return separate_linear(self, input, self.router.enter(self.name, input))
+        route = self.router.enter(self.name, input)
+        x, weights = self._operands(input, route)
+        rows = mixed_product(x.reshape(-1, x.shape[-1]), weights, route)
+        return rows.view(*input.shape[:-1], -1)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """By strides, as torch decides: also for a slice of channels, and for 1 × 1 weights."""
+    return x.stride(1) == 1 and x.stride(3) >= x.shape[1] > 1

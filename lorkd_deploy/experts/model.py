@@ -1,4 +1,4 @@
-"""A module whose layers have experts: one forward for a mixed batch, one dense module a task."""
+"""A module whose layers have experts: one forward for a mixed batch, a dense module per task."""
 
 from __future__ import annotations
 
@@ -75,11 +75,12 @@ class ExpertModel(nn.Module):
         self._check_task(task)
         return {name: layer.ranks[task] for name, layer in self._experts()}
 
-    def forward(self, x: Tensor, task: Tensor | int) -> Any:
+    def forward(self, x: Tensor, task: Tensor | int | Route) -> Any:
         """The module's output for `x` `(N, …)`, each sample by the expert of its own task.
 
-        `task` is int64 `(N,)` in any order, or one int for all. The samples pass the module
-        sorted by task; outputs are put back in the batch's order.
+        `task` is int64 `(N,)` in any order, one int for all, or, where the batch is in task order
+        and its counts are known, `route_of_counts`: then a GPU isn't waited for. The samples pass
+        the module sorted by task; outputs are put back in the batch's order.
 
         Raises `UsageError` for wrong ids, and `ModelError` naming a layer whose input's leading
         dimension isn't the batch, or which has experts but was never called.
@@ -88,11 +89,11 @@ class ExpertModel(nn.Module):
         x = route.sort(x)
         if not any(self.overrides):
             return route.restore(self._through(route, x, {}))
-        # A tensor that isn't the same for all samples: one forward a task.
+        # A tensor that isn't the same for all samples: one forward per task.
         parts = []
-        for one, rows in route.segments():
-            alone = plan_route(one, x[rows].shape[0], self.tasks, x.device)
-            parts.append(self._through(alone, x[rows], self.overrides[one]))
+        for one, own in route.segments():
+            alone = plan_route(one, x[own].shape[0], self.tasks, x.device)
+            parts.append(self._through(alone, x[own], self.overrides[one]))
         return route.restore(torch.cat(parts))
 
     def _through(self, route: Route, x: Tensor, own: dict[str, Tensor]) -> Any:
@@ -111,9 +112,9 @@ class ExpertModel(nn.Module):
             router.route = None
 
     def count_with(self, census: Census | None) -> None:
-        """Share training batches with other processes: `census` sums counts a task over all.
+        """Share training batches with other processes: `census` sums counts per task over all.
 
-        It is called once a forward. Per-task `SyncBatchNorm`s need it to know, in a process where
+        It is called once per forward. Per-task `SyncBatchNorm`s need it to know, in a process where
         a task is absent, that the others wait there for it.
         """
         self._router.census = census
@@ -181,7 +182,7 @@ class ExpertModel(nn.Module):
         return self
 
     def set_factors(self, experts: Sequence[Mapping[str, Tensor]]) -> None:
-        """Give every task other factors, of any rank: `LAYER.A` and `LAYER.B`, one mapping a task.
+        """Give every task other factors, of any rank: one mapping each of `LAYER.A` and `LAYER.B`.
 
         A layer that a task's mapping lacks gets rank 0. All else of the experts stays.
         """

@@ -21,9 +21,9 @@ def has_own_state(module: nn.Module) -> bool:
 
 
 class PerTaskNorm(nn.Module):
-    """One norm layer a task, each seeing its own task's samples only: `(N, …)` → `(N, …)`.
+    """One norm layer per task, each seeing its own task's samples only: `(N, …)` → `(N, …)`.
 
-    A BatchNorm in training whose task has a single value a channel (one sample of 1 × 1) uses its
+    A BatchNorm in training whose task has a single value per channel (one sample of 1 × 1) uses its
     running statistics for that batch and leaves them as they are: a variance of one value says
     nothing.
     """
@@ -39,7 +39,7 @@ class PerTaskNorm(nn.Module):
         counts = self.router.everywhere
         if counts and isinstance(self.tasks[0], nn.SyncBatchNorm):
             return self._with_the_others(x, dict(route.segments()), counts)
-        return torch.cat([_apply(self.tasks[task], x[rows]) for task, rows in route.segments()])
+        return torch.cat([_apply(self.tasks[task], x[own]) for task, own in route.segments()])
 
     def _with_the_others(self, x: Tensor, own: dict[int, slice], counts: list[int]) -> Tensor:
         """Each process calls the layers of all tasks that any of them has, in the same order.
@@ -50,11 +50,11 @@ class PerTaskNorm(nn.Module):
         values = x.numel() // max(1, x.shape[0] * x.shape[1])
         parts = {}
         for task, count in enumerate(counts):
-            rows = own.get(task, slice(0, 0))
+            here = x[own.get(task, slice(0, 0))]
             if count * values > 1:
-                parts[task] = self.tasks[task](x[rows])
+                parts[task] = self.tasks[task](here)
             elif task in own:
-                parts[task] = _settled(self.tasks[task], x[rows])
+                parts[task] = _settled(self.tasks[task], here)
         others = [part for task, part in parts.items() if task not in own]
         return torch.cat([parts[task] for task in own] + others)
 

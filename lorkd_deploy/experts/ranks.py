@@ -1,4 +1,4 @@
-"""Each layer's rank for each task: one number, one a task, or by pattern of layer names."""
+"""Each layer's rank for each task: one number, one per task, or by pattern of layer names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rank = int | Mapping[str, int]
 def ranks_by_layer(
     rank: Rank | Sequence[Rank], tasks: int, layers: Sequence[str]
 ) -> dict[str, tuple[int, ...]]:
-    """The ranks of every layer of `layers`, one a task.
+    """The ranks of every layer of `layers`, one per task.
 
     `rank` is one for all tasks or one for each: a number, or patterns with numbers
     (`{"stage4.*": 8, "*": 4}`), of which the one with the most characters beside its wildcards

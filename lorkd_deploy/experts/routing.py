@@ -1,16 +1,16 @@
-"""Which rows of a mixed batch belong to which task: worked out once a batch, used by every layer.
+"""Which samples of a mixed batch belong to which task: planned once per batch, used by every layer.
 
-Samples are sorted so that a task's rows lie together, and tasks with equally many samples lie
-side by side: a `Group` is then one batched matrix product, without padding. There are at most
-√(2N) different counts in a batch of N samples, however many tasks there are.
+Samples are sorted so that those of one task lie together, and tasks with equally many samples lie
+side by side: a `Span` of them is then one batched matrix product, without padding. There are at
+most √(2N) different counts in a batch of N samples, however many tasks there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,28 +18,27 @@ from torch import Tensor
 from lorkd_deploy.errors import ModelError, UsageError
 
 
-@dataclass(frozen=True)
-class Group:
-    """Tasks with `count` samples each, in adjacent rows: `places` index `Route.tasks`."""
+class Span(NamedTuple):
+    """Adjacent tasks (indices into `Route.tasks`) with equally many rows each, and those rows."""
 
-    places: slice
+    tasks: slice
     rows: slice
-    count: int
 
 
 @dataclass(frozen=True)
 class Route:
-    """The order in which a batch passes through the layers.
+    """The order in which the samples of one batch pass through the layers.
 
-    `tasks` are the tasks present, by count and number; `order` sorts the batch into that order
-    and `back` undoes it (None: it came sorted). `index` are `tasks` as int64 on the batch's
-    device, or None where they are simply all tasks in their order.
+    Of the model's tasks `tasks` are present, by count and then by number, with `counts` samples
+    each. `order` sorts the batch into that order and `back` undoes it, both int64 `(N,)` on the
+    batch's device (None: the batch came sorted). `index` are `tasks` as int64 on that device, or
+    None where they are simply all tasks in their order.
     """
 
     size: int
+    model_tasks: int
     tasks: tuple[int, ...]
     counts: tuple[int, ...]
-    groups: tuple[Group, ...]
     order: Tensor | None
     back: Tensor | None
     index: Tensor | None
@@ -49,11 +48,19 @@ class Route:
         return stacked if self.index is None else stacked.index_select(0, self.index)
 
     def segments(self) -> Iterator[tuple[int, slice]]:
-        """Task and its rows, for each task present."""
-        start = 0
-        for task, count in zip(self.tasks, self.counts, strict=True):
-            yield task, slice(start, start + count)
-            start += count
+        """Each task present, and its samples in the sorted batch."""
+        for task, end, count in zip(self.tasks, accumulate(self.counts), self.counts, strict=True):
+            yield task, slice(end - count, end)
+
+    def spans(self, rows: int) -> list[Span]:
+        """Tasks with equal counts together, for a layer with `rows` matrix rows per sample."""
+        spans, place, start = [], 0, 0
+        for count, equal in groupby(self.counts):
+            tasks = slice(place, place + len(list(equal)))
+            end = start + (tasks.stop - place) * count * rows
+            spans.append(Span(tasks, slice(start, end)))
+            place, start = tasks.stop, end
+        return spans
 
     def sort(self, x: Tensor) -> Tensor:
         """`x` `(N, …)` in the route's order."""
@@ -66,7 +73,7 @@ class Route:
         """
         if self.back is not None:
             if isinstance(output, Tensor):
-                return self._restore_rows(output, self.back)
+                return self._restored(output, self.back)
             kind: Any = type(output)
             if isinstance(output, Mapping):
                 return kind({key: self.restore(value) for key, value in output.items()})
@@ -75,7 +82,7 @@ class Route:
                 return kind(*values) if hasattr(kind, "_fields") else kind(values)
         return output
 
-    def _restore_rows(self, output: Tensor, back: Tensor) -> Tensor:
+    def _restored(self, output: Tensor, back: Tensor) -> Tensor:
         if output.dim() == 0:  # a mean or sum over the batch: the same in any order
             return output
         if output.shape[0] != self.size:
@@ -87,49 +94,75 @@ class Route:
         return output.index_select(0, back)
 
 
-def plan_route(task: Tensor | int, size: int, tasks: int, device: torch.device) -> Route:
-    """The route of `size` samples with `task` int64 `(N,)`, or one int for all of them.
+def plan_route(task: Tensor | int | Route, size: int, tasks: int, device: torch.device) -> Route:
+    """The route of `size` samples: `task` is int64 `(N,)`, one int for all, or a route already.
 
-    Raises `UsageError` for ids of another shape or dtype, or outside `0 … tasks - 1`.
+    Ids on a GPU are copied to the CPU, which waits for the GPU once; `route_of_counts` needs no
+    ids. Raises `UsageError` for ids of another shape or dtype or outside `0 … tasks - 1`, and for
+    a route of another batch.
     """
     if size == 0:
         raise UsageError("the batch is empty: it has no samples")
+    if isinstance(task, Route):
+        if (task.size, task.model_tasks) != (size, tasks):
+            raise UsageError(
+                f"the route is of {task.size} samples for a model of {task.model_tasks} tasks, "
+                f"here are {size} samples and {tasks} tasks",
+                fix="plan a route for this batch, with a count for each of the model's tasks",
+            )
+        return task
     if not isinstance(task, Tensor):
-        return _one_task(task, size, tasks, device)
+        return _of_one_task(task, size, tasks, device)
     if task.dtype != torch.int64 or tuple(task.shape) != (size,):
         raise UsageError(
             f"task ids are {task.dtype} {tuple(task.shape)}, wanted torch.int64 ({size},)",
-            fix="give one task number a sample of the batch, or one int for all",
+            fix="give one task number for each sample of the batch, or one int for all",
         )
     ids = task.detach().cpu()
     _check_range(int(ids.min()), int(ids.max()), tasks)
     counts = torch.bincount(ids, minlength=tasks).tolist()
-    present = sorted((t for t in range(tasks) if counts[t]), key=lambda t: (counts[t], t))
-    rank = torch.empty(tasks, dtype=torch.int64)
-    rank[present] = torch.arange(len(present))
-    place = rank[ids]
-    order = None
-    if bool((place[1:] < place[:-1]).any()):
-        order = torch.argsort(place, stable=True)
+    return _planned(counts, torch.argsort(ids, stable=True), device)
+
+
+def route_of_counts(counts: Sequence[int], device: torch.device) -> Route:
+    """The route of a batch in task order: `counts[t]` samples of task `t`, 0 where it is absent.
+
+    The tensors go to `device`, that of the batch. Raises `UsageError` for counts that sum to 0.
+    """
+    if not any(counts):
+        raise UsageError("the batch is empty: it has no samples")
+    return _planned(list(counts), torch.arange(sum(counts)), device)
+
+
+def _planned(counts: list[int], by_task: Tensor, device: torch.device) -> Route:
+    """The route for `counts` of all tasks; `by_task` sorts the batch into task order."""
+    present = sorted((t for t, count in enumerate(counts) if count), key=lambda t: (counts[t], t))
+    samples = torch.split(by_task, counts)
+    order = torch.cat([samples[t] for t in present])
+    in_order = bool((order[1:] > order[:-1]).all())
     return Route(
-        size=size,
+        size=len(order),
+        model_tasks=len(counts),
         tasks=tuple(present),
         counts=tuple(counts[t] for t in present),
-        groups=_groups([counts[t] for t in present]),
-        order=None if order is None else order.to(device),
-        back=None if order is None else torch.argsort(order).to(device),
-        index=None if present == list(range(tasks)) else torch.tensor(present, device=device),
+        order=None if in_order else _moved(order, device),
+        back=None if in_order else _moved(torch.argsort(order), device),
+        index=None if present == [*range(len(counts))] else _moved(torch.tensor(present), device),
     )
 
 
-def _one_task(task: int, size: int, tasks: int, device: torch.device) -> Route:
+def _moved(index: Tensor, device: torch.device) -> Tensor:
+    # A blocking copy would wait for all that the GPU has still to do.
+    return index.to(device, non_blocking=True)
+
+
+def _of_one_task(task: int, size: int, tasks: int, device: torch.device) -> Route:
     if not isinstance(task, int) or isinstance(task, bool):
         raise UsageError(
             f"task is a {type(task).__name__}, wanted an int64 tensor ({size},) or an int"
         )
     _check_range(task, task, tasks)
-    index = None if tasks == 1 else torch.tensor([task], device=device)
-    return Route(size, (task,), (size,), _groups([size]), None, None, index)
+    return route_of_counts([size if t == task else 0 for t in range(tasks)], device)
 
 
 def _check_range(low: int, high: int, tasks: int) -> None:
@@ -139,17 +172,6 @@ def _check_range(low: int, high: int, tasks: int) -> None:
             f"there is no task {wrong}: the model has tasks 0 to {tasks - 1}",
             fix="task ids count from 0 in the order in which the tasks were added",
         )
-
-
-def _groups(counts: list[int]) -> tuple[Group, ...]:
-    groups = []
-    place = row = 0
-    for count, same in groupby(counts):
-        width = len(list(same))
-        rows = slice(row, row + width * count)
-        groups.append(Group(slice(place, place + width), rows, count))
-        place, row = place + width, rows.stop
-    return tuple(groups)
 
 
 Census = Callable[[list[int]], list[int]]

@@ -1,5 +1,5 @@
 # ruff: noqa: PLR0917 (autograd.Function.forward takes its tensors one by one)
-"""Mixed products of rows: y = (W0 + B_t A_t) h for rows sorted by task, in two exact forms.
+"""Mixed products of matrix rows: y = (W0 + B_t A_t) h for rows sorted by task, in two exact forms.
 
 Both take `x` `(M, Cin)`, `w0` `(Cout, Cin)`, `a` `(P, r, Cin)`, `b` `(P, Cout, r)` (α / r is in
 `b` already) for the `P` tasks present, and give `(M, Cout)`. A `Span` is a group of tasks with
@@ -17,22 +17,35 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lorkd_deploy.experts.choice import choose
+from lorkd_deploy.experts.routing import Route, Span
 from lorkd_deploy.lowrank.delta import delta_weight
 
-# Where torch's grouped product takes the place of one product a span: on a GPU it is one kernel for
-# all (not run on one by us), on a CPU it takes as long (within 5 % for 10 and 100 uneven tasks).
+# Where torch's grouped product replaces one product per span: on a GPU it is one kernel for all
+# (not run on one by us), on a CPU it takes as long (within 5 % for 10 and 100 uneven tasks).
 GROUPED = ("cuda",)
 
 
-class Span(NamedTuple):
-    """Adjacent tasks (places in the route) and their adjacent rows."""
+class Weights(NamedTuple):
+    """W0, and A and B · α/r of the tasks present, stacked in the route's order."""
 
-    tasks: slice
-    rows: slice
+    w0: Tensor
+    a: Tensor
+    b: Tensor
+    bias: Tensor | None
+
+
+def mixed_product(x: Tensor, weights: Weights, route: Route) -> Tensor:
+    """Rows `(M, Cin)` → `(M, Cout)`, the M / N rows of each sample by its own task's weight."""
+    w0, a, b, bias = weights
+    fused = choose(tuple(w0.shape), a.shape[1], len(a), len(x)) == "fused"
+    spans = route.spans(len(x) // route.size)
+    y: Tensor = (FusedRows if fused else LowRankRows).apply(x, w0, a, b, bias, spans)
+    return y
 
 
 def blocks(rows: Tensor, spans: Sequence[Span]) -> Iterator[tuple[slice, Tensor]]:
-    """Each span's tasks and its rows as `(tasks, rows a task, C)`, views of `rows` `(M, C)`."""
+    """Each span's tasks and its rows as `(tasks, rows per task, C)`, views of `rows` `(M, C)`."""
     for tasks, where in spans:
         part = rows[where]
         yield tasks, part.view(tasks.stop - tasks.start, -1, part.shape[-1])
@@ -85,7 +98,7 @@ def _ends(x: Tensor, spans: Sequence[Span]) -> Tensor:
 
 
 class FusedRows(torch.autograd.Function):
-    """One dense weight a task: no pass over the activations beyond the plain layer's own."""
+    """One dense weight per task: no pass over the activations beyond the plain layer's own."""
 
     @staticmethod
     def forward(
@@ -109,10 +122,10 @@ class FusedRows(torch.autograd.Function):
 
 
 class LowRankRows(torch.autograd.Function):
-    """One product of W0 for all rows, and r numbers a row more for its own task.
+    """One product of W0 for all rows, and r more numbers per row for its own task.
 
-    Those are kept as columns, `(P, r, rows a task)` a span: matrices a few columns wide are
-    several times slower than ones a few rows high.
+    Those are kept as columns, `(P, r, rows per task)` for each span: matrices a few columns wide
+    are several times slower than ones a few rows high.
     """
 
     @staticmethod
@@ -142,7 +155,7 @@ class LowRankRows(torch.autograd.Function):
 
 
 def _project(x: Tensor, w: Tensor, spans: Sequence[Span]) -> list[Tensor]:
-    """Rows `(M, C)` by their own task's `w` `(P, r, C)`: columns `(tasks, r, rows)` a span."""
+    """Rows `(M, C)` by their own task's `w` `(P, r, C)`: columns `(tasks, r, rows)` per span."""
     return [torch.bmm(w[tasks], part.mT) for tasks, part in blocks(x, spans)]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lorkd_deploy.experts import add_experts
+from lorkd_deploy.experts import add_experts, hold_absent
 
 OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
@@ -40,6 +40,7 @@ def _expert(model, task):
 def test_absent_experts_stay_where_they_are(name: str) -> None:
     model = _student()
     optimiser = OPTIMISERS[name](model.parameters())
+    hold_absent(optimiser)
     _step(model, optimiser, [0, 1, 2, 0])  # every expert has momentum now
     before = [_expert(model, task) for task in range(3)]
     for _ in range(3):
@@ -50,12 +51,22 @@ def test_absent_experts_stay_where_they_are(name: str) -> None:
         assert all(not torch.equal(v, before[task][k]) for k, v in _expert(model, task).items())
 
 
+def test_an_optimiser_that_nobody_asked_about_is_torchs_own() -> None:
+    model = _student()
+    optimiser = OPTIMISERS["sgd"](model.parameters())
+    _step(model, optimiser, [0, 1, 2])
+    before = _expert(model, 1)
+    _step(model, optimiser, [0, 2])
+    assert not torch.equal(_expert(model, 1)["0.A"], before["0.A"])
+
+
 def test_momentum_goes_on_as_if_the_absence_had_not_been() -> None:
     """Task 1 present, absent, present: as a plain parameter with a gradient, none, a gradient."""
     model = add_experts(nn.Linear(4, 4, bias=False), 2, rank=1)
     nn.init.normal_(model.module.B)
     model.module.weight.requires_grad_(False)
     optimiser = OPTIMISERS["sgd"](model.parameters())
+    hold_absent(optimiser)
     alone = nn.Parameter(model.module.B.detach()[1].clone())
     alone_optimiser = OPTIMISERS["sgd"]([alone])
     x = torch.randn(2, 4)

@@ -8,7 +8,7 @@ from torch import nn
 
 from lorkd_deploy import delta_weight
 from lorkd_deploy.errors import ModelError, UsageError
-from lorkd_deploy.experts import ExpertClassifier, TaskHeads, add_experts
+from lorkd_deploy.experts import ExpertClassifier, TaskHeads, add_experts, route_of_counts
 
 
 class Net(nn.Module):
@@ -324,3 +324,22 @@ def test_heads_serve_a_plain_teacher_too() -> None:
     heads = TaskHeads(4, [2, 3])
     logits = heads(torch.randn(3, 4), torch.tensor([1, 0, 1]))
     assert [tuple(rows.shape) for rows in logits] == [(1, 2), (2, 3)]
+
+
+def test_a_route_planned_from_counts_gives_what_its_ids_give() -> None:
+    model = ExpertClassifier(_student().eval(), 5, [2, 4, 3])
+    for counts in ([4, 0, 3], [1, 2, 4], [4, 2, 1], [0, 7, 0]):
+        ids = torch.repeat_interleave(torch.tensor(counts))
+        wanted, got = model(X, task=ids), model(X, task=route_of_counts(counts, X.device))
+        assert torch.equal(got.features, wanted.features)
+        for task, (ours, theirs) in enumerate(zip(got.logits, wanted.logits, strict=True)):
+            assert torch.equal(ours, theirs) and len(ours) == counts[task]
+
+
+def test_a_route_of_another_batch_or_model_is_an_error() -> None:
+    model = _student()
+    for counts in ([3, 3, 2], [4, 3], [3, 2, 1, 1]):
+        with pytest.raises(UsageError, match="the route is of"):
+            model(X, task=route_of_counts(counts, X.device))
+    with pytest.raises(UsageError, match="empty"):
+        route_of_counts([0, 0], X.device)

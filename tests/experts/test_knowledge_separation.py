@@ -11,7 +11,7 @@ from tiny_backbone import transformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lorkd_deploy.experts import ExpertModel, add_experts, separation
+from lorkd_deploy.experts import ExpertModel, add_experts, convolutions, rows
 from lorkd_deploy.experts.choice import choose
 from lorkd_deploy.models import build
 
@@ -44,6 +44,11 @@ BATCHES = {
     "fewer-than-tasks": [4, 2],
     "one-task": [2, 2, 2],
 }
+
+
+def _always(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (rows, convolutions):
+        monkeypatch.setattr(module, "choose", lambda *_: form)
 
 
 def _fill(model: ExpertModel) -> None:
@@ -124,7 +129,7 @@ def _compare(plain, model, x, ids, *, alpha, tolerance):
 def test_every_layer_kind_equals_the_per_sample_formula(
     kind, batch, form, dtype, monkeypatch
 ) -> None:
-    monkeypatch.setattr(separation, "choose", lambda *_: form)
+    _always(form, monkeypatch)
     make, shape = LAYERS[kind]
     torch.manual_seed(0)
     layer, ids = make().to(dtype), BATCHES[batch]
@@ -143,7 +148,7 @@ def test_every_layer_kind_equals_the_per_sample_formula(
 @pytest.mark.parametrize("form", ["fused", "low_rank"])
 @pytest.mark.parametrize("kind", ["linear", "pointwise", "3x3", "3x3-wide", "1x5", "4x2-uneven"])
 def test_separable_factors_equal_the_per_sample_formula(kind, form, dtype, monkeypatch) -> None:
-    monkeypatch.setattr(separation, "choose", lambda *_: form)
+    _always(form, monkeypatch)
     make, shape = LAYERS[kind]
     torch.manual_seed(4)
     layer, plain, ids = make().to(dtype), make().to(dtype), BATCHES["absent-and-uneven"]
@@ -176,7 +181,7 @@ def test_separable_is_a_convolution_to_r_channels_and_a_pointwise_one() -> None:
 @pytest.mark.parametrize("form", ["fused", "low_rank"])
 @pytest.mark.parametrize("kind", ["linear", "pointwise-stride", "3x3", "3x3-wide", "1x5"])
 def test_channels_last_and_float32(kind, form, monkeypatch) -> None:
-    monkeypatch.setattr(separation, "choose", lambda *_: form)
+    _always(form, monkeypatch)
     make, shape = LAYERS[kind]
     torch.manual_seed(1)
     layer, plain, ids = make(), make(), BATCHES["absent-and-uneven"]
@@ -194,7 +199,7 @@ def test_channels_last_and_float32(kind, form, monkeypatch) -> None:
 @pytest.mark.parametrize("form", ["fused", "low_rank"])
 @pytest.mark.parametrize("kind", ["linear-tokens", "pointwise", "3x3", "4x2-uneven"])
 def test_a_rank_for_each_task(kind, form, monkeypatch) -> None:
-    monkeypatch.setattr(separation, "choose", lambda *_: form)
+    _always(form, monkeypatch)
     make, shape = LAYERS[kind]
     torch.manual_seed(2)
     layer, plain, ids = make().double(), make().double(), BATCHES["balanced"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.errors import TrainingError
+from lorkd_deploy.experts import hold_absent
 from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.fitting.autocast import autocast
@@ -49,6 +50,7 @@ class Update:
         self._device = next(model.parameters()).device
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = _optimizer(self._parameters, spec)
+        hold_absent(self._optimizer)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
 
     def gradients(self, batch: Batch, objective: Objective) -> Loss:
