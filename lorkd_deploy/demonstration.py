@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.schema import Part
 
 
-class DemoResult(BaseModel):
+class DemoResult(Part):
     """Where the demo's run lies and what to look at first."""
-
-    model_config = ConfigDict(frozen=True)
 
     run: str
     report: str

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from pydantic import BaseModel, ConfigDict
 
 from lorkd_deploy.data import data_folders
 from lorkd_deploy.machine.environment import (
@@ -30,6 +29,7 @@ from lorkd_deploy.machine.environment import (
 from lorkd_deploy.machine.nvml import INSTALL
 from lorkd_deploy.machine.processor import cpu_model
 from lorkd_deploy.runtime import targets
+from lorkd_deploy.schema import Part
 
 PATIENCE = 120  # s: importing torch for the first time from a slow disk takes that long
 LEAST_DISK = 2 << 30  # bytes: a run with a ResNet-50 teacher, its engines and their temporaries
@@ -62,11 +62,9 @@ print(json.dumps(dataclasses.asdict(exporter({target!r}).probe())))
 """
 
 
-class Check(BaseModel):
+class Check(Part):
     """One thing that was looked at. `limited`: works in part; `missing`: not installed or not
     there; `broken`: there, and fails. `fix` says what to do, None where there is nothing to."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     status: Literal["ok", "limited", "missing", "broken"]

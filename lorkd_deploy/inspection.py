@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from lorkd_deploy.bundle.manifest import MANIFEST, TaskEntry
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import (
@@ -20,12 +18,7 @@ from lorkd_deploy.errors import BundleError
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import open_run
-
-
-class Part(BaseModel):
-    """Base of the parts of an inspection."""
-
-    model_config = ConfigDict(frozen=True)
+from lorkd_deploy.schema import Part
 
 
 class BundleContents(Part):

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from lorkd_deploy.errors import ImageError
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 U8 = npt.NDArray[np.uint8]
@@ -29,14 +30,12 @@ _FILTERS = {
 SMALLEST_SIDE = 8  # px; below this an upscaled image holds nothing a network could have learnt
 
 
-class Preprocess(BaseModel):
+class Preprocess(Part):
     """Image uint8 → resize (and centre crop) → RGB → (x / 255 − mean) / std, float32, CHW.
 
     What a model may differ in has a field, and so stands in the hash. The order (RGB) and the range
     (0 … 1 before `mean` and `std`) are the same for all: whoever feeds BGR or 0 … 255 fails parity.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(ge=8, le=2048, description="side of the square network input, px")
     resize_shorter: int | None = Field(

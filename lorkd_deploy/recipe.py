@@ -10,8 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -26,6 +24,7 @@ from lorkd_deploy.errors import RecipeError, UsageError, unknown_name
 from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -36,10 +35,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 RESERVED = {"teacher"}  # RUN/export/teacher holds the foundation model's engines
 
 
-class Section(BaseModel):
+class Section(Part):
     """Base of every part of a recipe: unknown keys are faults, values don't change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     # Keys that came after the first runs: unset, they leave a run's recipe and its hash as before.
     later: ClassVar[frozenset[str]] = frozenset()
 

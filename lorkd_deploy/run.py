@@ -15,13 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lorkd_deploy.bundle.manifest import MANIFEST
+from lorkd_deploy.bundle.manifest import MANIFEST, Manifest
+from lorkd_deploy.bundle.read import FRESH_COPY
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.recipe import Recipe
-from lorkd_deploy.storage import LOCK, canonical_json, exclusive, read_json, write_atomic
+from lorkd_deploy.schema import Part, read_part, write_part
+from lorkd_deploy.storage import LOCK, exclusive
 
-SCHEMA = 1
+SCHEMA = 2  # 2: with a digest of itself
 RUN = "run.json"
+
+
+class RunRecord(Part):
+    """What `run.json` says: the recipe, resolved, and its hash."""
+
+    schema_version: int = SCHEMA
+    recipe: dict[str, Any]
+    recipe_sha256: str
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,9 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
             "this is a file, a folder is needed", where=path, fix="choose another --out"
         )
     if file.exists():
-        known = _read(file)
-        if known["recipe_sha256"] != recipe.sha256:
-            changed = list(_differences(known["recipe"], recipe.model_dump(mode="json")))
+        known = read_record(file)
+        if known.recipe_sha256 != recipe.sha256:
+            changed = list(_differences(known.recipe, recipe.model_dump(mode="json")))
             raise BundleError(
                 "this folder holds a run of another recipe; it differs in:\n    "
                 + "\n    ".join(changed[:10] + ["…"] * (len(changed) > 10)),
@@ -86,12 +96,7 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
             where=path,
             fix="choose a new folder for --out",
         )
-    content = {
-        "schema_version": SCHEMA,
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_sha256": recipe.sha256,
-    }
-    write_atomic(file, canonical_json(content))
+    write_part(file, RunRecord(recipe=recipe.model_dump(mode="json"), recipe_sha256=recipe.sha256))
     return Run(path, path / "bundle")
 
 
@@ -115,10 +120,10 @@ def refuse_other_bundle(run: Run, doing: Literal["trained", "grown"]) -> None:
     place. A bundle that can't be read may be replaced.
     """
     try:
-        manifest = read_json(run.bundle / MANIFEST)
+        manifest = read_part(run.bundle / MANIFEST, Manifest, BundleError, FRESH_COPY)
     except BundleError:
         return
-    made = next((word for key, word in _MADE.items() if manifest.get(key)), "trained")
+    made = next((word for key, word in _MADE.items() if getattr(manifest, key)), "trained")
     if made != doing:
         raise BundleError(
             f"the bundle in this folder was {made}, and training would replace it",
@@ -162,7 +167,7 @@ def open_run(path: str | Path) -> Run:
         else:
             return Run(folder, folder)
     if (folder / RUN).is_file():
-        _read(folder / RUN)
+        read_record(folder / RUN)
     elif not any((folder / part / MANIFEST).is_file() for part in ("bundle", "teacher")):
         what = (
             "there is no run and no bundle here" if folder.exists() else "the folder does not exist"
@@ -171,25 +176,9 @@ def open_run(path: str | Path) -> Run:
     return Run(folder, folder / "bundle")
 
 
-def _read(file: Path) -> dict[str, Any]:
-    content = read_json(file)
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > SCHEMA:
-        raise BundleError(
-            f"the run has schema {version}, this version reads up to {SCHEMA}",
-            where=file,
-            fix="upgrade lorkd-deploy on this machine",
-        )
-    if (
-        version is None
-        or not isinstance(content.get("recipe"), dict)
-        or "recipe_sha256" not in content
-    ):
-        raise BundleError(
-            "run.json is not what a run begins with", where=file, fix="choose another --out"
-        )
-    found: dict[str, Any] = content
-    return found
+def read_record(file: Path) -> RunRecord:
+    """What `run.json` says; raises `BundleError` where it is damaged or of another schema."""
+    return read_part(file, RunRecord, BundleError, "run the first stage again, in another --out")
 
 
 def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:

@@ -26,9 +26,10 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError, unknown_name
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import inside
 
 F32 = npt.NDArray[np.float32]
@@ -96,10 +97,8 @@ class PythonSample:
     infer: str
 
 
-class NoOptions(BaseModel):
+class NoOptions(Part):
     """The schema of a target, or of opening one, that can't be told anything."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Runner(Protocol):

@@ -45,16 +45,6 @@ def canonical_json(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
-def read_json(path: Path, error: type[LorkdError] = BundleError) -> Any:
-    """Parsed JSON of `path`; raises `error` if the file is missing or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise error(f"{path.name} is missing", where=path) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
-        raise error(f"{path.name} is not valid JSON: {exc}", where=path) from exc
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to a temporary name beside `path`, flush it to disk, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)

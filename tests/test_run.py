@@ -9,6 +9,7 @@ import pytest
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.run import claim, claimed, open_run, refuse_other_bundle
+from lorkd_deploy.schema import document_bytes
 from tests.tiny_bundle import make_bundle
 
 
@@ -98,14 +99,15 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not valid JSON"),
-        ("[]", "not what a run begins with"),
-        ('{"schema_version": 1}', "not what a run begins with"),
-        ('{"schema_version": 9}', "schema 9"),
+        (b"{", "not valid JSON"),
+        (b"[]", "no digest"),
+        (b'{"schema_version": 1}', "no digest"),
+        (document_bytes({"schema_version": 2}), "not valid at recipe"),
+        (document_bytes({"schema_version": 9}), "schema 9"),
     ],
 )
-def test_a_damaged_run_json(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "run.json").write_text(content)
+def test_a_damaged_run_json(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(BundleError, match=message):
         claim(tmp_path, load_recipe("demo"))
     with pytest.raises(BundleError, match=message):
@@ -152,7 +154,7 @@ def test_training_replaces_only_what_the_same_training_made(
     for doing in ("trained", "grown"):
         refuse_other_bundle(run, doing)  # there is none yet
     manifest = make_bundle(run.bundle) / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | keys))
+    manifest.write_bytes(document_bytes(json.loads(manifest.read_text()) | keys))
     for doing in ("trained", "grown"):
         if doing == made:
             refuse_other_bundle(run, doing)

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from lorkd_deploy.errors import ArtifactError
 from lorkd_deploy.runtime import F32, Closing, EngineFiles, EngineSpec
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import write_atomic
 from lorkd_exporters._cuda import Device, gpus
 from lorkd_exporters._nodes import with_nodes
@@ -34,10 +35,8 @@ MIB = 2**20  # bytes
 SMALLER = "end what else uses the GPU, or export it with a smaller --option max_batch=…"
 
 
-class Options(BaseModel):
+class Options(Part):
     """What `--option` can say to both."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_batch: int = Field(default=1, ge=1, description="smallest batch that it takes")
     opt_batch: int = Field(default=1, ge=1, description="the batch that it is tuned for")

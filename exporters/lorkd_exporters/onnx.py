@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
@@ -30,7 +30,8 @@ from lorkd_deploy.runtime import (
     parse_options,
     require_precision,
 )
-from lorkd_deploy.storage import canonical_json, read_json, write_atomic
+from lorkd_deploy.schema import Part, document_bytes, read_document
+from lorkd_deploy.storage import write_atomic
 from lorkd_exporters._nodes import with_nodes
 
 if TYPE_CHECKING:
@@ -56,10 +57,8 @@ INSTALL = "python -m pip install 'lorkd-deploy[onnx]'"
 PYTHON_SAMPLE = PythonSample("import onnxruntime", "onnxruntime", fill("python/onnx.in"))
 
 
-class Options(BaseModel):
+class Options(Part):
     """What `--option` can say to this target, and `RunOptions` to its engines."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     providers: tuple[str, ...] = Field(
         default=("CPU",),
@@ -105,7 +104,7 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
     if options == Options():
         return EngineFiles((MODEL,))
     chosen = options.model_dump(mode="json")
-    write_atomic(folder / CHOSEN, canonical_json(chosen))
+    write_atomic(folder / CHOSEN, document_bytes(chosen))
     return EngineFiles((MODEL, CHOSEN), {"options": chosen})
 
 
@@ -121,7 +120,9 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
         raise RuntimeUnavailableError(f"onnx can't run here: {found.reason}", fix=found.fix)
     given = dict(options.options)
     if CHOSEN in files and "providers" not in given:
-        given |= read_json(engine_path(folder, CHOSEN), ArtifactError)
+        given |= read_document(
+            engine_path(folder, CHOSEN), ArtifactError, "run `lorkd export` again"
+        )
     providers = parse_options("onnx", Options, given).providers
     _require(providers)
     session = _session(engine_path(folder, files[0]), options.threads, providers)

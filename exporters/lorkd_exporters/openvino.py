@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
@@ -28,6 +28,7 @@ from lorkd_deploy.runtime import (
     parse_options,
     require_precision,
 )
+from lorkd_deploy.schema import Part
 from lorkd_exporters._nodes import with_nodes, with_operator
 
 if TYPE_CHECKING:
@@ -41,10 +42,8 @@ INSTALL = "python -m pip install 'lorkd-deploy[openvino]'"
 PYTHON_SAMPLE = PythonSample("import openvino", "openvino", fill("python/openvino.in"))
 
 
-class Options(BaseModel):
+class Options(Part):
     """What `--option` can say to this target."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: str = Field(default="CPU", description="CPU, GPU or NPU, as OpenVINO calls them")
     cache: str | None = Field(
@@ -56,10 +55,8 @@ class Options(BaseModel):
     )
 
 
-class Opening(BaseModel):
+class Opening(Part):
     """What `RunOptions` can say to this target's engines."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cache: str | None = Field(
         default=None, min_length=1, description="a folder for compiled models, not the exported one"

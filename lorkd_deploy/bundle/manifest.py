@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import NAME, NormKind
+from lorkd_deploy.schema import Part
 
-SCHEMA = 1
+SCHEMA = 2  # 2: with a digest of itself
 TEACHER = "teacher"  # the engine's name of a teacher bundle
 MANIFEST = "manifest.json"
 BASE = "base.safetensors"
@@ -45,18 +46,12 @@ def parity_file(engine: str) -> str:
     return f"parity/{engine}.safetensors"
 
 
-class Entry(BaseModel):
-    """Base of every part of the manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FileEntry(Entry):
+class FileEntry(Part):
     sha256: str
     bytes: int
 
 
-class TaskEntry(Entry):
+class TaskEntry(Part):
     """One label set. `metrics` is `{"teacher" | "expert": {"accuracy": …, "auc": …}}`.
 
     `rank` is the expert's largest; `ranks` are those of layers where it has another one, of which
@@ -70,9 +65,9 @@ class TaskEntry(Entry):
     kind: Literal["multiclass", "multilabel"]
     data: dict[str, Any]
     rank: int | None = None
-    ranks: dict[str, int] = {}
+    ranks: dict[str, int] = Field(default_factory=dict)
     alpha: float | None = None
-    metrics: dict[str, dict[str, float]] = {}
+    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     model: str | None = None
 
     def rank_of(self, layer: str) -> int | None:
@@ -88,7 +83,7 @@ class TaskEntry(Entry):
         return str(self.rank) if lowest == self.rank else f"{lowest} to {self.rank} by layer"
 
 
-class LayerEntry(Entry):
+class LayerEntry(Part):
     """A layer with experts: `name + '.weight'` of `shape` gets ΔW = α / rank · view(B @ A)."""
 
     name: str
@@ -96,7 +91,7 @@ class LayerEntry(Entry):
     shape: tuple[int, ...]
 
 
-class FoldEntry(Entry):
+class FoldEntry(Part):
     """A BatchNorm directly behind a convolution; its affine may be absent (no `.weight`)."""
 
     conv: str
@@ -104,7 +99,7 @@ class FoldEntry(Entry):
     eps: float
 
 
-class Binding(Entry):
+class Binding(Part):
     """Which folded tensor fills which initialiser of the template.
 
     The source is transposed first, then reshaped to `shape` where that is given.
@@ -116,7 +111,7 @@ class Binding(Entry):
     shape: tuple[int, ...] | None = None
 
 
-class GraphEntry(Entry):
+class GraphEntry(Part):
     """The ONNX template: float32 `(N, 3, size, size)` named `input` → `(N, K)` named `output`."""
 
     opset: int
@@ -125,7 +120,7 @@ class GraphEntry(Entry):
     bindings: tuple[Binding, ...]
 
 
-class ParityEntry(Entry):
+class ParityEntry(Part):
     """The generated parity inputs: rebuilt anywhere from `seed`, checked by `sha256`."""
 
     inputs: int
@@ -133,7 +128,7 @@ class ParityEntry(Entry):
     sha256: str
 
 
-class Manifest(Entry):
+class Manifest(Part):
     """`packed_from`: of a department delivered alone, the hashes of the bundles it was part of.
 
     Its experts, W0 and graph are theirs byte for byte, so engines that they proved are its own.
@@ -164,7 +159,7 @@ class Manifest(Entry):
     recipe_sha256: str
     versions: dict[str, str]
     created: str
-    files: dict[str, FileEntry] = {}
+    files: dict[str, FileEntry] = Field(default_factory=dict)
     packed_from: tuple[str, ...] = ()
     compressed_from: tuple[str, ...] = ()
     compression: str | None = None

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from lorkd_deploy.bundle import manifest as layout
 from lorkd_deploy.bundle.manifest import FACTORS, HEAD_TENSORS, LayerEntry, Manifest, TaskEntry
 from lorkd_deploy.errors import BundleError, unknown_name
 from lorkd_deploy.lowrank.delta import delta_weight, factor_shapes
-from lorkd_deploy.storage import inside, read_json, read_tensors, sha256_bytes, sha256_file
+from lorkd_deploy.schema import read_part
+from lorkd_deploy.storage import inside, read_tensors, sha256_bytes, sha256_file
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -164,29 +164,12 @@ class Bundle:
 def load_bundle(path: str | Path) -> Bundle:
     """Open and verify a bundle; `path` is it, or a RUN that holds one (`RUN/bundle`).
 
-    Raises `BundleError` for a folder without a bundle, a newer schema, a missing or changed
+    Raises `BundleError` for a folder without a bundle, another schema, a missing or changed
     file, a path that leaves the folder, or a manifest that contradicts itself.
     """
     folder = _folder(Path(path))
     file = folder / layout.MANIFEST
-    raw = read_json(file)
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if not isinstance(version, int):
-        raise BundleError("manifest.json has no schema_version", where=file, fix=FRESH_COPY)
-    if version > layout.SCHEMA:
-        raise BundleError(
-            f"the bundle has schema {version}, this version reads up to {layout.SCHEMA}",
-            where=file,
-            fix="upgrade lorkd-deploy on this machine",
-        )
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
-            f"manifest.json is not valid at {place}: {first['msg']}", where=file, fix=FRESH_COPY
-        ) from exc
+    manifest = read_part(file, Manifest, BundleError, FRESH_COPY)
     _verify(folder, manifest)
     return Bundle(folder, manifest, sha256_bytes(file.read_bytes()))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from lorkd_deploy.bundle import manifest as layout
 from lorkd_deploy.bundle.manifest import FileEntry, Manifest
 from lorkd_deploy.errors import BundleError
+from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import (
     Tensors,
-    canonical_json,
     folder_atomic,
     sha256_bytes,
     write_atomic,
@@ -57,7 +57,7 @@ def write_bundle(path: str | Path, described: Manifest, contents: Contents) -> M
 def manifest_json(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`; fields at their default are left out to keep it small."""
     value = manifest.model_dump(mode="json", exclude_defaults=True)
-    return canonical_json(value | {"schema_version": manifest.schema_version})
+    return document_bytes(value | {"schema_version": manifest.schema_version})
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry
@@ -25,19 +25,14 @@ from lorkd_deploy.machine.processor import cpu_model
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
-from lorkd_deploy.storage import canonical_json, inside, read_json, sha256_file, write_atomic
+from lorkd_deploy.schema import Part, read_part, write_part
+from lorkd_deploy.storage import inside, sha256_file
 
-SCHEMA = 2  # 2: `choice`; records of 1 are read
+SCHEMA = 3  # 2: `choice`; 3: with a digest of itself
 ARTIFACT = "artifact.json"
 EXPORT_AGAIN = "run `lorkd export` again"
 PACKAGES = ("numpy", "onnx", "onnxconverter-common", "onnxruntime", "nncf")
 NOT_VERIFIED = "this engine is not verified: run `lorkd verify %s` on this device"
-
-
-class Part(BaseModel):
-    """Base of every part of an artifact's record."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EngineFile(Part):
@@ -132,33 +127,17 @@ def engine_tasks(entries: tuple[TaskEntry, ...]) -> tuple[EngineTask, ...]:
 
 def write_artifact(artifact: Artifact, folder: Path) -> Artifact:
     """Write `folder/artifact.json`; gives the artifact that lies there."""
-    written = artifact.model_copy(update={"schema_version": SCHEMA, "folder": folder})
-    write_atomic(folder / ARTIFACT, canonical_json(written.model_dump(mode="json")))
-    return written
+    write_part(folder / ARTIFACT, artifact)
+    return artifact.model_copy(update={"folder": folder})
 
 
 def read_artifact(folder: Path) -> Artifact:
     """Read `folder/artifact.json`; the engine's files are not looked at.
 
-    Raises `ArtifactError` where it is missing, damaged or of a newer schema.
+    Raises `ArtifactError` where it is missing, damaged or of another schema.
     """
-    file = folder / ARTIFACT
-    raw = read_json(file, ArtifactError)
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA:
-        raise ArtifactError(
-            f"the engine's record has schema {version}, this version reads up to {SCHEMA}",
-            where=file,
-            fix="upgrade lorkd-deploy on this machine",
-        )
-    try:
-        return Artifact.model_validate(raw).model_copy(update={"folder": folder})
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
-            f"artifact.json is not valid at {place}: {first['msg']}", where=file, fix=EXPORT_AGAIN
-        ) from exc
+    artifact = read_part(folder / ARTIFACT, Artifact, ArtifactError, EXPORT_AGAIN)
+    return artifact.model_copy(update={"folder": folder})
 
 
 def artifact_folders(export: Path) -> list[Path]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from lorkd_deploy.deploy.parity import Parity, Part
+from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import GateError
+from lorkd_deploy.schema import Part
 
 AUTO = "auto"
 BASELINE = "fp32"

@@ -21,9 +21,9 @@ from lorkd_deploy.deploy.cut_model import Cuttable
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.layer_names import layer_of
 from lorkd_deploy.deploy.origin import given_model
-from lorkd_deploy.deploy.parity import Part
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.runtime import F32, EngineSpec, RunOptions, exporter
+from lorkd_deploy.schema import Part
 
 IMAGES = 8  # enough to show a difference, few enough for the inner tensors of a large network
 

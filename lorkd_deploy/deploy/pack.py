@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from lorkd_deploy.bundle.part import manifest_of_part, write_part
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.artifact import (
@@ -26,17 +24,16 @@ from lorkd_deploy.deploy.artifact import (
 )
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.run import Run, open_run
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import folder_atomic, inside, write_atomic
 
 
-class Delivery(BaseModel):
+class Delivery(Part):
     """What was put into `folder`. `engines` are their folders below `folder`/export.
 
     `bundle_sha256` is the hash of the part, `packed_from` that of the bundle it was taken from;
     `bytes` is everything together.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     folder: Path
     department: str

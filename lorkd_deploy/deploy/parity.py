@@ -12,13 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import GateError, UsageError, with_fix
 from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.recipe import ToleranceSpec
 from lorkd_deploy.runtime import Probe
+from lorkd_deploy.schema import Part
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -45,12 +46,6 @@ TOLERANCE = {
     "bf16": Tolerance(5e-2, 0.02, 5e-2),
     "int8": Tolerance(0.5, 0.05, 1.5),
 }
-
-
-class Part(BaseModel):
-    """Base of the parts of a parity record."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Change(Part):
@@ -136,7 +131,7 @@ class Parity(Part):
     compared: tuple[Compared, ...] = ()
     links: tuple[Link, ...] = ()
     links_not_here: str | None = None
-    images_not_here: dict[str, str] = {}
+    images_not_here: dict[str, str] = Field(default_factory=dict)
     reasons: tuple[str, ...] = ()
 
     @property

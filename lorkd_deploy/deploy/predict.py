@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import (
@@ -23,6 +22,7 @@ from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.preprocess import U8, Preprocess, read_image
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, F32, RunOptions
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import write_atomic
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".npy"}
@@ -30,15 +30,13 @@ BATCH = 32
 log = logging.getLogger(__name__)
 
 
-class Prediction(BaseModel):
+class Prediction(Part):
     """What an engine says of one image file.
 
     `probabilities` has every class in the bundle's order: they sum to 1, or, of a multi-label
     task, are one yes or no each. `label` is the most probable class; of a multi-label task all
     with at least 0.5, joined by a comma.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     file: str
     task: str

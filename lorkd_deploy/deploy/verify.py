@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from lorkd_deploy.bundle.manifest import TEACHER
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import (
@@ -29,9 +27,10 @@ from lorkd_deploy.errors import ArtifactError, LorkdError, with_fix
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import RunOptions, exporter
+from lorkd_deploy.schema import Part
 
 
-class Verification(BaseModel):
+class Verification(Part):
     """The verdict on one engine; `engine` is its folder below RUN/export.
 
     `reasons` says why it did not pass, and what to do where that is known. `parity` is None where
@@ -40,8 +39,6 @@ class Verification(BaseModel):
     `drilled` is what the search for the first node that differs found, if it was asked for and the
     engine could be run.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     engine: str
     passed: bool

@@ -49,7 +49,8 @@ from lorkd_deploy.profiling.totals import comparison, engine_profile, single_cal
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import BenchmarkSpec, Recipe, parse_recipe
 from lorkd_deploy.run import open_run
-from lorkd_deploy.storage import canonical_json, exclusive, sha256_file, write_atomic, write_tensors
+from lorkd_deploy.schema import write_part
+from lorkd_deploy.storage import exclusive, sha256_file, write_tensors
 
 log = logging.getLogger(__name__)
 # What a quick benchmark does, as far as it isn't told otherwise.
@@ -152,7 +153,7 @@ def benchmark(
             together=beside,
             notes=tuple(notes),
         )
-        write_atomic(folder.profile / PROFILE, canonical_json(profile.model_dump(mode="json")))
+        write_part(folder.profile / PROFILE, profile)
         kept.drop()
     return profile
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from lorkd_deploy._version import __version__
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.errors import UsageError
+from lorkd_deploy.errors import LorkdError, UsageError
 from lorkd_deploy.profiling.profile import Conditions, Protocol
 from lorkd_deploy.profiling.rounds import Round
 from lorkd_deploy.profiling.summary import RoundCalls
+from lorkd_deploy.schema import document_bytes, read_document
 from lorkd_deploy.storage import (
-    canonical_json,
-    read_json,
     read_tensors,
     write_atomic,
     write_tensors,
@@ -31,6 +30,7 @@ ROUNDS_FOLDER = "rounds"  # below RUN/profile
 PLAN = "plan.json"
 _CALLS = "calls.safetensors"
 _ROUND = "round.json"
+AFRESH = "leave out --resume to measure afresh"
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +56,7 @@ class Kept:
         plan = _plan(protocol, engines) | {"machine": machine}
         file = folder / PLAN
         if file.is_file() and resume:
-            known = read_json(file)
+            known = read_document(file, LorkdError, AFRESH)
             differ = [key for key in plan if key != "best_batches" and plan[key] != known.get(key)]
             if "machine" in differ:
                 was = known.get("machine") or {}
@@ -83,7 +83,8 @@ class Kept:
     def decide(self, best_batches: dict[str, int]) -> Protocol:
         """Keep which batch of each engine is measured as its best one."""
         self.protocol = self.protocol.model_copy(update={"best_batches": best_batches})
-        self._write_plan(read_json(self.folder / PLAN) | {"best_batches": best_batches})
+        plan = read_document(self.folder / PLAN, LorkdError, AFRESH)
+        self._write_plan(plan | {"best_batches": best_batches})
         return self.protocol
 
     def load(self, number: int, engine: str) -> Round | None:
@@ -91,7 +92,7 @@ class Kept:
         folder = self._place(number, engine)
         if not (folder / _ROUND).is_file():
             return None
-        facts = read_json(folder / _ROUND)
+        facts = read_document(folder / _ROUND, LorkdError, AFRESH)
         calls = read_tensors(folder / _CALLS)
         batches = {
             int(size): RoundCalls(calls[size], **part)
@@ -116,7 +117,7 @@ class Kept:
         write_tensors(
             folder / _CALLS, {str(size): part.calls for size, part in measured.batches.items()}
         )
-        write_atomic(folder / _ROUND, canonical_json(fields))
+        write_atomic(folder / _ROUND, document_bytes(fields))
 
     def drop(self) -> None:
         """Everything is in the profile now."""
@@ -126,7 +127,7 @@ class Kept:
         return self.folder / str(number) / engine
 
     def _write_plan(self, plan: dict[str, Any]) -> None:
-        write_atomic(self.folder / PLAN, canonical_json(plan))
+        write_atomic(self.folder / PLAN, document_bytes(plan))
 
 
 def _plan(protocol: Protocol, engines: Sequence[Artifact]) -> dict[str, Any]:

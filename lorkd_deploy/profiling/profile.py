@@ -12,14 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.environment import Environment
-from lorkd_deploy.schema import Part
-from lorkd_deploy.storage import read_json
+from lorkd_deploy.schema import Part, read_part
 
-SCHEMA = 1
+SCHEMA = 2  # 2: with a digest of itself
 PROFILE = "profile.json"
 CALLS = "calls.safetensors"
 ANSWERS = "answers.safetensors"
@@ -406,21 +405,5 @@ def answers_name(task: str, engine: str) -> str:
 
 
 def read_profile(path: Path) -> Profile:
-    """Read `profile.json`; raises `LorkdError` where it is missing, damaged or of newer schema."""
-    raw = read_json(path, LorkdError)
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA:
-        raise LorkdError(
-            f"the profile has schema {version}, this lorkd-deploy reads up to {SCHEMA}",
-            where=path,
-            fix="update lorkd-deploy, or run `lorkd benchmark` again",
-        )
-    try:
-        return Profile.model_validate(raw)
-    except ValidationError as exc:
-        raise LorkdError(
-            f"the profile is damaged: {exc.error_count()} faults, the first at "
-            f"{'.'.join(str(part) for part in exc.errors()[0]['loc'])}",
-            where=path,
-            fix="run `lorkd benchmark` again",
-        ) from exc
+    """Read `profile.json`; `LorkdError` where it is missing, damaged or of another schema."""
+    return read_part(path, Profile, LorkdError, "run `lorkd benchmark` again")

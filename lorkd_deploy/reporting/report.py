@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.reporting.cards import model_card
 from lorkd_deploy.reporting.html import html
@@ -14,16 +12,15 @@ from lorkd_deploy.reporting.markdown import markdown
 from lorkd_deploy.reporting.page import page
 from lorkd_deploy.reporting.sources import read_sources
 from lorkd_deploy.run import open_run
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import inside, write_atomic
 
 TABLES = "report-csv"
 
 
-class ReportFiles(BaseModel):
+class ReportFiles(Part):
     """What `report` wrote; a model card for each department, in the recipe's order, and a CSV file
     for each table and plot, in the page's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     html: Path
     markdown: Path

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from lorkd_deploy.bundle.compressed import write_compressed
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.parity_inputs import known_inputs
@@ -21,6 +19,7 @@ from lorkd_deploy.metrics.score import score
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import Run, claimed, open_run, refuse_bundle
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors, canonical_json, carry_over
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.bundling.assemble import reference_logits, versions
@@ -38,10 +37,8 @@ Score = Callable[[TaskEntry, Tensors], dict[str, float]]  # of an expert, on its
 Choice = Callable[[Candidates, Score], Sequence[Step]]
 
 
-class Compression(BaseModel):
+class Compression(Part):
     """A new run whose bundle has the smaller experts."""
-
-    model_config = ConfigDict(frozen=True)
 
     run: str
     bundle: str

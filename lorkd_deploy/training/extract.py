@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from lorkd_deploy.errors import UsageError, unknown_name
@@ -20,6 +19,7 @@ from lorkd_deploy.models import build, feature_dim
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.run import Run, claimed, refuse_bundle
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.batches.setup import Setup, open_setup
@@ -62,10 +62,8 @@ class ExtractedTask(Nearness):
     test: Score
 
 
-class Extraction(BaseModel):
+class Extraction(Part):
     """A new run whose experts are the differences of fine-tuned models from `base` (its sha256)."""
-
-    model_config = ConfigDict(frozen=True)
 
     run: str
     bundle: str

@@ -9,6 +9,7 @@ import pytest
 from lorkd_deploy.bundle.manifest import Manifest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import BundleError, UsageError
+from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import read_tensors, sha256_file, write_tensors
 from tests import tiny_bundle
 from tests.tiny_bundle import make_bundle
@@ -24,7 +25,7 @@ def rewrite(folder: Path, change: object) -> None:
     file = folder / "manifest.json"
     value = json.loads(file.read_text())
     change(value)  # type: ignore[operator]
-    file.write_text(json.dumps(value))
+    file.write_bytes(document_bytes(value))
 
 
 def replace_tensors(folder: Path, relative: str, tensors: dict[str, object]) -> None:
@@ -141,11 +142,12 @@ def test_manifest_that_is_no_manifest(folder: Path) -> None:
     with pytest.raises(BundleError, match=r"graph\.opset"):
         load_bundle(folder)
     for text, fault in (
-        ("{", "not valid JSON"),
-        ("[]", "schema_version"),
-        ("{}", "schema_version"),
+        (b"{", "not valid JSON"),
+        (b"[]", "no digest"),
+        (b"{}", "no digest"),
+        (document_bytes({}), "schema_version"),
     ):
-        file.write_text(text)
+        file.write_bytes(text)
         with pytest.raises(BundleError, match=fault):
             load_bundle(folder)
 
@@ -214,6 +216,6 @@ def test_a_tensor_too_few_or_too_many_is_named(folder: Path, lost: str) -> None:
 
 def test_manifest_leaves_defaults_out_and_reads_back(folder: Path) -> None:
     raw = json.loads((folder / "manifest.json").read_text())
-    assert raw["schema_version"] == 1
+    assert raw.pop("schema_version") == 2 and len(raw.pop("digest")) == 64
     assert "transpose" not in raw["graph"]["bindings"][0]
     assert Manifest.model_validate(raw) == load_bundle(folder).manifest

@@ -27,6 +27,7 @@ from lorkd_deploy.data import image_sha256
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.run import claim
+from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import sha256_bytes, sha256_file
 from tests import tiny_bundle
 
@@ -101,7 +102,7 @@ def rewrite_record(folder: Path, **changes: Any) -> None:
     for entry in record["files"]:
         entry["sha256"] = sha256_file(folder / entry["name"])
         entry["bytes"] = (folder / entry["name"]).stat().st_size
-    file.write_text(json.dumps(record))
+    file.write_bytes(document_bytes(record))
 
 
 def _data(task: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Link, compare, tolerance_of
 from lorkd_deploy.deploy.verify import verify
-from lorkd_deploy.errors import GateError
+from lorkd_deploy.errors import ArtifactError, GateError
 from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import Probe, exporter
@@ -158,20 +158,15 @@ def test_labels_shipped_with_the_images_need_no_data(tmp_path: Path, data: Path)
     assert artifact.parity.compared[1].accuracy is not None
 
 
-def test_a_record_without_links_is_read(run: Path) -> None:
+def test_a_record_of_before_the_digest_says_what_to_do(run: Path) -> None:
     (artifact,) = export(run, precision="fp16", task=["eye"])
     file = artifact.folder / "artifact.json"
     record = json.loads(file.read_text())
-    record["schema_version"] = 1
-    del record["choice"]
-    for key in ("links", "links_not_here"):
-        del record["parity"][key]
-    for entry in record["parity"]["compared"]:
-        del entry["accuracy"], entry["auc"]
-    file.write_text(json.dumps(record))
-    old = read_artifact(artifact.folder)
-    assert (old.schema_version, old.parity.links, old.choice) == (1, (), None)
-    assert verify(run)[0].passed
+    del record["digest"]
+    file.write_text(json.dumps(record | {"schema_version": 2}))
+    with pytest.raises(ArtifactError, match="no digest of itself: an older lorkd") as caught:
+        read_artifact(artifact.folder)
+    assert "lorkd export" in str(caught.value.fix)
 
 
 def test_the_chain_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

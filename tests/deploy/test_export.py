@@ -27,6 +27,7 @@ from lorkd_deploy.errors import (
     UsageError,
 )
 from lorkd_deploy.runtime import exporter
+from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import exclusive, sha256_file
 from tests.deploy.made_run import OF_TASK, TASKS
 
@@ -155,11 +156,11 @@ def test_the_recipe_overrides_the_tolerance(run: Path) -> None:
     manifest = run / "bundle" / "manifest.json"
     content = json.loads(manifest.read_text())
     content["recipe"]["parity"]["tolerance"] = {"fp32": {"logits": 1e-9}}
-    manifest.write_text(json.dumps(content))
+    manifest.write_bytes(document_bytes(content))
     with pytest.raises(GateError, match=r"tolerance 1e-0[89]|tolerance \d\S*e-0[89]"):
         export(run, task=["eye"])
     content["recipe"]["parity"]["tolerance"] = {"fp32": {"logits": -1}}
-    manifest.write_text(json.dumps(content))
+    manifest.write_bytes(document_bytes(content))
     with pytest.raises(BundleError, match="parity section"):
         export(run, task=["eye"])
 
@@ -311,11 +312,12 @@ def test_record_that_is_damaged_or_newer(run: Path) -> None:
     file = folder / "artifact.json"
     record = json.loads(file.read_text())
     for content, message in (
-        (json.dumps(record | {"schema_version": 9}), "schema 9"),
-        (json.dumps(record | {"precision": 3}), "not valid at precision"),
-        ("{", "not valid JSON"),
+        (document_bytes(record | {"schema_version": 9}), "schema 9"),
+        (document_bytes(record | {"precision": 3}), "not valid at precision"),
+        (b"{", "not valid JSON"),
     ):
-        file.write_text(content)
+        file.write_bytes(content)
         with pytest.raises(ArtifactError, match=message):
             read_artifact(folder)
+    del record["digest"]
     assert "folder" not in Artifact.model_validate(record).model_dump()

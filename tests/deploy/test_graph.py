@@ -14,6 +14,7 @@ from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.errors import BundleError, UsageError
+from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import sha256_bytes, sha256_file
 from tests.tiny_bundle import SIZE, checked, make_bundle
 
@@ -32,7 +33,7 @@ def replace_template(bundle: Bundle, change: Any) -> Bundle:
     manifest = json.loads((bundle.path / "manifest.json").read_text())
     entry = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
     manifest["files"]["template.onnx"] = entry
-    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    (bundle.path / "manifest.json").write_bytes(document_bytes(manifest))
     return load_bundle(bundle.path)
 
 

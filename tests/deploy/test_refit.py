@@ -22,6 +22,7 @@ from lorkd_deploy.deploy.refit import PRECISIONS, SharedEngine, sharing
 from lorkd_deploy.deploy.switchboard import Switchboard
 from lorkd_deploy.errors import ArtifactError, GateError, UsageError
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
+from lorkd_deploy.schema import document_bytes
 from tests.deploy.made_run import OF_TASK, PREPROCESS, true_logits
 from tests.exporters import fake_tensorrt
 
@@ -191,7 +192,7 @@ def test_what_can_not_be_refitted(exported: Path, driver: fake_tensorrt.Driver) 
     record = exported / "export" / "ward" / "lung" / "onnx-fp32" / ARTIFACT
     raw = json.loads(record.read_text())
     raw["facts"]["options"] = {"refit": True}
-    record.write_text(json.dumps(raw))
+    record.write_bytes(document_bytes(raw))
     with Switchboard(exported, refit=True) as board, pytest.raises(UsageError, match="no refit"):
         _used(board, "heart")
     with pytest.raises(UsageError, match="int8 can't be refitted"):

@@ -21,6 +21,7 @@ from lorkd_deploy.deploy.verify import Verification, verify
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import Closing, Probe, Runner, exporter
+from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import sha256_bytes
 from tests.deploy.made_run import PREPROCESS, make_run, rewrite_record
 
@@ -169,7 +170,7 @@ def test_the_engines_of_a_part_name_the_whole_bundle(exported: Path, tmp_path: P
 def test_a_file_name_that_leaves_the_folder(exported: Path) -> None:
     record = json.loads((exported / EYE / "artifact.json").read_text())
     record["files"][0]["name"] = "../../../secret"
-    (exported / EYE / "artifact.json").write_text(json.dumps(record))
+    (exported / EYE / "artifact.json").write_bytes(document_bytes(record))
     assert "leaves its folder" in failed(exported)["clinic/eye/onnx-fp32"]
 
 

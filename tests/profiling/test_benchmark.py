@@ -40,7 +40,8 @@ from lorkd_deploy.profiling.rounds import measure_round
 from lorkd_deploy.profiling.selection import select_engines
 from lorkd_deploy.profiling.summary import percentile
 from lorkd_deploy.progress import Silent
-from lorkd_deploy.storage import canonical_json, read_tensors, sha256_file
+from lorkd_deploy.schema import document_bytes
+from lorkd_deploy.storage import read_tensors, sha256_file
 
 TEACHER = "teacher/trial-fp32"
 WARM = "day/warm/trial-fp32"
@@ -178,7 +179,7 @@ def test_a_threshold_of_the_recipe_needs_no_validation(hospital: Hospital) -> No
     file = hospital.run / "bundle" / "manifest.json"
     content = json.loads(file.read_text())
     content["recipe"]["departments"][0]["tasks"][0]["threshold"] = 0.99
-    file.write_bytes(canonical_json(content))
+    file.write_bytes(document_bytes(content))
     hospital.engine("warm", np.eye(3)[:, :2])
     profile = benchmark(hospital.run, task=["warm"], rounds=1, seconds=0.001, iterations=1)
     (score,) = profile.engine(WARM).scores
@@ -272,7 +273,7 @@ def test_a_benchmark_that_is_killed_keeps_its_rounds(hospital: Hospital) -> None
     assert 0 < done < 120 and not (hospital.run / "profile" / PROFILE).exists()
     shorter = json.loads((rounds / "plan.json").read_text())
     shorter |= {"rounds": 1, "order": shorter["order"][:1]}  # as if one round had been asked for
-    (rounds / "plan.json").write_bytes(canonical_json(shorter))
+    (rounds / "plan.json").write_bytes(document_bytes(shorter))
     profile = benchmark(hospital.run, resume=True, rounds=1, seconds=0.001, iterations=3)
     assert any(f"{min(done, 3)} of 3 engine rounds" in note for note in profile.notes)
 
@@ -404,7 +405,7 @@ def test_an_engine_of_another_bundle_or_changed_is_refused(hospital: Hospital) -
     record = hospital.run / "export" / WARM / "artifact.json"
     original = record.read_text()
     raw = json.loads(original)
-    record.write_text(json.dumps(raw | {"bundle_sha256": "2" * 64}))
+    record.write_bytes(document_bytes(raw | {"bundle_sha256": "2" * 64}))
     with pytest.raises(ArtifactError, match="another bundle"):
         benchmark(hospital.run)
     record.write_text(original)
@@ -454,13 +455,14 @@ def test_engines_that_fail_only_beside_others_leave_the_times(hospital: Hospital
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{", "not valid JSON"),
-        ('{"schema_version": 99}', "schema 99"),
-        ('{"schema_version": 1, "name": 3}', "damaged"),
+        (b"{", "not valid JSON"),
+        (b"{}", "no digest"),
+        (document_bytes({"schema_version": 99}), "schema 99"),
+        (document_bytes({"schema_version": 2, "name": 3}), "not valid at created"),
     ],
 )
-def test_a_profile_that_cannot_be_read(tmp_path: Path, content: str, said: str) -> None:
-    (tmp_path / PROFILE).write_text(content)
+def test_a_profile_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / PROFILE).write_bytes(content)
     with pytest.raises(LorkdError, match=said):
         read_profile(tmp_path / PROFILE)
 

@@ -20,7 +20,8 @@ from lorkd_deploy.profiling.profile import (
     read_profile,
 )
 from lorkd_deploy.profiling.summary import spread
-from lorkd_deploy.storage import canonical_json, read_tensors, sha256_file, write_tensors
+from lorkd_deploy.schema import document_bytes
+from lorkd_deploy.storage import read_tensors, sha256_file, write_tensors
 from tests.reporting.run_folder import FINDINGS, TASKS, build_run
 
 EXPERT = "breast/ultrasound/onnx-fp32"
@@ -37,7 +38,7 @@ def other(run: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(run: Path, profile: Profile) -> None:
-    (run / "profile" / PROFILE).write_bytes(canonical_json(profile.model_dump(mode="json")))
+    (run / "profile" / PROFILE).write_bytes(document_bytes(profile.model_dump(mode="json")))
 
 
 def slowed(profile: Profile, engine: str, factor: float) -> Profile:
@@ -127,7 +128,7 @@ def test_a_profile_without_the_tail_by_round_is_compared_by_its_medians(
     profile = json.loads(file.read_text())
     for timing in (t for engine in profile["engines"] for t in engine["timings"]):
         del timing["round_p90"], timing["round_p99"], timing["round_throughput"]
-    file.write_text(json.dumps(profile))
+    file.write_bytes(document_bytes(profile))
     found = compare(run, other)
     metrics = {change.metric for change in found.changes}
     assert "p50_ms" in metrics and "p99_ms" not in metrics

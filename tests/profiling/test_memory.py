@@ -17,6 +17,7 @@ from lorkd_deploy.machine.gpu_memory import is_jetson, open_gpu_memory
 from lorkd_deploy.machine.memory import proportional, resident
 from lorkd_deploy.machine.nvml import GpuState, Nvml, slowed
 from lorkd_deploy.machine.page_cache import cached, forget, mapped_files
+from lorkd_deploy.schema import document_bytes
 
 WARM = "day/warm/trial-fp32"
 COLD = "night/cold/trial-fp32"
@@ -170,9 +171,7 @@ def test_a_start_without_the_page_cache_is_measured_too(hospital: Hospital) -> N
 def _set(hospital: Hospital, key: str, value: object) -> None:
     import json
 
-    from lorkd_deploy.storage import canonical_json
-
     file = hospital.run / "bundle" / "manifest.json"
     content = json.loads(file.read_text())
     content["recipe"]["benchmark"][key] = value
-    file.write_bytes(canonical_json(content))
+    file.write_bytes(document_bytes(content))

@@ -22,6 +22,7 @@ from lorkd_deploy.profiling.mlperf import loadgen, scenarios
 from lorkd_deploy.profiling.mlperf.log import DETAIL, read_answers, read_log
 from lorkd_deploy.profiling.mlperf.profile import LOADGEN, ScenarioRun, read_scenarios
 from lorkd_deploy.profiling.process import WorkerError
+from lorkd_deploy.schema import document_bytes
 
 pytest.importorskip("mlperf_loadgen", reason="MLCommons LoadGen isn't installed here")
 TEACHER = "teacher/trial-fp32"
@@ -350,11 +351,12 @@ def test_damaged_files_are_told(hospital: Hospital, tmp_path: Path) -> None:
         read_log(logs / "performance")
     file = hospital.run / "profile" / LOADGEN
     for content, said in (
-        ("{", "not valid JSON"),
-        ('{"schema_version": 9}', "schema 9"),
-        ("{}", "dam"),
+        (b"{", "not valid JSON"),
+        (document_bytes({"schema_version": 9}), "schema 9"),
+        (document_bytes({"schema_version": 2}), "not valid at bundle_sha256"),
+        (b"{}", "no digest"),
     ):
         shutil.copy(file, tmp_path / "kept.json")
-        (tmp_path / LOADGEN).write_text(content)
+        (tmp_path / LOADGEN).write_bytes(content)
         with pytest.raises(LorkdError, match=said):
             read_scenarios(tmp_path / LOADGEN)

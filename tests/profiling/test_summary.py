@@ -20,6 +20,7 @@ from lorkd_deploy.profiling.summary import (
     timing,
     verdict,
 )
+from lorkd_deploy.schema import document_bytes
 from tests.reporting.run_folder import TASKS, build_run
 
 MS = 1_000_000
@@ -75,7 +76,7 @@ def test_a_percentile_of_too_few_calls_is_none_in_older_profiles_too(tmp_path: P
     for engine in older["engines"]:
         for entry in engine["timings"]:
             entry |= {"calls": 57, "p99": 123.456, "p99_9": 234.567}
-    file.write_text(json.dumps(older))
+    file.write_bytes(document_bytes(older))
     assert {entry.p99 for e in read_profile(file).engines for entry in e.timings} == {None}
     files = report(run)
     shown = [file.read_text() for file in (files.markdown, files.html, *files.tables)]

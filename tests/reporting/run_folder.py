@@ -35,7 +35,8 @@ from lorkd_deploy.profiling.profile import (
     labels_name,
 )
 from lorkd_deploy.profiling.summary import RoundCalls, batch_ratio, timing
-from lorkd_deploy.storage import canonical_json, sha256_bytes, sha256_file, write_tensors
+from lorkd_deploy.schema import document_bytes
+from lorkd_deploy.storage import sha256_bytes, sha256_file, write_tensors
 
 ROUNDS = 5
 BATCHES = (1, 8)
@@ -203,7 +204,7 @@ def _bundle(folder: Path, kind: Any, tasks: Any) -> str:
             for name in files
         },
     )
-    data = canonical_json(manifest.model_dump(mode="json"))
+    data = document_bytes(manifest.model_dump(mode="json"))
     (folder / "manifest.json").write_bytes(data)
     return sha256_bytes(data)
 
@@ -285,7 +286,7 @@ def _profile(folder: Path, bundle_sha256: str, tasks: Any, exported: Any, *, tea
         else (),
         notes=("Fixture: the figures on this page are made up, for tests of its layout.",),
     )
-    (folder / "profile.json").write_bytes(canonical_json(profile.model_dump(mode="json")))
+    (folder / "profile.json").write_bytes(document_bytes(profile.model_dump(mode="json")))
 
 
 def _together(experts: list[str], size: int) -> Together:

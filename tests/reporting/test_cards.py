@@ -12,7 +12,8 @@ import yaml
 from lorkd_deploy.deploy.artifact import read_artifact
 from lorkd_deploy.profiling.profile import PROFILE
 from lorkd_deploy.reporting.report import report
-from lorkd_deploy.storage import canonical_json, sha256_file
+from lorkd_deploy.schema import document_bytes
+from lorkd_deploy.storage import sha256_file
 from tests.reporting.run_folder import MANY_ENGINES, TASKS, build_run
 
 
@@ -89,7 +90,7 @@ def test_a_latency_stands_beside_how_it_was_measured(tmp_path: Path) -> None:
     file = run / "profile" / PROFILE
     content = json.loads(file.read_text())
     content["notes"] = ["a quick run (5 rounds of 3 s): no figure to be quoted", "ran on battery"]
-    file.write_bytes(canonical_json(content))
+    file.write_bytes(document_bytes(content))
     report(run)
     card = (run / "cards/breast/model_card.md").read_text()
     speed = card.split("## Latency and memory")[1].split("\n## ")[0]

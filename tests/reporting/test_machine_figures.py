@@ -14,7 +14,7 @@ import pytest
 
 from lorkd_deploy.profiling.profile import PROFILE
 from lorkd_deploy.reporting.report import ReportFiles, report
-from lorkd_deploy.storage import canonical_json
+from lorkd_deploy.schema import document_bytes
 from tests.reporting.run_folder import TASKS, build_run
 
 
@@ -24,7 +24,7 @@ def rewritten(run: Path, change: Any) -> ReportFiles:
     file = run / "profile" / PROFILE
     profile = json.loads(file.read_text())
     change(profile)
-    file.write_bytes(canonical_json(profile))
+    file.write_bytes(document_bytes(profile))
     return report(run)
 
 

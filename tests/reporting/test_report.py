@@ -28,7 +28,8 @@ from lorkd_deploy.profiling.profile import (
 )
 from lorkd_deploy.reporting.cells import significant
 from lorkd_deploy.reporting.report import ReportFiles, report
-from lorkd_deploy.storage import canonical_json, read_tensors
+from lorkd_deploy.schema import document_bytes
+from lorkd_deploy.storage import read_tensors
 from tests.reporting.run_folder import FINDINGS, MANY_ENGINES, TASKS, build_run
 
 EVIL = '</script><script>window.evil=1</script><img src=x onerror="window.evil=2">'
@@ -130,7 +131,7 @@ def test_the_summary_has_one_engine_a_task_and_the_chapters_the_rest(tmp_path: P
     unproven = run / "export/eye/fundus/openvino-int8/artifact.json"
     content = json.loads(unproven.read_text())
     content["parity"] = {"status": "failed", "reasons": ["it is another model"]}
-    unproven.write_bytes(canonical_json(content))
+    unproven.write_bytes(document_bytes(content))
     files = report(run)
     found = downloads(files.html.read_text())
     summary = json.loads(found["summary-table.json"])
@@ -159,7 +160,7 @@ def test_without_an_accepted_engine_the_fastest_is_shown_with_its_fault(tmp_path
     run = build_run(tmp_path / "run", tasks=TASKS[:1], engines=MANY_ENGINES)
     for file in (run / "export/breast").rglob("artifact.json"):
         content = json.loads(file.read_text()) | {"parity": {"status": "not run here"}}
-        file.write_bytes(canonical_json(content))
+        file.write_bytes(document_bytes(content))
     head = report(run).markdown.read_text().split("## Departments")[0]
     assert "| onnx int8 (parity not proven) |" in head
 
@@ -281,7 +282,7 @@ def test_a_runtimes_own_cache_is_told_where_it_has_one(tmp_path: Path) -> None:
     for engine, loaded in zip(content["engines"], (True, False), strict=False):
         engine["facts"]["from_cache"] = loaded
         engine["target"] = "openvino"
-    file.write_bytes(canonical_json(content))
+    file.write_bytes(document_bytes(content))
     text = report(run).markdown.read_text()
     assert "No runtime keeps a cache" not in text  # the teacher's does, beside every department
     assert text.count("folder's files are among those that are forgotten") == len(TASKS)
@@ -301,7 +302,7 @@ def test_memory_stands_beside_each_batch_where_it_is_known(
     content = json.loads(file.read_text())
     for timing in (t for engine in content["engines"] for t in engine["timings"]):
         timing["peak_mib"] = None
-    file.write_bytes(canonical_json(content))
+    file.write_bytes(document_bytes(content))
     rows = json.loads(downloads(report(run).html.read_text())["department-1-batches.json"])
     assert len(rows) == 4 and "peak_mib" not in rows[0]
 
@@ -403,7 +404,7 @@ def test_an_engine_of_another_bundle_is_no_proof(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run")
     file = run / "export/breast/ultrasound/onnx-fp32/artifact.json"
     content = json.loads(file.read_text()) | {"bundle_sha256": "f" * 64}
-    file.write_bytes(canonical_json(content))
+    file.write_bytes(document_bytes(content))
     rows = [r for r in report(run).markdown.read_text().splitlines() if "Expert ultrasound" in r]
     assert any("exported from another bundle" in row for row in rows)
     assert not any("passed" in row for row in rows)
@@ -425,7 +426,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
 def test_a_profile_of_another_bundle_is_refused(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run")
     file = run / "profile/profile.json"
-    file.write_bytes(canonical_json(json.loads(file.read_text()) | {"bundle_sha256": "f" * 64}))
+    file.write_bytes(document_bytes(json.loads(file.read_text()) | {"bundle_sha256": "f" * 64}))
     with pytest.raises(LorkdError, match="measured on another bundle") as caught:
         report(run)
     assert caught.value.fix and "lorkd benchmark" in caught.value.fix
@@ -434,8 +435,8 @@ def test_a_profile_of_another_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_profile_or_bundle_is_refused(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run")
-    (run / "profile/profile.json").write_text('{"schema_version": 1}')
-    with pytest.raises(LorkdError, match="profile is damaged"):
+    (run / "profile/profile.json").write_bytes(document_bytes({"schema_version": 2}))
+    with pytest.raises(LorkdError, match=r"profile\.json is not valid at created"):
         report(run)
     (run / "bundle/base.safetensors").write_bytes(b"other")
     with pytest.raises(BundleError):

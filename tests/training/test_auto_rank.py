@@ -14,7 +14,6 @@ from tiny_recipe import tiny_recipe, write_recipe
 from lorkd_deploy import cli, compress, decompose, export, load_bundle, verify
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.storage import read_json
 from lorkd_deploy.training.batches.setup import open_setup
 from lorkd_deploy.training.networks.student import build_student
 from lorkd_deploy.training.ranks.auto_rank import truncate_to_budget
@@ -41,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = decompose(recipe_of(folder / "auto.yaml"), folder / "run")
     assert [task.task for task in result.truncated] == ["cells", "xray"]
     assert result.wasteful_layers == ()
-    history = read_json(folder / "run" / "history" / "bundle.json")
+    history = json.loads((folder / "run" / "history" / "bundle.json").read_text())
     assert history["truncated"] == [t.model_dump(mode="json") for t in result.truncated]
     for told in result.truncated:
         assert set(told.ranks_before.values()) == {4}

@@ -32,7 +32,7 @@ def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     assert found.tensors["model/w"].tolist() == [30.0] * 3
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "no facts"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no facts", "facts flipped"])
 def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, "recipe")
     for step in (10, 20):
@@ -44,6 +44,9 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
     elif damage == "flipped":
         data[-1] ^= 1
         file.write_bytes(data)
+    elif damage == "facts flipped":
+        facts = file.parent / "state.json"
+        facts.write_bytes(facts.read_bytes().replace(b"20", b"21"))
     else:
         (file.parent / "state.json").unlink()
     found = checkpoints.load()

@@ -16,6 +16,7 @@ from lorkd_deploy.errors import BundleError, DataError, UsageError
 from lorkd_deploy.metrics.score import score
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import claim
+from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.training.batches.setup import open_setup
 from lorkd_deploy.training.bundling.assemble import write_experts
 from lorkd_deploy.training.fitting.history import Fitted
@@ -186,7 +187,7 @@ def test_other_images_are_an_error(run: Path, tmp_path: Path) -> None:
             place.write_bytes(file.read_bytes())
     manifest = json.loads((other / MANIFEST).read_text())
     manifest["tasks"][1]["data"]["seed"] = 99
-    (other / MANIFEST).write_text(json.dumps(manifest))
+    (other / MANIFEST).write_bytes(document_bytes(manifest))
     with pytest.raises(DataError, match="the data of xray that is here"):
         compress(other, tmp_path / "out", energy=0.9)
 

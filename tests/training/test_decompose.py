@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from lorkd_deploy.errors import (
     TrainingError,
     UsageError,
 )
-from lorkd_deploy.storage import read_json, sha256_file
+from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.fitting.checkpoint import Checkpoints
 from tests.stopping import KilledError, killed_when
 
@@ -79,7 +80,7 @@ def test_the_bundle_holds_what_was_trained(decomposed: Path) -> None:
 
 
 def test_the_history_says_what_the_training_waited_for_and_learnt_from(decomposed: Path) -> None:
-    history = read_json(decomposed / "history" / "bundle.json")
+    history = json.loads((decomposed / "history" / "bundle.json").read_text())
     cache = decomposed / "cache" / history["teacher_features"]["file"]
     assert history["teacher_features"]["sha256"] == sha256_file(cache)
     assert 0 <= history["waiting_for_data"] < 1
@@ -213,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(
     with pytest.raises(TrainingError, match=r"step \d+: .*not finite") as caught:
         decompose(path, tmp_path / "run")
     assert not (tmp_path / "run" / "bundle").exists()
-    history = read_json(tmp_path / "run" / "history" / "bundle.json")
+    history = json.loads((tmp_path / "run" / "history" / "bundle.json").read_text())
     assert not history["finished"] and f"step {history['steps']}:" in str(caught.value)
     found = Checkpoints(tmp_path / "run" / "checkpoints" / "decompose", _recipe_hash(path)).load()
     assert found is not None, "the last checkpoint is whole"

@@ -33,7 +33,7 @@ from lorkd_deploy.errors import BundleError, ModelError, UsageError
 from lorkd_deploy.lowrank.delta import update_matrix
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.run import claim
-from lorkd_deploy.storage import read_json, sha256_file
+from lorkd_deploy.storage import sha256_file
 
 CLASSES = {"cells": 5, "xray": 3, "fundus": 2}
 RANKS = {"cells": 2, "xray": 2, "fundus": 3}
@@ -184,7 +184,7 @@ def test_what_a_low_rank_loses_is_told_by_layer(extracted: tuple[Hospital, Any])
             whole += norm(model - w0) ** 2
         assert task.error == pytest.approx(np.sqrt(lost / whole))
         assert task.parameters == bundle.manifest.parameters[f"expert:{task.task}"]
-    history = read_json(hospital.folder / "run" / "history" / "bundle.json")
+    history = json.loads((hospital.folder / "run" / "history" / "bundle.json").read_text())
     assert history["extracted"]["tasks"][1]["layers"][0]["error"] == found.tasks[1].layers[0].error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from tiny_recipe import tiny_recipe, write_recipe
 
 from lorkd_deploy import decompose, export, inspect, load_bundle, teacher, verify
 from lorkd_deploy.errors import BundleError, ModelError, UsageError
-from lorkd_deploy.storage import read_json, sha256_file
+from lorkd_deploy.storage import sha256_file
 from tests.stopping import Interrupted
 
 Grow = Callable[..., Path]
@@ -147,8 +148,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert not (stopped / "bundle").exists()
     grow(WARD_A, TISSUE, names=["ward-c"], out=stopped, resume=True)
     assert files_of(stopped / "bundle") == files_of(whole / "bundle")
-    history = read_json(stopped / "history" / "bundle.json")
-    assert history["steps"] == read_json(whole / "history" / "bundle.json")["steps"]
+    history = json.loads((stopped / "history" / "bundle.json").read_text())
+    assert history["steps"] == json.loads((whole / "history" / "bundle.json").read_text())["steps"]
 
 
 @pytest.mark.parametrize("finished", ["shared"], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from tiny_recipe import tiny_recipe
 from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.storage import read_json
 from lorkd_deploy.training import decompose as module
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.decompose import fit_student
@@ -74,12 +74,12 @@ def test_a_stopped_training_has_its_history_and_resume_goes_on_with_it(tmp_path:
     for last, validated in ((1, []), (9, [6]), (14, [6, 12])):
         with pytest.raises(KilledError):
             _fit(setup, tmp_path, history=file, progress=StopAt(last), resume=last > 9)
-        found = read_json(file)
+        found = json.loads(file.read_text())
         assert [entry["step"] for entry in found["validations"]] == validated
         assert not found["finished"] and found["steps"] == max(validated, default=0)
         assert found["parts"] == 1 and 0 <= found["waiting_for_data"] <= 1
     _fit(setup, tmp_path, history=file, resume=True)
-    assert read_json(file)["validations"] == whole.history
+    assert json.loads(file.read_text())["validations"] == whole.history
 
 
 @pytest.mark.parametrize(

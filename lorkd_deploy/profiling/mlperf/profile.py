@@ -8,15 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.environment import Environment
 from lorkd_deploy.profiling.profile import Interval
-from lorkd_deploy.schema import Part
-from lorkd_deploy.storage import read_json
+from lorkd_deploy.schema import Part, read_part
 
-SCHEMA = 1
+SCHEMA = 2  # 2: with a digest of itself
 LOADGEN = "loadgen.json"
 LOGS = "loadgen"  # the folder below RUN/profile
 Scenario = Literal["single-stream", "multi-stream", "server", "offline"]
@@ -93,21 +92,5 @@ class ScenarioProfile(Part):
 
 
 def read_scenarios(path: Path) -> ScenarioProfile:
-    """Read `loadgen.json`; raises `LorkdError` where it is missing, damaged or of newer schema."""
-    raw = read_json(path, LorkdError)
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA:
-        raise LorkdError(
-            f"the scenarios have schema {version}, this lorkd-deploy reads up to {SCHEMA}",
-            where=path,
-            fix="update lorkd-deploy, or run `lorkd benchmark --scenario` again",
-        )
-    try:
-        return ScenarioProfile.model_validate(raw)
-    except ValidationError as exc:
-        raise LorkdError(
-            f"the scenarios are damaged: {exc.error_count()} faults, the first at "
-            f"{'.'.join(str(part) for part in exc.errors()[0]['loc'])}",
-            where=path,
-            fix="run `lorkd benchmark --scenario` again",
-        ) from exc
+    """Read `loadgen.json`; `LorkdError` where it is missing, damaged or of another schema."""
+    return read_part(path, ScenarioProfile, LorkdError, "run `lorkd benchmark --scenario` again")

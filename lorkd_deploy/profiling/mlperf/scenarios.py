@@ -30,7 +30,8 @@ from lorkd_deploy.profiling.selection import select_engines
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import open_run
-from lorkd_deploy.storage import canonical_json, exclusive, write_atomic
+from lorkd_deploy.schema import write_part
+from lorkd_deploy.storage import exclusive
 
 SERVER_MS = 15.0  # MLPerf's bound for image classification in a data centre
 QUICK_MS, SEARCH_MS, QUICK_SEARCH_MS = 1000, 3000, 300
@@ -111,7 +112,7 @@ def benchmark_scenarios(
                 runs=tuple(runs.values()),
                 notes=(*notes, *notes_of_scenarios(tuple(runs.values()), plan.machine)),
             )
-            write_atomic(folder.profile / LOADGEN, canonical_json(profile.model_dump(mode="json")))
+            write_part(folder.profile / LOADGEN, profile)
     return profile
 
 

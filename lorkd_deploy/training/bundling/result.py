@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from lorkd_deploy.schema import Part
 from lorkd_deploy.training.ranks.shrinking import CompressedTask
 
 
-class TaskResult(BaseModel):
+class TaskResult(Part):
     """Scores on the task's test split, each `{"accuracy": …, "auc": …}`; None: not trained here."""
-
-    model_config = ConfigDict(frozen=True)
 
     task: str
     department: str
@@ -19,7 +18,7 @@ class TaskResult(BaseModel):
     expert: dict[str, float] | None = None
 
 
-class TrainingResult(BaseModel):
+class TrainingResult(Part):
     """A finished training: where it lies, what it scores, what it took.
 
     `wasteful_layers` have a rank above the largest, which is named, that can change them.
@@ -27,8 +26,6 @@ class TrainingResult(BaseModel):
     `kept` is set where departments were added: the files of the finished bundle and their sha256,
     which they have in the new one too.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     run: str
     bundle: str
@@ -43,4 +40,4 @@ class TrainingResult(BaseModel):
     wasteful_layers: tuple[tuple[str, int], ...] = ()
     missing_keys: tuple[str, ...] = ()
     unexpected_keys: tuple[str, ...] = ()
-    kept: dict[str, str] = {}
+    kept: dict[str, str] = Field(default_factory=dict)

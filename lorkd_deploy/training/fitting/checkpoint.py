@@ -15,17 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorkd_deploy.errors import BundleError, TrainingError
+from lorkd_deploy.schema import document_bytes, read_document
 from lorkd_deploy.storage import (
-    canonical_json,
     clear_after_a_kill,
     folder_atomic,
-    read_json,
     sha256_file,
     write_atomic,
 )
 
 log = logging.getLogger(__name__)
 FOLDERS = "step-????????"
+AFRESH = "start afresh in another --out"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -63,7 +63,7 @@ class Checkpoints:
                 "tensors_sha256": sha256_file(fresh / "state.safetensors"),
                 "facts": state.facts,
             }
-            write_atomic(fresh / "state.json", canonical_json(facts))
+            write_atomic(fresh / "state.json", document_bytes(facts))
         if before is not None and before.name > place.name:
             shutil.rmtree(before, ignore_errors=True)
 
@@ -116,7 +116,7 @@ class Checkpoints:
 
 def _whole(folder: Path) -> dict[str, Any]:
     """What `state.json` says; raises `BundleError` or `OSError` where a part is damaged."""
-    facts: dict[str, Any] = read_json(folder / "state.json")
+    facts = read_document(folder / "state.json", BundleError, AFRESH)
     path = folder / "state.safetensors"
     if sha256_file(path) != facts["tensors_sha256"]:
         raise BundleError("the checkpoint's tensors are damaged", where=path)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from lorkd_deploy.storage import canonical_json, write_atomic
+from lorkd_deploy.schema import document_bytes
+from lorkd_deploy.storage import write_atomic
 from lorkd_deploy.training.ranks.shrinking import CompressedTask
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def write_history(path: Path, fitted: Fitted, device: torch.device, *, finished:
     }
     if fitted.truncated:
         history["truncated"] = [task.model_dump(mode="json") for task in fitted.truncated]
-    write_atomic(path, canonical_json(history))
+    write_atomic(path, document_bytes(history))
     if finished and fitted.steps:
         _tell_waiting(fitted)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from lorkd_deploy.bundle.manifest import FACTORS
@@ -22,20 +21,19 @@ from lorkd_deploy.experts import ExpertModel
 from lorkd_deploy.lowrank.delta import columns_per_rank, delta_weight, update_matrix
 from lorkd_deploy.lowrank.spectrum import spectrum
 from lorkd_deploy.recipe import ExpertSpec
+from lorkd_deploy.schema import Part
 
 State = Mapping[str, Tensor]
 F64 = npt.NDArray[np.float64]
 _SHOWN = 8  # kept tensors in a log; the result has all
 
 
-class Nearness(BaseModel):
+class Nearness(Part):
     """How near experts come to a model; norms are Frobenius'.
 
     `change` is ‖W_t − W0‖ / ‖W0‖, `error` ‖W_t − W0 − ΔW‖ / ‖W_t − W0‖, and `energy`, the share of
     the sum of squares of W_t − W0 that is kept, 1 − error².
     """
-
-    model_config = ConfigDict(frozen=True)
 
     change: float
     error: float
@@ -49,10 +47,8 @@ class ExtractedLayer(Nearness):
     rank: int
 
 
-class KeptTensor(BaseModel):
+class KeptTensor(Part):
     """A tensor that a task has instead of the base's, by `change` as in `Nearness`."""
-
-    model_config = ConfigDict(frozen=True)
 
     tensor: str
     change: float

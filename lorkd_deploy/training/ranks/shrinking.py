@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
-
 from lorkd_deploy.bundle.compressed import factor_parameters, spectra_of, truncated
 from lorkd_deploy.bundle.manifest import LayerEntry, TaskEntry
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.lowrank.budget import Budget
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.lowrank.spectrum import Spectrum, Step, ranks_of, steps_by_worth, within
+from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors, tensor_bytes
 
 
-class CompressedTask(BaseModel):
+class CompressedTask(Part):
     """One expert before and after: `ranks` by layer, sizes of its file, scores on validation.
 
     `energy` is the share of the sum of squares of ΔW, over all layers, that is kept.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     task: str
     department: str
