@@ -20,7 +20,8 @@ from typing import Any
 
 from lorkd_deploy import benchmark, decompose, export, load_bundle, report, teacher, verify
 from lorkd_deploy.deploy.verify import Verification
-from lorkd_deploy.profiling.profile import EngineProfile, Interval, Profile, Score
+from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.profile import EngineProfile, Profile, Score
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parents[1] / "README.md"

@@ -17,6 +17,7 @@ from pydantic import Field
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import GateError, UsageError, with_fix
 from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.metrics.interval import bootstrap
 from lorkd_deploy.recipe import ToleranceSpec
 from lorkd_deploy.runtime import Probe
 from lorkd_deploy.schema import Part
@@ -208,7 +209,7 @@ def _changes(labels: I64, before: F32, after: F32, kind: metrics.Kind) -> dict[s
     found = {}
     for metric in (metrics.accuracy, metrics.auc):
         values = [metric(labels, side) for side in sides]
-        span = metrics.bootstrap(metrics.minus(metric, metric), labels, np.hstack(sides[::-1]))
+        span = bootstrap(metrics.minus(metric, metric), labels, np.hstack(sides[::-1]))
         if not any(map(math.isnan, (*values, span.low))):
             found[metric.name] = Change(
                 before=values[0],

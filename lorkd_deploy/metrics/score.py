@@ -1,4 +1,4 @@
-"""How good predictions are, with bootstrap intervals. NumPy only.
+"""How good predictions are. NumPy only.
 
 Labels are int64 class numbers `(N,)` of a multiclass task, or 0 and 1 `(N, L)` of a multi-label
 one; probabilities are float64 `(N, K)`. What can't be measured (the AUC of a class that the labels
@@ -8,7 +8,7 @@ never show) is left out of a mean, and is NaN where nothing is left.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from lorkd_deploy.errors import ModelError
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Kind = Literal["multiclass", "multilabel"]
-_CHUNK = 1 << 21  # resampled images held at a time: 16 MiB of float64
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,6 @@ class Metric:
     def __call__(self, labels: npt.NDArray[Any], probs: F64) -> float:
         once = np.ones((1, len(labels)))
         return float(self.weighted(np.asarray(labels, np.int64), probs, once)[0])
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A measured value and the bounds between which it lies with the asked confidence."""
-
-    value: float
-    low: float
-    high: float
 
 
 def probabilities(logits: npt.NDArray[Any], kind: Kind) -> F64:
@@ -80,39 +70,6 @@ def majority(labels: npt.NDArray[Any]) -> float:
         share = labels.mean(axis=0)
         return float(np.maximum(share, 1 - share).mean())
     return float(np.bincount(labels).max() / len(labels))
-
-
-def bootstrap(
-    metric: Metric,
-    labels: npt.NDArray[Any],
-    probs: F64,
-    *,
-    n: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap over images (Efron & Tibshirani 1993, chapter 13).
-
-    Equal `n`, `seed` and number of images give equal resamples: differences can be paired.
-    """
-    labels = np.asarray(labels, np.int64)
-    drawn = [metric.weighted(labels, probs, counts) for counts in resamples(len(labels), n, seed)]
-    tail = 50 * (1 - level)
-    values = np.concatenate(drawn)
-    values = values[~np.isnan(values)]
-    low, high = np.percentile(values, [tail, 100 - tail]) if len(values) else (np.nan, np.nan)
-    return Interval(metric(labels, probs), float(low), float(high))
-
-
-def resamples(images: int, n: int, seed: int) -> Iterator[F64]:
-    """How often each image is drawn in each of `n` resamples, in blocks `(≤ n, images)`."""
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // images)
-    for start in range(0, n, rows):
-        block = min(rows, n - start)
-        drawn = rng.integers(0, images, (block, images)) + np.arange(block)[:, None] * images
-        counts = np.bincount(drawn.ravel(), minlength=block * images)
-        yield counts.reshape(block, images).astype(np.float64)
 
 
 def _accuracy(labels: I64, probs: F64, counts: F64) -> F64:

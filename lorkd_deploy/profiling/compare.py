@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.gates import ROUNDS
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
     PROFILE,
     EngineProfile,
-    Interval,
     Profile,
     Score,
     Timing,

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lorkd_deploy.errors import UsageError
+from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.profile import (
     Assertion,
     Comparison,
     Difference,
     EngineProfile,
-    Interval,
     Score,
     Spread,
 )

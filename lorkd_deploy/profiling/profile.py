@@ -16,6 +16,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.environment import Environment
+from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.schema import Part, read_part
 
 SCHEMA = 2  # 2: with a digest of itself
@@ -23,14 +24,6 @@ PROFILE = "profile.json"
 CALLS = "calls.safetensors"
 ANSWERS = "answers.safetensors"
 LEAST_CALLS = {"p99": 100, "p99_9": 1000}  # of fewer a percentile is little but the slowest call
-
-
-class Interval(Part):
-    """A value with its 95 % bootstrap interval; by resampling five rounds it covers 94 %."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Spread(Part):

@@ -20,13 +20,13 @@ from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics import decisions
 from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.metrics.interval import around, where_defined
 from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.profiling.profile import (
     Difference,
     Flips,
-    Interval,
     Score,
     answers_name,
     labels_name,
@@ -133,7 +133,7 @@ def score(given: TaskAnswers, engine: str) -> Score:
     return Score(
         task=given.task.name,
         images=len(given.labels),
-        accuracy=interval(metrics.accuracy, given.labels, probabilities),
+        accuracy=around(metrics.accuracy, given.labels, probabilities),
         majority=metrics.majority(given.labels),
         thresholds=given.thresholds[engine],
         threshold_from="recipe" if given.from_recipe else "validation",
@@ -152,7 +152,7 @@ def difference(given: TaskAnswers, expert: str, teacher: str) -> Difference:
     accuracy = metrics.minus(metrics.accuracy, metrics.accuracy)
     return Difference(
         task=given.task.name,
-        accuracy=interval(accuracy, given.labels, both),
+        accuracy=around(accuracy, given.labels, both),
         flips=_flips(given, expert, teacher),
         **measured,
     )
@@ -189,17 +189,3 @@ def inputs(split: Split, preprocess: Preprocess) -> Iterator[F32]:
     for start in range(0, len(split), CHUNK):
         stop = min(start + CHUNK, len(split))
         yield preprocess(split.images[i] for i in range(start, stop))
-
-
-def interval(metric: Metric, labels: I64, values: F64) -> Interval:
-    """The metric with its 95 % bootstrap interval, by resampling images."""
-    found = metrics.bootstrap(metric, labels, values)
-    # A resample repeats images and so looks worse calibrated than the split itself: the
-    # percentiles of the calibration error may miss the value that they are to hold.
-    low, high = min(found.low, found.value), max(found.high, found.value)
-    return Interval(value=found.value, low=low, high=high)
-
-
-def where_defined(metric: Metric, labels: I64, values: F64) -> Interval | None:
-    """`interval`, or None where the metric is undefined on this split."""
-    return None if np.isnan(metric(labels, values)) else interval(metric, labels, values)

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.profiling.profile import BatchRatio, Interval, Spread, Timing
+from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.profile import BatchRatio, Spread, Timing
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]

@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.memory import NO_SOURCE, SOURCE
+from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.profile import (
     BatchRatio,
     ColdStart,
     Comparison,
     Difference,
     EngineProfile,
-    Interval,
     Memory,
     Protocol,
     Score,

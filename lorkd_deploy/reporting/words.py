@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorkd_deploy.machine.environment import Environment
+from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.bounds import bounds
-from lorkd_deploy.profiling.profile import LEAST_CALLS, Interval, Profile, Protocol
+from lorkd_deploy.profiling.profile import LEAST_CALLS, Profile, Protocol
 from lorkd_deploy.profiling.summary import LEAST_ROUNDS
 from lorkd_deploy.reporting.cells import UNMEASURED, MiB, signed, significant
 from lorkd_deploy.reporting.shown_engine import chosen

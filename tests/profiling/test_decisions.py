@@ -8,6 +8,7 @@ import pytest
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.metrics import decisions
 from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.metrics.interval import resamples
 from lorkd_deploy.profiling.scoring import TaskAnswers, difference, score
 
 
@@ -74,7 +75,7 @@ def test_resampling_by_weights_equals_a_plain_loop(
     labels, probs = skilled(60, 3)
     if kind == "multilabel":
         labels = np.eye(3, dtype=np.int64)[labels]
-    counts = next(iter(metrics.resamples(60, 20, 1)))
+    counts = next(iter(resamples(60, 20, 1)))
     quick = metric.weighted(labels, probs, counts)
     for row, value in zip(counts, quick, strict=True):
         rows = np.repeat(np.arange(60), row.astype(int))

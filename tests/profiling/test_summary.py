@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lorkd_deploy import report
-from lorkd_deploy.profiling.profile import PROFILE, Interval, read_profile
+from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.profile import PROFILE, read_profile
 from lorkd_deploy.profiling.summary import (
     RoundCalls,
     batch_ratio,

@@ -13,6 +13,7 @@ from lorkd_deploy.deploy.artifact import Artifact, EngineFile, engine_tasks, wri
 from lorkd_deploy.deploy.parity import Compared, Parity
 from lorkd_deploy.machine.environment import Environment, Load
 from lorkd_deploy.metrics.decisions import mcnemar
+from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling.profile import (
@@ -22,7 +23,6 @@ from lorkd_deploy.profiling.profile import (
     Difference,
     EngineProfile,
     Flips,
-    Interval,
     Memory,
     Profile,
     Protocol,

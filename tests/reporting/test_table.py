@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from lorkd_deploy.profiling.profile import Interval
+from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.reporting.cells import number, points, signed, significant, words
 from lorkd_deploy.reporting.markdown import grid, plain
 from lorkd_deploy.reporting.table import Column, Table

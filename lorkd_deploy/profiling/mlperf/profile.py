@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.environment import Environment
-from lorkd_deploy.profiling.profile import Interval
+from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.schema import Part, read_part
 
 SCHEMA = 2  # 2: with a digest of itself

@@ -13,12 +13,12 @@ import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.metrics.interval import around, where_defined
 from lorkd_deploy.profiling.mlperf.library import Library, Place
 from lorkd_deploy.profiling.mlperf.log import read_answers, read_log
 from lorkd_deploy.profiling.mlperf.profile import LOGS, Scenario, ScenarioRun, ScenarioScore
 from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.profiling.profile import Protocol
-from lorkd_deploy.profiling.scoring import interval, where_defined
 from lorkd_deploy.profiling.selection import is_teacher
 from lorkd_deploy.storage import folder_atomic
 
@@ -181,6 +181,6 @@ def _scores(
         yield ScenarioScore(
             task=task.name,
             images=len(place.labels),
-            accuracy=interval(metrics.accuracy, place.labels, probabilities),
+            accuracy=around(metrics.accuracy, place.labels, probabilities),
             auc=where_defined(metrics.auc, place.labels, probabilities),
         )

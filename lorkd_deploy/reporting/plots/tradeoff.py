@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from lorkd_deploy.profiling.profile import EngineProfile, Interval
+from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import MiB, number, significant, words
 from lorkd_deploy.reporting.plots.figure import Figure, layout
 from lorkd_deploy.reporting.sources import Pair, Sources

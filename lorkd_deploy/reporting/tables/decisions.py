@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lorkd_deploy.profiling.profile import Difference, EngineProfile, Interval, Score
+from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.profile import Difference, EngineProfile, Score
 from lorkd_deploy.reporting.cells import FOUNDATION, number, points, significant, words
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table, Tone

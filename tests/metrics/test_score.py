@@ -9,6 +9,7 @@ import pytest
 
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.metrics.interval import bootstrap, resamples
 
 
 def predicted(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -98,9 +99,9 @@ def test_bootstrap_equals_a_plain_loop(metric: metrics.Metric, kind: metrics.Kin
     if kind == "multilabel":
         labels = np.eye(4, dtype=np.int64)[labels]
     probs = metrics.probabilities(logits, kind)
-    interval = metrics.bootstrap(metric, labels, probs, n=50, seed=3)
+    interval = bootstrap(metric, labels, probs, n=50, seed=3)
     values = []
-    for counts in np.concatenate(list(metrics.resamples(120, 50, 3))):
+    for counts in np.concatenate(list(resamples(120, 50, 3))):
         rows = np.repeat(np.arange(120), counts.astype(int))
         assert len(rows) == 120
         values.append(metric(labels[rows], probs[rows]))
@@ -113,18 +114,18 @@ def test_bootstrap_equals_a_plain_loop(metric: metrics.Metric, kind: metrics.Kin
 def test_bootstrap_covers_the_binomial_interval_and_follows_its_seed() -> None:
     labels = np.arange(400) % 2
     probs = np.eye(2)[np.where(np.arange(400) % 5 == 0, 1 - labels, labels)]
-    interval = metrics.bootstrap(metrics.accuracy, labels, probs, n=2000)
+    interval = bootstrap(metrics.accuracy, labels, probs, n=2000)
     spread = 1.96 * (0.8 * 0.2 / 400) ** 0.5
     assert interval.value == 0.8
     assert (interval.low, interval.high) == pytest.approx((0.8 - spread, 0.8 + spread), abs=0.006)
-    assert interval == metrics.bootstrap(metrics.accuracy, labels, probs, n=2000)
-    assert interval != metrics.bootstrap(metrics.accuracy, labels, probs, n=2000, seed=1)
+    assert interval == bootstrap(metrics.accuracy, labels, probs, n=2000)
+    assert interval != bootstrap(metrics.accuracy, labels, probs, n=2000, seed=1)
 
 
 def test_auc_bootstrap_of_a_blood_sized_test_set_is_fast() -> None:
     labels, logits = predicted(3421, 8)
     probs = metrics.probabilities(logits, "multiclass")
     began = time.process_time()  # the machine may be busy: this process's own time
-    interval = metrics.bootstrap(metrics.auc, labels, probs)
+    interval = bootstrap(metrics.auc, labels, probs)
     assert time.process_time() - began < 5
     assert interval.low < interval.value < interval.high

@@ -1,0 +1,68 @@
+"""How sure a figure is: its 95 % interval, by resampling images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.metrics.score import F64, Metric
+from lorkd_deploy.schema import Part
+
+_CHUNK = 1 << 21  # resampled images held at a time: 16 MiB of float64
+
+
+class Interval(Part):
+    """A measured value and the bounds between which it lies with 95 % confidence, or as asked."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    metric: Metric,
+    labels: npt.NDArray[Any],
+    probs: F64,
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap over images (Efron & Tibshirani 1993, chapter 13).
+
+    Equal `n`, `seed` and number of images give equal resamples: differences can be paired.
+    """
+    labels = np.asarray(labels, np.int64)
+    drawn = [metric.weighted(labels, probs, counts) for counts in resamples(len(labels), n, seed)]
+    tail = 50 * (1 - level)
+    values = np.concatenate(drawn)
+    values = values[~np.isnan(values)]
+    low, high = np.percentile(values, [tail, 100 - tail]) if len(values) else (np.nan, np.nan)
+    return Interval(value=metric(labels, probs), low=float(low), high=float(high))
+
+
+def around(metric: Metric, labels: npt.NDArray[Any], probs: F64) -> Interval:
+    """`bootstrap`, widened where it misses the value: a resample repeats images and so looks worse
+    calibrated than the split itself."""
+    found = bootstrap(metric, labels, probs)
+    low, high = min(found.low, found.value), max(found.high, found.value)
+    return Interval(value=found.value, low=low, high=high)
+
+
+def where_defined(metric: Metric, labels: npt.NDArray[Any], probs: F64) -> Interval | None:
+    """`around`, or None where the metric is undefined on these labels."""
+    return None if np.isnan(metric(labels, probs)) else around(metric, labels, probs)
+
+
+def resamples(images: int, n: int, seed: int) -> Iterator[F64]:
+    """How often each image is drawn in each of `n` resamples, in blocks `(≤ n, images)`."""
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // images)
+    for start in range(0, n, rows):
+        block = min(rows, n - start)
+        drawn = rng.integers(0, images, (block, images)) + np.arange(block)[:, None] * images
+        counts = np.bincount(drawn.ravel(), minlength=block * images)
+        yield counts.reshape(block, images).astype(np.float64)
