@@ -85,7 +85,7 @@ def benchmark(
     """Measure the exported engines of RUN and of its teacher; writes `RUN/profile/profile.json`.
 
     `department`, `task` and `target` choose engines (all, if empty). What is None is as the recipe
-    says (`benchmark:`); with `assertions` (`p90_ms<8`; see `gates.METRICS`) ten rounds. Whether
+    says (`benchmark:`); with `assertions` (`p90_ms<8`; see `figures.FIGURES`) ten rounds. Whether
     each of them holds stands in the profile. `resume` goes on with a benchmark that was stopped:
     its rounds are kept until it has ended. `quick` replaces what is None by `QUICK`, which is too
     little for any claim, and says so in the profile. Raises `ArtifactError` where there is nothing
@@ -149,10 +149,10 @@ def benchmark(
             comparisons=comparisons,
             calls_sha256=sha256_file(folder.profile / CALLS),
             answers_sha256=sha256_file(folder.profile / ANSWERS),
-            assertions=tuple(check(gates, profiles, comparisons)),
             together=beside,
             notes=tuple(notes),
         )
+        profile = profile.model_copy(update={"assertions": tuple(check(gates, profile))})
         write_part(folder.profile / PROFILE, profile)
         kept.drop()
     return profile

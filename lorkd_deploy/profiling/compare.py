@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,16 @@ import numpy.typing as npt
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.figures import (
+    OF_ANSWERS,
+    OF_CALLS,
+    OF_ENGINE,
+    RATIO,
+    SIZE,
+    Figure,
+    Measured,
+    measured,
+)
 from lorkd_deploy.profiling.gates import ROUNDS
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
@@ -20,7 +30,6 @@ from lorkd_deploy.profiling.profile import (
     EngineProfile,
     Profile,
     Score,
-    Timing,
     answers_name,
     labels_name,
     read_profile,
@@ -34,22 +43,6 @@ from lorkd_deploy.storage import read_tensors, sha256_file
 Verdict = Literal["better", "worse", "no change shown", "too few rounds"]
 F64 = npt.NDArray[np.float64]
 _SEED = 0
-# Figures of the calls → where a timing keeps them, one a round.
-_OF_CALLS = {
-    "p50_ms": "round_p50",
-    "p90_ms": "round_p90",
-    "p99_ms": "round_p99",
-    "images_per_s": "round_throughput",
-}
-# Figures of the answers on a test split → whether more is better.
-_QUALITY = {
-    "accuracy": True,
-    "auc": True,
-    "balanced_accuracy": True,
-    "sensitivity": True,
-    "specificity": True,
-    "calibration_error": False,
-}
 
 
 class Change(Part):
@@ -133,101 +126,63 @@ def _side(run: str | Path) -> _Side:
 def _changes(
     first: _Side, second: _Side, before: EngineProfile, after: EngineProfile
 ) -> Iterator[Change]:
-    name = before.engine
+    old, new = measured(before, first.profile), measured(after, second.profile)
     timings = {timing.batch: timing for timing in after.timings}
-    for old in before.timings:
-        if new := timings.get(old.batch):
-            place = "" if old is before.latency else f" at batch {old.batch}"
-            yield from _calls(name, place, old, new)
-    speed_ups = [_speed_up(side.profile, name) for side in (first, second)]
-    if all(speed_ups):
-        yield _ratio(name, "ratio_vs_teacher", *speed_ups, more_is_better=True)
-    spreads = _spreads(after)
-    for metric, old_rounds in _spreads(before).items():
-        if metric in spreads and min(*old_rounds, *spreads[metric]) > 0:
-            yield _ratio(name, metric, old_rounds, spreads[metric])
-    size = after.bytes / before.bytes
-    yield Change(
-        engine=name,
-        metric="size_bytes",
-        first=before.bytes,
-        second=after.bytes,
-        change=Interval(value=size, low=size, high=size),
-        relative=True,
-        verdict=_verdict(size, size, more_is_better=False),
-    )
+    for timing in before.timings:
+        if timing.batch in timings:
+            place = "" if timing is before.latency else f" at batch {timing.batch}"
+            for figure in OF_CALLS:
+                yield from _by_rounds(figure, old.at(timing), new.at(timings[timing.batch]), place)
+    for figure in (RATIO, *OF_ENGINE):
+        yield from _by_rounds(figure, old, new)
+    yield _of_size(before, after)
     scores = {score.task: score for score in after.scores}
     for score in before.scores:
         if score.task in scores:
-            yield from _quality(first, second, name, score, scores[score.task])
+            yield from _quality(first, second, before.engine, score, scores[score.task])
 
 
-def _calls(engine: str, place: str, before: Timing, after: Timing) -> Iterator[Change]:
-    """Median, tail and throughput of one batch size; what an older profile lacks is left out."""
-    for metric, field in _OF_CALLS.items():
-        old, new = getattr(before, field), getattr(after, field)
-        if old and new:
-            more = field == "round_throughput"
-            yield _ratio(engine, f"{metric}{place}", old, new, more_is_better=more)
-
-
-def _spreads(engine: EngineProfile) -> dict[str, Sequence[float]]:
-    """What was measured once a round, by the name that a change of it gets; less is better."""
-    cold, memory, stages = engine.cold_start, engine.memory, engine.stages
-    found = {
-        "load_ms": cold.load,
-        "first_inference_ms": cold.first_inference,
-        "process_to_first_answer_ms": cold.process_to_first_answer,
-        "uncached_process_to_first_answer_ms": cold.uncached_process_to_first_answer,
-        "end_to_end_ms": stages.end_to_end if stages else None,
-        "loaded_mib": memory.loaded,
-        "peak_mib": memory.peak,
-        "gpu_mib": memory.gpu,
-        "joules": engine.joules,
-    }
-    return {name: spread.rounds for name, spread in found.items() if spread is not None}
-
-
-def _speed_up(profile: Profile, engine: str) -> list[float]:
-    """Teacher's p50 over the expert's in each round, at the smallest batch; empty without one."""
-    for entry in profile.comparisons:
-        if entry.engine == engine:
-            teacher, expert = profile.engine(entry.teacher), profile.engine(engine)
-            pairs = zip(teacher.latency.round_p50, expert.latency.round_p50, strict=True)
-            return [slow / fast for slow, fast in pairs]
-    return []
-
-
-def _ratio(
-    engine: str,
-    metric: str,
-    before: Sequence[float],
-    after: Sequence[float],
-    *,
-    more_is_better: bool = False,
-) -> Change:
-    old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
+def _by_rounds(figure: Figure, old: Measured, new: Measured, place: str = "") -> Iterator[Change]:
+    """Second over first, by resampling the rounds of each; nothing where one has none by round, or
+    a round that isn't above zero: no ratio can be given of that."""
+    before, after = (np.asarray(figure.rounds(of), np.float64) for of in (old, new))
+    if not len(before) or not len(after) or min(*before, *after) <= 0:
+        return
     generator = np.random.default_rng(_SEED)
-    drawn = _medians(new, generator) / _medians(old, generator)
-    value = float(np.median(new) / np.median(old))
+    drawn = _medians(after, generator) / _medians(before, generator)
+    value = float(np.median(after) / np.median(before))
     low, high = (float(v) for v in np.percentile(drawn, (2.5, 97.5)))
-    few = min(len(old), len(new)) < LEAST_ROUNDS
-    return Change(
-        engine=engine,
-        metric=metric,
-        first=float(np.median(old)),
-        second=float(np.median(new)),
+    few = min(len(before), len(after)) < LEAST_ROUNDS
+    yield Change(
+        engine=old.engine.engine,
+        metric=f"{figure.compared or figure.key}{place}",
+        first=float(np.median(before)),
+        second=float(np.median(after)),
         change=Interval(value=value, low=low, high=high),
         relative=True,
-        verdict="too few rounds" if few else _verdict(low, high, more_is_better=more_is_better),
+        verdict="too few rounds" if few else _verdict(figure, low, high),
     )
 
 
-def _verdict(low: float, high: float, *, more_is_better: bool) -> Verdict:
+def _of_size(before: EngineProfile, after: EngineProfile) -> Change:
+    """Of the files, in bytes: the same in every round, so that its interval is the ratio itself."""
+    ratio = after.bytes / before.bytes
+    return Change(
+        engine=before.engine,
+        metric=SIZE.compared,
+        first=before.bytes,
+        second=after.bytes,
+        change=Interval(value=ratio, low=ratio, high=ratio),
+        relative=True,
+        verdict=_verdict(SIZE, ratio, ratio),
+    )
+
+
+def _verdict(figure: Figure, low: float, high: float) -> Verdict:
     """Of a ratio with this interval."""
     if low <= 1 + MARGIN and high >= 1 - MARGIN:
         return "no change shown"
-    return "better" if (low > 1) == more_is_better else "worse"
+    return "better" if (low > 1) == figure.more_is_better else "worse"
 
 
 def _medians(values: F64, generator: np.random.Generator) -> F64:
@@ -254,15 +209,14 @@ def _quality(
     limits = {"before": before.thresholds, "after": after.thresholds}
     answers = TaskAnswers(entry, old_labels, {"before": old, "after": new}, limits)
     found = difference(answers, "after", "before")
-    for metric, more_is_better in _QUALITY.items():
-        change: Interval | None = getattr(found, metric)
-        was, now = getattr(before, metric), getattr(after, metric)
+    for figure in OF_ANSWERS:
+        change, was, now = (figure.of(values) for values in (found, before, after))
         if change and was and now:
             moved = change.low > 0 or change.high < 0
-            up = (change.value > 0) == more_is_better
+            up = (change.value > 0) == figure.more_is_better
             yield Change(
                 engine=engine,
-                metric=f"{task} {metric}",
+                metric=f"{task} {figure.key}",
                 first=was.value,
                 second=now.value,
                 change=change,
@@ -284,13 +238,13 @@ def _notes(first: Profile, second: Profile) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"{name} differs: {old.get(name, 'absent')}, then {new.get(name, 'absent')}"
-    if not all(t.round_p99 for p in (first, second) for e in p.engines for t in e.timings):
-        yield (
-            "p90, p99 and throughput are not compared: a profile of an earlier version doesn't "
-            "keep them by round"
-        )
-    measured = [_spreads(engine) for p in (first, second) for engine in p.engines]
-    if unfit := {name for found in measured for name, rounds in found.items() if min(rounds) <= 0}:
+    of_engines = [measured(engine, p) for p in (first, second) for engine in p.engines]
+    unfit = {
+        figure.compared or figure.key
+        for figure in OF_ENGINE
+        if any(value <= 0 for of in of_engines for value in figure.rounds(of))
+    }
+    if unfit:
         yield (
             f"{' and '.join(sorted(unfit))} aren't compared where a round isn't above zero: no "
             "ratio can be given of that"

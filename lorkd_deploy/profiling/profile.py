@@ -44,8 +44,7 @@ class Timing(Part):
     are the 0th, 1st, … 100th. `p99` and `p99_9` are None for fewer calls than `LEAST_CALLS`, in
     older profiles too. `interruptions` is how often in each round the kernel gave the
     engine's CPU to something else, `unsettled` in how many rounds the warm-up was given up before
-    its median had settled. The `round_` figures are those of each round for itself; where
-    `round_p90` and what follows it are empty, the profile is from before they were kept.
+    its median had settled. The `round_` figures are those of each round for itself.
     """
 
     batch: int
@@ -63,10 +62,10 @@ class Timing(Part):
     round_calls: tuple[int, ...]
     interruptions: tuple[int, ...]
     percentiles: tuple[float, ...]
-    unsettled: int = 0
-    round_p90: tuple[float, ...] = ()
-    round_p99: tuple[float, ...] = ()
-    round_throughput: tuple[float, ...] = ()
+    unsettled: int
+    round_p90: tuple[float, ...]
+    round_p99: tuple[float, ...]
+    round_throughput: tuple[float, ...]
 
     @field_validator("p99", "p99_9")
     @classmethod

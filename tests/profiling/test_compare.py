@@ -121,20 +121,6 @@ def test_a_change_of_the_tail_or_of_throughput_alone_is_found(
     assert found[0].change.value == pytest.approx(factor)
 
 
-def test_a_profile_without_the_tail_by_round_is_compared_by_its_medians(
-    run: Path, other: Path
-) -> None:
-    file = other / "profile" / PROFILE
-    profile = json.loads(file.read_text())
-    for timing in (t for engine in profile["engines"] for t in engine["timings"]):
-        del timing["round_p90"], timing["round_p99"], timing["round_throughput"]
-    file.write_bytes(document_bytes(profile))
-    found = compare(run, other)
-    metrics = {change.metric for change in found.changes}
-    assert "p50_ms" in metrics and "p99_ms" not in metrics
-    assert any("p90, p99 and throughput are not compared" in note for note in found.notes)
-
-
 def test_a_slower_start_is_found(run: Path, other: Path) -> None:
     profile = read_profile(other / "profile" / PROFILE)
     engines = []

@@ -9,7 +9,8 @@ import pytest
 
 from lorkd_deploy import benchmark, cli
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.profiling.gates import METRICS, Gate, parse_gates
+from lorkd_deploy.profiling.figures import FIGURES
+from lorkd_deploy.profiling.gates import Gate, parse_gates
 
 Hospital = Any  # the fixture's class, in conftest.py
 
@@ -32,7 +33,7 @@ def test_anything_else_is_refused(text: str) -> None:
 def test_an_unknown_metric_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="names no metric") as caught:
         parse_gates(["p95_ms<8"])
-    assert all(metric in (caught.value.fix or "") for metric in METRICS)
+    assert all(metric in (caught.value.fix or "") for metric in FIGURES)
 
 
 def test_what_was_not_measured_does_not_hold() -> None:

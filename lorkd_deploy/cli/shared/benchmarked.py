@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorkd_deploy.cli.shared.render import MIB, Output
+from lorkd_deploy.cli.shared.render import Output
 
 if TYPE_CHECKING:
+    from lorkd_deploy.profiling.figures import Figure, Measured
     from lorkd_deploy.profiling.mlperf.profile import ScenarioProfile
-    from lorkd_deploy.profiling.profile import Comparison, EngineProfile, Profile
+    from lorkd_deploy.profiling.profile import EngineProfile, Profile
 
-COLUMNS = (
-    "engine",
-    "p50 ms",
-    "p90 ms",
-    "p99 ms",
-    "images/s",
-    "load ms",
-    "first ms",
-    "peak MiB",
-    "file MiB",
-    "accuracy",
-    "AUC",
-)
-BESIDE = (
-    "engine",
-    "times faster",
-    "95 % interval",
-    "verdict",
-    "times less memory",
-    "times smaller",
-    "accuracy difference",
-    "AUC difference",
-    "gained",
-    "lost",
-    "McNemar p",
-)
-DECISIONS = (
-    "engine",
-    "task",
-    "balanced accuracy",
-    "sensitivity",
-    "specificity",
-    "threshold",
-    "calibration error",
-)
 SCENARIOS = (
     "scenario",
     "engine",
@@ -61,14 +27,13 @@ SCENARIOS = (
 
 def show(output: Output, profile: Profile) -> None:
     """A row an engine at its smallest batch, each expert beside its teacher, and the protocol."""
+    from lorkd_deploy.profiling.figures import measured
+
     protocol = profile.protocol
-    output.table(
-        f"Batch {min(protocol.batch_sizes)}", COLUMNS, [_row(engine) for engine in profile.engines]
-    )
-    if profile.comparisons:
-        output.table("Beside the teacher", BESIDE, [_beside(pair) for pair in profile.comparisons])
-    if rows := [row for engine in profile.engines for row in _decisions(engine)]:
-        output.table("Decisions and calibration on the test split", DECISIONS, rows)
+    found = [measured(engine, profile) for engine in profile.engines]
+    _engines(output, f"Batch {min(protocol.batch_sizes)}", found)
+    _beside(output, [of for of in found if of.comparison])
+    _decisions(output, profile.engines)
     output.text(
         f"{protocol.rounds} rounds, each at least {protocol.seconds:g} s and "
         f"{protocol.iterations} images; CPU threads: {protocol.threads}; {profile.environment.cpu}"
@@ -83,54 +48,71 @@ def show(output: Output, profile: Profile) -> None:
         output.text(f"note: {note}")
 
 
-def _row(engine: EngineProfile) -> tuple[object, ...]:
-    timing, cold, peak = engine.latency, engine.cold_start, engine.memory.peak
-    one = engine.scores[0] if len(engine.scores) == 1 else None  # the teacher has one a task
-    return (
-        engine.engine,
-        timing.p50.value,
-        timing.p90,
-        timing.p99,
-        timing.throughput.value,
-        cold.load.median,
-        cold.first_inference.median,
-        peak.median if peak else None,
-        engine.bytes / MIB,
-        one.accuracy.value if one else None,
-        one.auc.value if one and one.auc else None,
+def _engines(output: Output, title: str, found: Sequence[Measured]) -> None:
+    """Speed, memory and size of each engine, and its accuracy where it has a single task."""
+    from lorkd_deploy.profiling import figures as f
+
+    shown = (f.P50, f.P90, f.P99, f.THROUGHPUT, f.LOAD, f.FIRST, f.PEAK, f.SIZE, f.ACCURACY, f.AUC)
+    output.table(
+        title,
+        ("engine", *(_heading(figure) for figure in shown)),
+        [(of.engine.engine, *(figure.value(of) for figure in shown)) for of in found],
     )
 
 
-def _beside(pair: Comparison) -> tuple[object, ...]:
-    latency = min(pair.latency, key=lambda ratio: ratio.batch)
-    score = pair.scores[0] if pair.scores else None
-    flips = score.flips if score else None
-    return (
-        pair.engine,
-        latency.ratio.value,
-        f"{latency.ratio.low:.2f} to {latency.ratio.high:.2f}",
-        latency.verdict,
-        pair.memory,
-        pair.size,
-        score.accuracy.value if score else None,
-        score.auc.value if score and score.auc else None,
-        flips.gained if flips else None,
-        flips.lost if flips else None,
-        flips.p if flips else None,
+def _heading(figure: Figure) -> str:
+    return f"{figure.title} {figure.unit}".rstrip()
+
+
+def _beside(output: Output, found: Sequence[Measured]) -> None:
+    """Each expert beside its teacher: speed-up, memory, size, and which answers changed."""
+    from lorkd_deploy.profiling import figures as f
+
+    ratios, answers = (f.MEMORY_RATIO, f.SIZE_RATIO), (f.ACCURACY, f.AUC)
+    columns = (
+        "engine",
+        _heading(f.RATIO),
+        "95 % interval",
+        "verdict",
+        *(_heading(figure) for figure in ratios),
+        *(f"difference in {_heading(figure)}" for figure in answers),
+        "gained",
+        "lost",
+        "McNemar p",
     )
-
-
-def _decisions(engine: EngineProfile) -> Iterator[tuple[object, ...]]:
-    for score in engine.scores:
-        measured = (score.balanced_accuracy, score.sensitivity, score.specificity)
-        limits = sorted(set(score.thresholds))
-        yield (
-            engine.engine,
-            score.task,
-            *(interval.value if interval else None for interval in measured),
-            limits[0] if len(limits) == 1 else f"{limits[0]:.2g} to {limits[-1]:.2g}",
-            score.calibration_error.value if score.calibration_error else None,
+    rows = []
+    for of in found:
+        ratio, flips = of.ratio, of.difference.flips if of.difference else None
+        rows.append(
+            (
+                of.engine.engine,
+                f.RATIO.value(of),
+                f"{ratio.ratio.low:.2f} to {ratio.ratio.high:.2f}" if ratio else None,
+                ratio.verdict if ratio else None,
+                *(figure.value(of) for figure in ratios),
+                *(figure.in_unit(figure.of(of.difference)) for figure in answers),
+                *((flips.gained, flips.lost, flips.p) if flips else (None, None, None)),
+            )
         )
+    if rows:
+        output.table("Beside the teacher", columns, rows)
+
+
+def _decisions(output: Output, engines: Sequence[EngineProfile]) -> None:
+    """What each engine's answers are worth beyond accuracy and AUC, a row a task."""
+    from lorkd_deploy.profiling import figures as f
+
+    shown = [figure for figure in f.OF_ANSWERS if figure not in (f.ACCURACY, f.AUC)]
+    columns = ("engine", "task", "threshold", *(_heading(figure) for figure in shown))
+    rows = []
+    for engine in engines:
+        for score in engine.scores:
+            limits = sorted(set(score.thresholds))
+            one = limits[0] if len(limits) == 1 else f"{limits[0]:.2g} to {limits[-1]:.2g}"
+            values = (figure.in_unit(figure.of(score)) for figure in shown)
+            rows.append((engine.engine, score.task, one, *values))
+    if rows:
+        output.table("Decisions and calibration on the test split", columns, rows)
 
 
 def show_scenarios(output: Output, profile: ScenarioProfile, asked: Sequence[str]) -> None:
