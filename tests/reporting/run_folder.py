@@ -192,6 +192,7 @@ def _bundle(folder: Path, kind: Any, tasks: Any) -> str:
         preprocess_sha256=preprocess.sha256,
         tasks=tuple(_task_entry(task, kind) for task in tasks),
         layers=(),
+        norm="shared",
         folds=(),
         graph=GraphEntry(opset=18, input="input", output="output", bindings=()),
         parity=ParityEntry(inputs=64, seed=0, sha256="0" * 64),
