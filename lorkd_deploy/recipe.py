@@ -23,12 +23,12 @@ from pydantic import (
 from lorkd_deploy.errors import RecipeError, UsageError, unknown_name
 from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.delta import Factorisation
+from lorkd_deploy.precisions.table import PRECISIONS
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
 NormKind = Literal["shared", "per_task"]
 Ratio = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -383,10 +383,17 @@ class ParitySpec(Section):
         default="reference",
         description="reference: index and hash only; bundle: ship the images beside the weights",
     )
-    tolerance: dict[Precision, ToleranceSpec] = Field(
+    tolerance: dict[str, ToleranceSpec] = Field(
         default={}, description="by precision, e.g. {int8: {logits: 0.3}}"
     )
     later = frozenset({"tolerance"})
+
+    @field_validator("tolerance")
+    @classmethod
+    def _known_precisions(cls, value: dict[str, ToleranceSpec]) -> dict[str, ToleranceSpec]:
+        if unknown := [name for name in value if name not in PRECISIONS]:
+            raise ValueError(f"{', '.join(unknown)} is none of {', '.join(PRECISIONS)}")
+        return value
 
 
 class CalibrationSpec(Section):

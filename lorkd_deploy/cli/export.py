@@ -23,8 +23,8 @@ def export(
         typer.Option(
             "--precision",
             metavar="P",
-            help="The engine's precision: fp32, fp16, bf16 or int8, as far as the target supports "
-            "it; auto measures them all and takes the fastest.",
+            help="The engine's precision, as far as the target supports it, e.g. fp16 or int8; "
+            "auto measures them all and takes the fastest.",
         ),
     ] = "fp32",
     max_drop: Annotated[

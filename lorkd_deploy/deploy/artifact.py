@@ -22,6 +22,7 @@ from lorkd_deploy.deploy.candidates import Choice
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.machine.processor import cpu_model
+from lorkd_deploy.precisions.table import PRECISIONS
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
@@ -31,7 +32,6 @@ from lorkd_deploy.storage import inside, sha256_file
 SCHEMA = 3  # 2: `choice`; 3: with a digest of itself
 ARTIFACT = "artifact.json"
 EXPORT_AGAIN = "run `lorkd export` again"
-PACKAGES = ("numpy", "onnx", "onnxconverter-common", "onnxruntime", "nncf")
 NOT_VERIFIED = "this engine is not verified: run `lorkd verify %s` on this device"
 
 
@@ -226,7 +226,8 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "lorkd-deploy": __version__,
     }
-    for name in PACKAGES:
+    converters = (name for row in PRECISIONS.values() for name in row.depends_on)
+    for name in {"numpy", "onnx", *converters} - set(found):
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

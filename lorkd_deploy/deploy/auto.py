@@ -6,22 +6,26 @@ and a CPU may compute fp16 by converting it. Accuracy is the validation split's 
 
 from __future__ import annotations
 
+import gc
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, open_engine
-from lorkd_deploy.deploy.candidates import BASELINE, Candidate, Choice, drop, judged
-from lorkd_deploy.deploy.clock import interleaved
+from lorkd_deploy.deploy.candidates import Candidate, Choice, drop, judged
 from lorkd_deploy.deploy.validation import Validation, accuracies
 from lorkd_deploy.errors import GateError, LorkdError
+from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.runtime import RunOptions
+from lorkd_deploy.runtime import F32, Runner, RunOptions
 
-SECONDS = 0.3  # a candidate and round at least
+SECONDS = 0.3  # per candidate and round, at least
+WARM_UP = 5  # calls before a round's first timed one, for caches that the others have taken
+LEAST = 5  # timed calls a round
 Make = Callable[[str, Path], Artifact]  # a precision's engine, built into a folder and proven
 
 
@@ -115,3 +119,42 @@ def _taken(
         threads=spec.threads,
     )
     return made[choice.taken].model_copy(update={"choice": choice})
+
+
+def interleaved(
+    runners: Mapping[str, Runner], batch: F32, *, rounds: int, seconds: float
+) -> dict[str, tuple[float, ...]]:
+    """Each runner's median call in ms, one per round; a runner is called for `seconds` a round at
+    least.
+
+    This is for choosing, not for a report, which `lorkd benchmark` measures with a process for each
+    engine.
+    Every round has every runner once, forwards and backwards in turn, so that a machine that grows
+    warmer or busier favours none.
+    """
+    names = list(runners)
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            for name in names if number % 2 == 0 else reversed(names):
+                medians[name].append(_median_ms(runners[name], batch, seconds))
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: tuple(values) for name, values in medians.items()}
+
+
+def _median_ms(runner: Runner, batch: F32, seconds: float) -> float:
+    for _ in range(WARM_UP):
+        runner(batch)
+    clock = time.perf_counter_ns
+    calls: list[int] = []
+    deadline = clock() + int(seconds * 1e9)
+    while len(calls) < LEAST or clock() < deadline:
+        started = clock()
+        runner(batch)
+        calls.append(clock() - started)
+    return statistics.median(calls) / 1e6

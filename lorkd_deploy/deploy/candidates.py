@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, TypeVar
 
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import GateError
 from lorkd_deploy.schema import Part
 
 AUTO = "auto"
-BASELINE = "fp32"
 MAX_DROP = 0.5  # points
-ORDER = ("fp32", "fp16", "bf16", "int8")  # from exact to coarse, as the table shows them
+T = TypeVar("T")
 
 
 class Candidate(Part):
@@ -67,12 +66,30 @@ def judged(measured: list[Candidate], max_drop: float) -> tuple[Candidate, ...]:
     always fp32, unless its own parity failed.
     """
     able = [entry for entry in measured if entry.p50_ms is not None]
-    # A drop is a difference of fractions: 0.5 points may come out as 0.50000000000001.
-    inside = [e for e in able if e.drop is not None and e.drop <= max_drop + 1e-9]
-    if not inside:
+    taken = fastest(able, lambda e: e.drop or 0.0, lambda e: e.p50_ms or 0.0, max_drop)
+    if taken is None:
         raise GateError("no candidate could be measured", fix="choose a --precision")
-    fastest = min(inside, key=lambda entry: entry.p50_ms or 0.0)
-    return tuple(_with_status(entry, fastest, max_drop) for entry in measured)
+    return tuple(_with_status(entry, taken, max_drop) for entry in measured)
+
+
+def fastest(
+    entries: Iterable[T],
+    drop_of: Callable[[T], float],
+    milliseconds: Callable[[T], float],
+    max_drop: float = MAX_DROP,
+) -> T | None:
+    """The fastest entry that loses `max_drop` points of accuracy at most; None where there is none.
+
+    This is the rule of `--precision auto`, and of the report's first screen.
+    """
+    inside = [entry for entry in entries if not too_much(drop_of(entry), max_drop)]
+    return min(inside, key=milliseconds, default=None)
+
+
+def too_much(lost: float, max_drop: float = MAX_DROP) -> bool:
+    """Whether `lost` points are more than `max_drop`."""
+    # A difference of fractions: 0.5 points may come out as 0.50000000000001.
+    return lost > max_drop + 1e-9
 
 
 def _with_status(entry: Candidate, fastest: Candidate, max_drop: float) -> Candidate:
@@ -80,7 +97,7 @@ def _with_status(entry: Candidate, fastest: Candidate, max_drop: float) -> Candi
         return entry
     if entry is fastest:
         return entry.model_copy(update={"status": "taken"})
-    if entry.drop > max_drop + 1e-9:
+    if too_much(entry.drop, max_drop):
         reason = f"loses {entry.drop:.2f} points, {max_drop:g} are allowed"
     else:
         reason = f"{fastest.precision} is {entry.p50_ms / fastest.p50_ms:.2f} times as fast"

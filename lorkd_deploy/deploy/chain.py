@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorkd_deploy.errors import RuntimeUnavailableError
+from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
 from lorkd_deploy.storage import sha256_bytes
 
@@ -37,7 +38,7 @@ def stages(
     """The models before the engine: the fused one, and that which its target was `given` (None
     where it isn't known), without the engine's own file, whose hash is `engine_sha256`.
     """
-    found = [Stage(FUSED, fused, "fp32")]
+    found = [Stage(FUSED, fused, BASELINE)]
     if given is not None and given != fused:
         found.append(Stage(f"{precision} ONNX", given, precision))
     return tuple(stage for stage in found if sha256_bytes(stage.model) != engine_sha256)

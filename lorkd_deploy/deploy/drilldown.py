@@ -22,6 +22,7 @@ from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.layer_names import layer_of
 from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import F32, EngineSpec, RunOptions, exporter
 from lorkd_deploy.schema import Part
 
@@ -147,7 +148,7 @@ def _nearest(graph: Cuttable, tensor: str, known: set[str]) -> list[str]:
 
 
 def _on_onnx_runtime(cut: Cuttable, images: F32, tensor: str) -> F32:
-    with opened_stage(Stage(FUSED, cut.up_to(tensor), "fp32")) as runner:
+    with opened_stage(Stage(FUSED, cut.up_to(tensor), BASELINE)) as runner:
         return runner(images)
 
 

@@ -23,12 +23,12 @@ from lorkd_deploy.deploy.artifact import (
     write_artifact,
 )
 from lorkd_deploy.deploy.auto import fastest
-from lorkd_deploy.deploy.candidates import AUTO, BASELINE, MAX_DROP, ORDER
+from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
 from lorkd_deploy.deploy.chain import Stage, stages
 from lorkd_deploy.deploy.chain import cpus as cpus  # noqa: PLC0414 (taken from here too)
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.origin import given_model
-from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here, tolerance_of
+from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here
 from lorkd_deploy.deploy.programs.samples import require_samples, write_sample
 from lorkd_deploy.deploy.programs.triton import require_layout, require_own, write_repository
 from lorkd_deploy.deploy.reference import Reference
@@ -39,6 +39,7 @@ from lorkd_deploy.errors import (
     UsageError,
     unknown_name,
 )
+from lorkd_deploy.precisions.table import BASELINE, PRECISIONS, precision_of
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import (
@@ -77,9 +78,9 @@ def export(
 ) -> list[Artifact]:
     """Build the engines of the chosen departments and tasks (all, if none is named).
 
-    `precision` is fp32, fp16, bf16 or int8, or `auto`: each engine is then built in all that the
-    target can do here, and the fastest is kept whose accuracy on the validation images is at most
-    `max_drop` points (0.5) below that of fp32; the record holds the table. `options` are the
+    `precision` is one of `precisions/table.py`, or `auto`: each engine is then built in all that
+    the target can do here, and the fastest is kept whose accuracy on the validation images is at
+    most `max_drop` points (0.5) below that of fp32; the record holds the table. `options` are the
     target's own; what they are is in its facts. `teacher` adds the foundation model's engine.
     Engines go to RUN/export, or to `out`. `layout` "triton" makes a model repository of them too,
     in RUN/triton; then `out` is that repository's place, not the engines'. `sample` "python" or
@@ -149,7 +150,7 @@ class _Job:
                     + "\n    ".join(artifact.parity.reasons),
                     artifact.parity,
                     where=reference.bundle.path,
-                    fix=WRONG if self.spec.precision == "fp32" else TOO_COARSE,
+                    fix=WRONG if self.spec.precision == BASELINE else TOO_COARSE,
                 )
             write_artifact(artifact, fresh)
         return artifact.model_copy(update={"folder": place})
@@ -162,7 +163,7 @@ class _Job:
             spec = replace(self.spec, precision=precision)
             return replace(self, spec=spec).make(reference, engine, folder)
 
-        precisions = [name for name in ORDER if name in self.able.precisions]
+        precisions = [name for name in PRECISIONS if name in self.able.precisions]
         work = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
         work.mkdir(parents=True)
         try:
@@ -251,7 +252,7 @@ def _check_precision(target: str, precision: str, able: Probe, max_drop: float |
     """Raise, before anything is built, where `precision` or `max_drop` can't be meant so."""
     if precision != AUTO:
         require_precision(target, precision, able)
-        tolerance_of(precision)
+        precision_of(precision)
         if max_drop is not None:
             raise UsageError("max_drop is for precision auto", fix=f"--precision {AUTO}")
         return

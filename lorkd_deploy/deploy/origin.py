@@ -15,14 +15,12 @@ from lorkd_deploy.deploy.artifact import Artifact, environment
 from lorkd_deploy.deploy.calibration import calibration_images
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.errors import LorkdError
-from lorkd_deploy.precisions.passes import float16, int8
+from lorkd_deploy.precisions.table import BASELINE, converted, precision_of
 from lorkd_deploy.runtime import Probe, exporter
 from lorkd_deploy.storage import sha256_bytes
 
-# What a model's bytes depend on beside the bundle. NNCF runs the model on the calibration images,
-# and the last bits of that are the processor's own.
-MAKERS = ("lorkd-deploy", "numpy", "onnx", "architecture")
-MORE = {"fp16": ("onnxconverter-common",), "int8": ("nncf", "onnxruntime", "processor")}
+# What a model's bytes depend on beside the bundle and its precision.
+DEPENDS_ON = ("lorkd-deploy", "numpy", "onnx", "architecture")
 
 
 class Origin(NamedTuple):
@@ -41,14 +39,9 @@ class Origin(NamedTuple):
 def given_model(fused: bytes, bundle: Bundle, engine: str, precision: str, able: Probe) -> bytes:
     """What a target is given: `fused`, in the engine's precision where the target wants that.
 
-    Raises `ModelError` for weights beyond float16; for int8 `RuntimeUnavailableError` where NNCF
-    is not installed and `DataError` where the calibration images aren't here.
+    Raises what `precisions.table.converted` raises.
     """
-    if precision not in able.converted:
-        return fused
-    if precision == "fp16":
-        return float16(fused, beside=[name for name in able.precisions if name != "fp16"])
-    return int8(fused, partial(calibration_images, bundle, engine), form=able.int8)
+    return converted(fused, precision, able, partial(calibration_images, bundle, engine))
 
 
 def origin_of(artifact: Artifact, bundle: Bundle) -> Origin:
@@ -64,7 +57,7 @@ def origin_of(artifact: Artifact, bundle: Bundle) -> Origin:
         bundle_sha256=artifact.bundle_sha256,
     )
     able = exporter(artifact.target).probe()
-    if artifact.precision != "fp32" and not able.can_build:
+    if artifact.precision != BASELINE and not able.can_build:
         why = f"what {artifact.target} takes for {artifact.precision} is not known here"
         return Origin(fused, None, not_here=f"{why}: {able.reason}")
     try:
@@ -89,6 +82,6 @@ def _others(artifact: Artifact) -> list[str]:
     there, here = artifact.environment, environment()
     return [
         f"{name} ({there.get(name, 'not recorded')} there, {here.get(name, 'none')} here)"
-        for name in MAKERS + MORE.get(artifact.precision, ())
+        for name in DEPENDS_ON + precision_of(artifact.precision).depends_on
         if name not in there or there[name] != here.get(name)
     ]

@@ -7,46 +7,22 @@ under its hash (`bundle/reference.py`). `reference.py` runs the engine on the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.errors import GateError, UsageError, with_fix
+from lorkd_deploy.errors import GateError, with_fix
 from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.metrics.interval import bootstrap
-from lorkd_deploy.recipe import ToleranceSpec
+from lorkd_deploy.precisions.table import Tolerance
 from lorkd_deploy.runtime import Probe
 from lorkd_deploy.schema import Part
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-
-
-class Tolerance(NamedTuple):
-    """How far an engine may be from the model it came from.
-
-    `logits` is the largest difference on test images, `inputs` that on generated inputs, both as a
-    fraction of max(1, max |reference logit|); `flips` the share of labels of test images that may
-    differ (rounded up, so that one near a tie may).
-    """
-
-    logits: float
-    flips: float
-    inputs: float
-
-
-# The recipe's `parity.tolerance` overrides it. Generated inputs have no label that means anything,
-# and lie outside of what int8 is calibrated on: it clips them, so they show only a gross fault.
-TOLERANCE = {
-    "fp32": Tolerance(1e-4, 0.005, 1e-4),
-    "fp16": Tolerance(1e-2, 0.01, 1e-2),
-    "bf16": Tolerance(5e-2, 0.02, 5e-2),
-    "int8": Tolerance(0.5, 0.05, 1.5),
-}
 
 
 class Change(Part):
@@ -219,23 +195,6 @@ def _changes(labels: I64, before: F32, after: F32, kind: metrics.Kind) -> dict[s
                 high=max(span.high, span.value),
             )
     return found
-
-
-def tolerance_of(precision: str, override: Mapping[Any, ToleranceSpec] | None = None) -> Tolerance:
-    """The tolerance of a precision, `override` (by precision) first.
-
-    Raises `UsageError` for a precision that has none.
-    """
-    if precision not in TOLERANCE:
-        raise UsageError(
-            f"there is no parity tolerance for {precision}", fix=f"known: {', '.join(TOLERANCE)}"
-        )
-    known, given = TOLERANCE[precision], (override or {}).get(precision)
-    if given is None:
-        return known
-    logits = known.logits if given.logits is None else given.logits
-    flips = known.flips if given.flips is None else given.flips
-    return Tolerance(logits, flips, known.inputs * logits / known.logits)
 
 
 def _flips(reference: Any, engine: Any, kind: str) -> tuple[Any, Any]:

@@ -28,11 +28,10 @@ from lorkd_deploy.deploy.parity import (
     Compared,
     Link,
     Parity,
-    Tolerance,
     compare,
-    tolerance_of,
 )
 from lorkd_deploy.errors import BundleError, LorkdError
+from lorkd_deploy.precisions.table import Tolerance, precision_of
 from lorkd_deploy.preprocess import U8
 from lorkd_deploy.recipe import ParitySpec, parse_recipe
 from lorkd_deploy.runtime import F32, Runner
@@ -110,7 +109,9 @@ class Reference:
 
     def tolerance(self, precision: str) -> Tolerance:
         """How far an engine of this precision may be from the model, as the recipe says."""
-        return tolerance_of(precision, self._spec.tolerance)
+        known = precision_of(precision).tolerance
+        given = self._spec.tolerance.get(precision)
+        return known if given is None else known.changed(given.logits, given.flips)
 
     def _samples(self, engine: str) -> tuple[list[Sample], dict[str, str], list[str]]:
         """The generated inputs, then the test images of each task that has them here; tasks whose

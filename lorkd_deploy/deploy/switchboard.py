@@ -30,9 +30,9 @@ from lorkd_deploy.deploy.artifact import (
     open_engine,
 )
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.parity import tolerance_of
 from lorkd_deploy.deploy.refit import OPTION, PRECISIONS, SharedEngine, sharing
 from lorkd_deploy.errors import UsageError, unknown_name
+from lorkd_deploy.precisions.table import precision_of
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, F32, Closing, Runner, RunOptions, exporter
 
@@ -121,7 +121,7 @@ class Switchboard(Closing):
         self._departments = self._bundle.manifest.departments  # once: that goes over all tasks
         self._target = ALIASES.get(target, target)
         exporter(self._target)
-        tolerance_of(precision)  # of `auto` too: which one an engine is has to be known
+        precision_of(precision)  # of `auto` too: which one an engine is has to be known
         if refit and precision not in PRECISIONS:
             raise UsageError(
                 f"an engine of {precision} can't be refitted", fix=f"one of {', '.join(PRECISIONS)}"

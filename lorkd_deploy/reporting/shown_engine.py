@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from lorkd_deploy.deploy.candidates import BASELINE, MAX_DROP
+from lorkd_deploy.deploy.candidates import MAX_DROP, fastest, too_much
+from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.reporting.sources import Pair, Sources
 
 RULE = (
@@ -24,8 +26,9 @@ def chosen(sources: Sources) -> list[Pair]:
     found = []
     for task in sources.manifest.tasks:
         own = [pair for pair in sources.pairs(task.department) if pair.task.name == task.name]
-        allowed = [pair for pair in own if not fault(pair, own)]
-        found.append(min(allowed or own, key=_milliseconds))
+        proven = [pair for pair in own if _proven(pair)]
+        taken = fastest(proven, partial(_lost, own=own), _milliseconds)
+        found.append(taken or min(own, key=_milliseconds))
     return found
 
 
@@ -35,15 +38,21 @@ def fault(pair: Pair, own: Sequence[Pair]) -> str:
     It has to be proven to be its model, and about as accurate as the best fp32 engine of `own`, its
     task's (the best of all where none is fp32). Without a test split parity alone decides.
     """
-    if pair.artifact is None or pair.artifact.parity.status != "passed":
+    if not _proven(pair):
         return "parity not proven"
+    lost = _lost(pair, own)
+    return f"loses {lost:.1f} points" if too_much(lost) else ""
+
+
+def _proven(pair: Pair) -> bool:
+    return pair.artifact is not None and pair.artifact.parity.status == "passed"
+
+
+def _lost(pair: Pair, own: Sequence[Pair]) -> float:
+    """Points of accuracy that the engine loses against the best fp32 engine of `own`."""
     scored = [p for p in own if p.score(p.expert)]
     exact = [p for p in scored if p.expert and p.expert.precision == BASELINE] or scored
-    if not exact:
-        return ""
-    drop = 100 * (max(map(_accuracy, exact)) - _accuracy(pair))
-    # A drop is a difference of fractions: 0.5 points may come out as 0.50000000000001.
-    return f"loses {drop:.1f} points" if drop > MAX_DROP + 1e-9 else ""
+    return 100 * (max(map(_accuracy, exact)) - _accuracy(pair)) if exact else 0.0
 
 
 def _accuracy(pair: Pair) -> float:

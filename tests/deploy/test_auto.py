@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.deploy import auto, clock, parity
+from lorkd_deploy.deploy import auto
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, read_artifact
 from lorkd_deploy.deploy.candidates import Candidate, Choice, drop, judged
 from lorkd_deploy.deploy.export import export
@@ -19,6 +20,7 @@ from lorkd_deploy.deploy.validation import accuracies, validation_splits
 from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import DataError, GateError, RuntimeUnavailableError, UsageError
 from lorkd_deploy.precisions import passes as precision
+from lorkd_deploy.precisions.table import PRECISIONS, Tolerance
 from lorkd_deploy.runtime import Probe, exporter
 from tests.deploy.made_run import PREPROCESS, true_logits
 
@@ -110,7 +112,8 @@ def test_accuracy_decides_what_may_be_taken(
 def test_a_candidate_whose_parity_fails_is_shown_and_not_taken(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(parity.TOLERANCE, "fp16", parity.Tolerance(1e-9, 0.0, 1e-9))
+    exact = replace(PRECISIONS["fp16"], tolerance=Tolerance(1e-9, 0.0, 1e-9))
+    monkeypatch.setitem(PRECISIONS, "fp16", exact)
     (artifact,) = export(run, precision="auto", task=["eye"])
     refused = by_precision(choice_of(artifact))["fp16"]
     assert artifact.precision == "fp32"
@@ -118,7 +121,8 @@ def test_a_candidate_whose_parity_fails_is_shown_and_not_taken(
     assert "max |difference|" in str(refused.reason)
     assert refused.parity is not None and refused.parity.max_abs is not None
     assert refused.p50_ms is None
-    monkeypatch.setitem(parity.TOLERANCE, "fp32", parity.Tolerance(1e-9, 0.0, 1e-9))
+    exact = replace(PRECISIONS["fp32"], tolerance=Tolerance(1e-9, 0.0, 1e-9))
+    monkeypatch.setitem(PRECISIONS, "fp32", exact)
     with pytest.raises(GateError, match="fp32 engine of lung"):
         export(run, precision="auto", task=["lung"])
     assert [a.engine for a in find_artifacts(run)] == ["eye"]
@@ -221,7 +225,7 @@ def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
                 seen.append(self.name)
 
     runners: Any = {name: Named(name) for name in "abc"}
-    found = clock.interleaved(runners, np.zeros((1, 3, 8, 8), np.float32), rounds=3, seconds=0)
+    found = auto.interleaved(runners, np.zeros((1, 3, 8, 8), np.float32), rounds=3, seconds=0)
     assert seen == ["a", "b", "c", "b", "a", "b", "c"]  # the ends of two rounds run together
     assert {name: len(medians) for name, medians in found.items()} == {"a": 3, "b": 3, "c": 3}
 

@@ -18,10 +18,11 @@ from lorkd_deploy.deploy import parity as parity_module
 from lorkd_deploy.deploy.artifact import Artifact, open_engine, read_artifact
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.parity import Link, compare, tolerance_of
+from lorkd_deploy.deploy.parity import Link, compare
 from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import ArtifactError, GateError
 from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.precisions.table import precision_of
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import Probe, exporter
 from tests.deploy.made_run import PREPROCESS, ROWS, make_run, true_logits
@@ -142,7 +143,7 @@ def test_an_interval_holds_what_flipped() -> None:
     before = np.stack([1.0 - labels, labels], axis=1).astype(np.float32)
     after = before.copy()
     after[:10] = after[:10, ::-1]  # ten right answers become wrong ones
-    found = compare(bundle_task, "images", before, after, tolerance_of("int8"), labels)
+    found = compare(bundle_task, "images", before, after, precision_of("int8").tolerance, labels)
     change = found.accuracy
     assert change is not None and found.auc is not None
     assert (change.before, change.after) == (1.0, 0.9)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.deploy.parity import Parity, compare, tolerance_of
-from lorkd_deploy.errors import UsageError
-from lorkd_deploy.recipe import ToleranceSpec
+from lorkd_deploy.deploy.parity import Parity, compare
+from lorkd_deploy.precisions.table import precision_of
 
 
 def task(kind: Literal["multiclass", "multilabel"] = "multiclass") -> TaskEntry:
@@ -23,7 +22,7 @@ def compared(
     precision: str = "fp32",
 ) -> Any:
     arrays = (np.asarray(a, np.float32) for a in (expected, found))
-    return compare(task(kind), on, *arrays, tolerance_of(precision))
+    return compare(task(kind), on, *arrays, precision_of(precision).tolerance)
 
 
 def test_figures_are_those_of_the_formulas() -> None:
@@ -65,18 +64,6 @@ def test_few_labels_of_images_may_flip() -> None:
     assert (labels.flips, labels.flips_allowed) == (200, 4)
 
 
-def test_tolerances_by_precision_and_by_recipe() -> None:
-    found = [tolerance_of(precision) for precision in ("fp32", "fp16", "bf16", "int8")]
-    assert found == sorted(found)
-    given = {"bf16": ToleranceSpec(logits=0.2)}
-    assert tolerance_of("bf16", given) == pytest.approx((0.2, tolerance_of("bf16").flips, 0.2))
-    assert tolerance_of("fp16", given) == tolerance_of("fp16")
-    strict = tolerance_of("fp16", {"fp16": ToleranceSpec(flips=0)})
-    assert strict == tolerance_of("fp16")._replace(flips=0)
-    half = tolerance_of("int8", {"int8": ToleranceSpec(logits=tolerance_of("int8").logits / 2)})
-    assert half.inputs == tolerance_of("int8").inputs / 2
-
-
 def test_int8_is_judged_on_images_and_clips_what_it_was_not_calibrated_on() -> None:
     expected, found = [[10.0, 0.0]], [[1.0, 0.0]]
     assert compared(expected, found, on="inputs", precision="int8").passed
@@ -116,8 +103,3 @@ def test_the_verdict_is_over_all_figures() -> None:
     assert Parity(status="not run here").max_abs is None
     assert Parity(status="not run here").worst is None
     assert Parity.model_validate_json(verdict.model_dump_json()) == verdict
-
-
-def test_a_precision_without_tolerance() -> None:
-    with pytest.raises(UsageError, match="fp7"):
-        tolerance_of("fp7")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,6 @@ import pytest
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.data import open_data
-from lorkd_deploy.deploy import parity
 from lorkd_deploy.deploy.artifact import Artifact, open_engine
 from lorkd_deploy.deploy.calibration import calibration_images
 from lorkd_deploy.deploy.export import export
@@ -21,6 +21,7 @@ from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.errors import DataError, GateError, ModelError, RuntimeUnavailableError
 from lorkd_deploy.precisions import passes as precision
 from lorkd_deploy.precisions.passes import float16, int8
+from lorkd_deploy.precisions.table import PRECISIONS, Tolerance
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import EngineSpec, Int8, RunOptions, exporter
 from lorkd_deploy.storage import sha256_bytes, sha256_file
@@ -248,7 +249,7 @@ def test_int8_of_other_targets(run: Path, target: str, monkeypatch: pytest.Monke
         seen.append(int8(model, calibration, **form))
         return seen[0]
 
-    monkeypatch.setattr("lorkd_deploy.deploy.origin.int8", watched)
+    monkeypatch.setattr("lorkd_deploy.precisions.table.int8", watched)
     (artifact,) = export(run, target, precision="int8", task=["eye"])
     assert artifact.onnx_sha256 == sha256_bytes(seen[0])
     assert ("uint8" in zero_points(seen[0])) == (target == "openvino")
@@ -309,7 +310,8 @@ def test_without_nncf(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_coarse_engine_is_not_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(parity.TOLERANCE, "fp16", parity.Tolerance(1e-9, 0.0, 1e-9))
+    exact = replace(PRECISIONS["fp16"], tolerance=Tolerance(1e-9, 0.0, 1e-9))
+    monkeypatch.setitem(PRECISIONS, "fp16", exact)
     with pytest.raises(GateError, match="tolerance") as caught:
         export(run, precision="fp16", task=["eye"])
     assert "choose another --precision" in str(caught.value.fix)

@@ -17,10 +17,11 @@ import pytest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import ARTIFACT, read_artifact
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.parity import TOLERANCE, ParityError
+from lorkd_deploy.deploy.parity import ParityError
 from lorkd_deploy.deploy.refit import PRECISIONS, SharedEngine, sharing
 from lorkd_deploy.deploy.switchboard import Switchboard
 from lorkd_deploy.errors import ArtifactError, GateError, UsageError
+from lorkd_deploy.precisions.table import precision_of
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
 from lorkd_deploy.schema import document_bytes
 from tests.deploy.made_run import OF_TASK, PREPROCESS, true_logits
@@ -54,7 +55,7 @@ def board_of(run: Path, **options: Any) -> Switchboard:
 
 
 def near(found: Any, expected: Any, precision: str = "fp32") -> bool:
-    allowed = TOLERANCE[precision].inputs * max(1, np.abs(expected).max())
+    allowed = precision_of(precision).tolerance.inputs * max(1, np.abs(expected).max())
     return bool(np.abs(found - expected).max() < allowed)
 
 

@@ -76,7 +76,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="P",
-        help="The engine's precision: fp32, fp16, bf16 or int8, as far as the target supports it.",
+        help="The engine's precision, as it was exported, e.g. fp16 or int8.",
     ),
 ]
 
