@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 
-from lorkd_deploy.metrics.score import F64, I64, Interval, Metric
+from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.metrics.score import F64, I64, Metric
 
 Verdict = Literal["better", "worse", "not shown"]
 
@@ -157,7 +158,7 @@ def estimate(figure: Resampled, *, level: float = 0.95, seed: int = 0) -> Estima
     means = means[~np.isnan(means)]
     tail = 50 * (1 - level)
     low, high = np.percentile(means, [tail, 100 - tail]) if len(means) else (-np.inf, np.inf)
-    bootstrap = Interval(value, float(low), float(high))
+    bootstrap = Interval(value=value, low=float(low), high=float(high))
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     t, p_t = _student(figure.values, level)
     p_bootstrap = min(1.0, 2 * (int(beyond) + 1) / (len(means) + 1))
@@ -168,11 +169,11 @@ def estimate(figure: Resampled, *, level: float = 0.95, seed: int = 0) -> Estima
 def _student(values: F64, level: float) -> tuple[Interval, float]:
     value = float(values.mean())
     if len(values) < 2:
-        return Interval(value, -math.inf, math.inf), 1.0
+        return Interval(value=value, low=-math.inf, high=math.inf), 1.0
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
     p = 2 * float(stats.t.sf(abs(value) / error, len(values) - 1)) if error else float(value == 0)
-    return Interval(value, value - half, value + half), p
+    return Interval(value=value, low=value - half, high=value + half), p
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -17,7 +17,8 @@ from lorkd_deploy.evidence.statistics import (
     seeds_needed,
     verdict,
 )
-from lorkd_deploy.metrics.score import Interval, accuracy, auc
+from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.metrics.score import accuracy, auc
 
 
 def answers(seeds: int, images: int, classes: int = 3, seed: int = 0) -> tuple:
@@ -116,7 +117,7 @@ def test_the_images_spread_is_not_averaged_away_by_seeds() -> None:
 def test_one_seed_shows_nothing() -> None:
     found = estimate(drawn([0.2], images=0.001))
     assert found.bootstrap.low > 0.19
-    assert found.interval == Interval(0.2, -np.inf, np.inf)
+    assert found.interval == Interval(value=0.2, low=-np.inf, high=np.inf)
     assert found.p == 1.0
     assert verdict(found, found.p) == "not shown"
 
@@ -134,8 +135,9 @@ def test_where_nothing_differs_a_difference_is_seldom_shown() -> None:
 
 def test_words_follow_from_interval_and_corrected_p_alone() -> None:
     def of(low: float, high: float) -> Estimate:
-        interval = Interval((low + high) / 2, low, high)
-        return Estimate(interval, Interval(interval.value, interval.value, interval.value), 0.01)
+        middle = (low + high) / 2
+        narrow = Interval(value=middle, low=middle, high=middle)
+        return Estimate(Interval(value=middle, low=low, high=high), narrow, 0.01)
 
     assert verdict(of(0.01, 0.03), 0.04) == "better"
     assert verdict(of(-0.03, -0.01), 0.04) == "worse"
