@@ -12,8 +12,8 @@ thread, batch 1, 224 px; 1, 10 and 50 departments with one task each.
     branch       one session for all, unfused: W0, and beside each pointwise convolution a low-rank
                  branch whose factors are inputs; the 3 × 3 stem's and the head's weights are
                  inputs too; a switch hands in other arrays
-    refit        `Switchboard` with one TensorRT engine for all, on the GPU, where there is one; to
-                 be laid beside `trt open`, its engines kept open, and not beside the CPU's
+    trt open     `Switchboard` with a budget for all, TensorRT engines, where there is a GPU; not to
+                 be laid beside the CPU's
 
 In one process the ways take turns, in changing order: a switch to a random department, one call
 that isn't counted, CALLS calls. Memory (unique set size, the growth since the imports) is that of
@@ -26,7 +26,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -43,6 +42,7 @@ import onnxruntime
 import psutil
 from onnx import helper
 
+from lorkd_deploy.bundle.manifest import HEAD_TENSORS
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.export import export
@@ -117,15 +117,6 @@ WAYS: dict[str, Callable[[Bundle], Any]] = {
 TRT = exporter("trt").probe()
 if TRT.can_run:
     WAYS["trt open"] = lambda bundle: Board(bundle, budget=1e9, target="trt")
-    WAYS["refit"] = lambda bundle: Board(beside(bundle), budget=1e9, target="trt", refit=True)
-
-
-def beside(bundle: Bundle) -> Bundle:
-    """A copy with no engine: one that can be refitted would take the place of one that can't."""
-    copy = bundle.path.with_name(bundle.path.name + "-refit")
-    if not copy.exists():
-        shutil.copytree(bundle.path, copy, ignore=shutil.ignore_patterns("export"))
-    return load_bundle(copy)
 
 
 class WithoutDelta(Bundle):
@@ -147,7 +138,7 @@ def branch_inputs(bundle: Bundle, task: str) -> dict[str, Any]:
     assert entry.alpha is not None and entry.rank is not None
     names = initializers(bundle)
     folds = {fold.conv: fold for fold in bundle.manifest.folds}
-    given = {names[part]: fused[names[part]] for part in ("head.weight", "head.bias")}
+    given = {names[part]: fused[names[part]] for part in HEAD_TENSORS}
     for layer in bundle.manifest.layers:
         weight = names[f"{layer.name}.weight"]
         if layer.shape[2:] != (1, 1):
@@ -172,7 +163,7 @@ def with_branches(bundle: Bundle) -> bytes:
     kept = [i for i in graph.initializer if i.name not in given]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    head = set(given) & {initializers(bundle)[p] for p in ("head.weight", "head.bias")}
+    head = set(given) & {initializers(bundle)[p] for p in HEAD_TENSORS}
     for name, value in given.items():
         # Departments have different numbers of classes: those dimensions stay free.
         shape: list[Any] = list(value.shape)
@@ -313,7 +304,7 @@ def main() -> int:
         "calls": CALLS,
         "threads": 1,
         "batch": 1,
-        "refit": "run" if TRT.can_run else f"not run here: {TRT.reason}",
+        "trt": "run" if TRT.can_run else f"not run here: {TRT.reason}",
         "measured": time.strftime("%Y-%m-%d"),
         "environment": environment().model_dump(mode="json"),
         "load_average": {"before": before, "after": os.getloadavg()},
@@ -376,7 +367,7 @@ def lines(document: dict[str, Any]) -> list[str]:
     return [
         *text,
         "",
-        f"Limits of a switch: {limits}. TensorRT's refit was {document['refit']}.",
+        f"Limits of a switch: {limits}. TensorRT was {document['trt']}.",
     ]
 
 

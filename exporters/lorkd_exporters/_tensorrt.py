@@ -3,20 +3,15 @@
 `trt` is the module of either. Networks are strongly typed: precision is what the ONNX model says,
 on TensorRT 10, 11 and RTX alike. Running needs a GPU: this project's own tests run it over a
 stand-in alone. It is written against the documented API (10.3 to 11.4.1, RTX 1.7).
-
-Refit is `trt`'s alone and opt-in: RTX 1.7.1 can't build a refittable engine without a GPU (REFIT,
-and REFIT_INDIVIDUAL with any weight marked, fail in its compiler).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from lorkd_deploy.errors import ArtifactError
@@ -26,9 +21,8 @@ from lorkd_deploy.storage import write_atomic
 from lorkd_exporters._cuda import Device, gpus
 from lorkd_exporters._nodes import with_nodes
 
-# The name says what loading the engine takes: to allow its host code, to choose its DLA core.
 ENGINE = "model.engine"
-COMPATIBLE = "model.version-compatible.engine"
+COMPATIBLE = "model.version-compatible.engine"  # by which loading knows to allow its host code
 LOG = "build.log"
 LAYERS = "layers.json"
 MIB = 2**20  # bytes
@@ -58,7 +52,7 @@ class Options(Part):
         return self
 
 
-Configure = Callable[[Any, Any], None]  # of builder and config: what only one of the two has
+Configure = Callable[[Any], None]  # sets in the builder's config what only one of the two has
 
 
 def build(  # noqa: PLR0917
@@ -94,7 +88,7 @@ def build(  # noqa: PLR0917
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     config.add_optimization_profile(_profile(builder, network.get_input(0), options))
-    configure(builder, config)
+    configure(config)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise _failed(f"{trt.__name__} can't build the engine: {logger.worst}", onnx_path)
@@ -119,11 +113,10 @@ class TensorRtRunner(Closing):
     """A loaded engine on the first GPU: float32 `(N, 3, S, S)` → float32 logits `(N, K)`.
 
     Batches above the engine's largest are run in parts; one below its smallest is filled up, so
-    that an engine of a single batch size, as on a DLA core, answers for any number of images.
+    that an engine of a single batch size answers for any number of images.
     """
 
     def __init__(self, trt: Any, path: Path, threads: int) -> None:
-        self._trt, self._path = trt, path
         self._device = Device()
         try:
             self._engine = _loaded(trt, path)
@@ -179,39 +172,6 @@ class TensorRtRunner(Closing):
             raise ArtifactError(f"the engine failed on {part.dtype} {part.shape}")
         return self._device.download(self._to, (len(part), self._classes))[:count]
 
-    def refit(self, weights: Mapping[str, npt.NDArray[Any]], touched: Sequence[str]) -> None:
-        """Put `weights`, by their names in the ONNX model, into the engine: those in `touched`, and
-        what TensorRT misses then because it has combined it with them.
-
-        Nothing is queued on the engine meanwhile, and its context stays valid (`IRefitter`). Raises
-        `ArtifactError` where TensorRT refuses; the engine must not be used then.
-        """
-        self._device.use()
-        logger = _logger(self._trt)
-        refitter = self._trt.Refitter(self._engine, logger)
-        kept = []  # TensorRT reads them as late as in the refit itself
-
-        def put(name: str) -> None:
-            if name in weights:
-                kept.append(np.ascontiguousarray(weights[name]))
-                if refitter.set_named_weights(name, kept[-1]):
-                    return
-            raise self._not_refitted(f"it doesn't take {name}: {logger.worst}")
-
-        for name in touched:
-            put(name)
-        for name in refitter.get_missing_weights():
-            put(name)
-        if not refitter.refit_cuda_engine():
-            raise self._not_refitted(logger.worst)
-
-    def _not_refitted(self, why: str) -> ArtifactError:
-        return ArtifactError(
-            f"{self._trt.__name__} can't refit the engine: {why}",
-            where=self._path,
-            fix="use it without refit",
-        )
-
     def allocated(self) -> int:
         """Bytes on the GPU that TensorRT and the two buffers hold, the weights left out, of which
         it doesn't tell."""
@@ -240,10 +200,8 @@ def _loaded(trt: Any, path: Path) -> Any:
     """The engine of a file. Raises `ArtifactError` for one that is damaged or of another GPU."""
     logger = _logger(trt)
     runtime = trt.Runtime(logger)
-    if path.name.startswith(COMPATIBLE.removesuffix(".engine")):
+    if path.name == COMPATIBLE:
         runtime.engine_host_code_allowed = True
-    if core := re.search(r"\.dla(\d+)\.engine$", path.name):
-        runtime.DLA_core = int(core[1])
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise ArtifactError(

@@ -80,7 +80,7 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
     require_precision("trt-rtx", spec.precision, probe())
     import tensorrt_rtx
 
-    def configure(_: Any, config: Any) -> None:
+    def configure(config: Any) -> None:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, name in enumerate(options.compute_capabilities):
             config.set_compute_capability(getattr(tensorrt_rtx.ComputeCapability, name), index)

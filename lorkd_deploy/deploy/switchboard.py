@@ -5,8 +5,7 @@
             logits = engine(batch)
 
 Each expert is an engine of its own, fused beforehand: a switch exchanges whole engines and never
-weights inside of one, so nothing can be blended and A → B → A gives the same bits. The other way,
-one engine whose weights are exchanged, is `refit.py`'s and has to be asked for.
+weights inside of one, so nothing can be blended and A → B → A gives the same bits.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from lorkd_deploy.deploy.artifact import (
     open_engine,
 )
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.refit import OPTION, PRECISIONS, SharedEngine, sharing
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.precisions.table import precision_of
 from lorkd_deploy.run import open_run
@@ -97,13 +95,7 @@ class Switchboard(Closing):
     all are, the budget is exceeded until one is given back. Every method may be called from any
     thread.
 
-    With `refit`, which only `trt` can, experts with as many classes share the engine of the first
-    of them (`--option refit=true`), and a switch puts the other's weights into it; of the budget
-    each has the whole engine's size, and those that share one wait for each other. What an expert
-    answers is proven when it is opened, by A → B → A too.
-
-    Raises `BundleError` for a damaged bundle, `UsageError` for an unknown target or precision, or
-    one that can't be refitted.
+    Raises `BundleError` for a damaged bundle, `UsageError` for an unknown target or precision.
     """
 
     def __init__(
@@ -114,7 +106,6 @@ class Switchboard(Closing):
         precision: str = "fp32",
         budget: float = 512,
         threads: int = 1,
-        refit: bool = False,
     ) -> None:
         self._run = open_run(bundle)
         self._bundle = load_bundle(self._run.bundle)
@@ -122,13 +113,7 @@ class Switchboard(Closing):
         self._target = ALIASES.get(target, target)
         exporter(self._target)
         precision_of(precision)  # of `auto` too: which one an engine is has to be known
-        if refit and precision not in PRECISIONS:
-            raise UsageError(
-                f"an engine of {precision} can't be refitted", fix=f"one of {', '.join(PRECISIONS)}"
-            )
         self._precision = precision
-        self._refit = refit
-        self._shared: dict[str, SharedEngine] = {}  # by the task whose engine it is
         self._budget = budget * MIB
         self._options = RunOptions(threads=threads)
         self._lock = threading.Lock()
@@ -210,19 +195,11 @@ class Switchboard(Closing):
         self._shrink()
 
     def _opened(self, task: str, slot: _Slot) -> Runner:
-        sharers = sharing(self._bundle, task) if self._refit else (task,)
-        slot.artifact = self._artifact(sharers[0])
+        slot.artifact = self._artifact(task)
         with self._lock:
             slot.bytes = slot.artifact.bytes
         self._shrink()
-        if not self._refit:
-            return open_engine(slot.artifact, self._options)
-        with self._building:
-            if sharers[0] not in self._shared:
-                shared = SharedEngine(self._bundle, sharers, slot.artifact)
-                self._shared[sharers[0]] = shared
-        slot.artifact, runner = self._shared[sharers[0]].open(task, self._options)
-        return runner
+        return open_engine(slot.artifact, self._options)
 
     def _artifact(self, task: str) -> Artifact:
         """The engine as it lies there now, exported if it doesn't."""
@@ -236,7 +213,6 @@ class Switchboard(Closing):
                         self._run.path,
                         self._target,
                         precision=self._precision,
-                        options=OPTION if self._refit else None,
                         task=[task],
                     )
         artifact = exported_engine(self._run, self._bundle, task, self._target, self._precision)

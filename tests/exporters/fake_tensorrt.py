@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from lorkd_exporters import _cuda
 
@@ -23,7 +22,7 @@ from tests.exporters import fake_tensorrt_builder as building
 from tests.exporters.fake_tensorrt_builder import HOST_CODE, NOTE, Builder, Inspector
 
 # What an engine says of itself that `engine_file` wrote; `batches`: smallest, best and largest.
-PLAIN = {"name": "fp32", "batches": (1, 2, 2), "refit": True, "layers": [], "core": -1}
+PLAIN = {"name": "fp32", "batches": (1, 2, 2), "layers": []}
 
 
 class Driver:
@@ -99,22 +98,18 @@ class Engine:
     memory_left = True
 
     def __init__(self, model: bytes) -> None:
-        self.load(model)
-        noted = self.session.get_modelmeta().custom_metadata_map.get(NOTE)
-        self.note = PLAIN if noted is None else json.loads(noted)
-        self.name = self.note["name"]
-        self.sides = {self.session.get_outputs()[0].name: self.session.get_outputs()[0]}
-        self.sides |= {self.session.get_inputs()[0].name: self.session.get_inputs()[0]}
-
-    def load(self, model: bytes) -> None:
         import onnxruntime
 
-        self.model = model
         options = onnxruntime.SessionOptions()
         # Node by node: the CPU's fused int8 kernels overflow where it has no VNNI, a GPU doesn't.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         cpu = ["CPUExecutionProvider"]
         self.session = onnxruntime.InferenceSession(model, options, providers=cpu)
+        noted = self.session.get_modelmeta().custom_metadata_map.get(NOTE)
+        self.note = PLAIN if noted is None else json.loads(noted)
+        self.name = self.note["name"]
+        self.sides = {self.session.get_outputs()[0].name: self.session.get_outputs()[0]}
+        self.sides |= {self.session.get_inputs()[0].name: self.session.get_inputs()[0]}
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.sides)[index]  # the output first: an order that nothing promises
@@ -169,49 +164,10 @@ class Context:
         return True
 
 
-class Refitter:
-    """`IRefitter`: weights by the names of the ONNX model; a bias goes with its weight."""
-
-    rejects: str | None = None  # a name that `set_named_weights` doesn't take
-    keeps: str | None = None  # a name whose old weights stay: the fault that A → B → A is for
-    works = True
-
-    def __init__(self, engine: Engine, logger: Any) -> None:
-        assert engine.note["refit"]
-        self.engine = engine
-        self.parsed = onnx.ModelProto.FromString(engine.model)
-        self.known = {entry.name: entry for entry in self.parsed.graph.initializer}
-        self.given: dict[str, Any] = {}
-
-    def set_named_weights(self, name: str, weights: Any) -> bool:
-        known = self.known.get(name)
-        if known is None or name == self.rejects or list(known.dims) != list(weights.shape):
-            return False
-        if known.data_type != onnx.helper.np_dtype_to_tensor_dtype(weights.dtype):
-            return False  # an engine's weights keep their type
-        self.given[name] = weights
-        return True
-
-    def get_missing_weights(self) -> list[str]:
-        together = {tuple(node.input[1:]) for node in self.parsed.graph.node}
-        need = {n for names in together if set(names) & set(self.given) for n in names}
-        return sorted(name for name in need & set(self.known) if name not in self.given)
-
-    def refit_cuda_engine(self) -> bool:
-        if self.get_missing_weights() or not self.works:
-            return False
-        for name, weights in self.given.items():
-            if name != self.keeps:
-                self.known[name].raw_data = np.asarray(weights).tobytes()
-        self.engine.load(self.parsed.SerializeToString())
-        return True
-
-
 class Runtime:
-    """`IRuntime`; an engine with host code has to be allowed, one for DLA to be given its core."""
+    """`IRuntime`; an engine with host code has to be allowed."""
 
     engine_host_code_allowed = False
-    DLA_core = -1
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -225,7 +181,6 @@ class Runtime:
         except Exception:  # ONNX Runtime's errors have no base class
             self.logger.log(Logger.ERROR, "the engine's header is not one of TensorRT")
             return None
-        assert engine.note["core"] == self.DLA_core
         return engine
 
 
@@ -246,14 +201,12 @@ def module(version: str = "10.3.0") -> Any:
     tensorrt: Any = ModuleType("tensorrt")
     tensorrt.__version__ = version
     tensorrt.float32 = "float32"
-    for kind in (TensorIOMode, Runtime, Refitter, Logger, Builder, building.OnnxParser):
+    for kind in (TensorIOMode, Runtime, Logger, Builder, building.OnnxParser):
         setattr(tensorrt, kind.__name__, kind)
-    for name in ("NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "DeviceType"):
+    for name in ("NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType"):
         setattr(tensorrt, name, getattr(building, name))
-    for name in ("ProfilingVerbosity", "LayerInformationFormat", "HardwareCompatibilityLevel"):
+    for name in ("ProfilingVerbosity", "LayerInformationFormat"):
         setattr(tensorrt, name, getattr(building, name))
-    if version.startswith("10.3"):
-        tensorrt.HardwareCompatibilityLevel = building.OldHardwareCompatibilityLevel
     tensorrt.ILogger = Logger
     return tensorrt
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from enum import IntEnum
-from itertools import groupby
 from typing import Any
 
 import onnx
 
 HOST_CODE = b"host code:"
-TIMINGS = b"timings on Fake\n"
 NOTE = "fake.engine"  # in the model's metadata: what the engine says of itself
 LACKS = ("Det",)  # operators that this TensorRT doesn't have
-ON_DLA: tuple[str, ...] = ("Conv", "Relu")  # those that its DLA cores have
-LOGS_DEVICES = True  # which layers are where
 FAULT: str | None = None  # why it can't build
 last_build: dict[str, Any] = {}  # what was last built with
 
@@ -32,7 +28,7 @@ class NetworkDefinitionCreationFlag(IntEnum):
 
 
 class BuilderFlag(IntEnum):
-    GPU_FALLBACK, REFIT, TF32, VERSION_COMPATIBLE = range(4)
+    TF32, VERSION_COMPATIBLE = range(2)
 
 
 class MemoryPoolType(IntEnum):
@@ -45,18 +41,6 @@ class ProfilingVerbosity(IntEnum):
 
 class LayerInformationFormat(IntEnum):
     ONELINE, JSON = range(2)
-
-
-class DeviceType(IntEnum):
-    GPU, DLA = range(2)
-
-
-class OldHardwareCompatibilityLevel(IntEnum):
-    NONE, AMPERE_PLUS = range(2)
-
-
-class HardwareCompatibilityLevel(IntEnum):
-    NONE, AMPERE_PLUS, SAME_COMPUTE_CAPABILITY = range(3)
 
 
 class Tensor:
@@ -139,41 +123,23 @@ class Profile:
         self._shapes[input] = [tuple(min), tuple(opt), tuple(max)]
 
 
-class TimingCache:
-    """`ITimingCache`."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content or TIMINGS
-
-    def serialize(self) -> bytes:
-        return self._content
-
-
 class Config:
     """`IBuilderConfig`; a setting that it doesn't have can't be set."""
 
     __slots__ = (
-        "DLA_core",
         "_flags",
         "_pools",
         "_profiles",
-        "_timings",
         "builder_optimization_level",
-        "default_device_type",
-        "hardware_compatibility_level",
         "profiling_verbosity",
     )
 
     def __init__(self) -> None:
-        self.DLA_core = -1
         self.builder_optimization_level = 3
-        self.default_device_type = DeviceType.GPU
-        self.hardware_compatibility_level: IntEnum = HardwareCompatibilityLevel.NONE
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self._flags = {BuilderFlag.TF32}
         self._pools: dict[MemoryPoolType, int] = {}
         self._profiles: list[Profile] = []
-        self._timings = TimingCache(b"")
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self._flags.add(flag)
@@ -188,21 +154,9 @@ class Config:
         self._profiles.append(profile)
         return len(self._profiles) - 1
 
-    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
-        return TimingCache(serialized_timing_cache)
-
-    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
-        self._timings = cache
-        return ignore_mismatch or cache.serialize().startswith(TIMINGS)
-
-    def get_timing_cache(self) -> TimingCache:
-        return self._timings
-
 
 class Builder:
     """`Builder`."""
-
-    num_DLA_cores = 0  # noqa: N815
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
@@ -225,21 +179,15 @@ class Builder:
         if FAULT is not None:
             log(Severity.ERROR, FAULT)
             return None
-        layers = self._placed(model.graph.node, config)
-        for device in (DeviceType.DLA, DeviceType.GPU) if LOGS_DEVICES else ():
-            log(Severity.INFO, f"---------- Layers Running on {device.name} ----------")
-            for layer in layers:
-                if layer["device"] == device:
-                    log(Severity.INFO, f"[{device.name.title()}Layer] {layer['Name']}")
+        layers = [{"Name": node.output[0], "LayerType": node.op_type} for node in model.graph.node]
+        for layer in layers:
+            log(Severity.INFO, f"[GpuLayer] {layer['Name']}")
         log(Severity.VERBOSE, "Tactic 0x1 is the fastest")
-        config._timings._content += b"".join(b"%s\n" % row["Name"].encode() for row in layers)
         last_build.update(
             {
                 "flags": {flag.name for flag in config._flags},
                 "pools": {pool.name: size for pool, size in config._pools.items()},
                 "level": config.builder_optimization_level,
-                "hardware": config.hardware_compatibility_level.name,
-                "core": config.DLA_core,
                 "profile": [shape[0] for shape in shapes],
             }
         )
@@ -247,38 +195,11 @@ class Builder:
         note = {
             "name": network.name,
             "batches": [shape[0] for shape in shapes],
-            "refit": BuilderFlag.REFIT in config._flags,
-            "core": config.DLA_core,
-            "layers": [
-                {key: row[key] for key in ("Name", "LayerType")} if detailed else row["Name"]
-                for row in layers
-            ],
+            "layers": layers if detailed else [layer["Name"] for layer in layers],
         }
         model.metadata_props.add(key=NOTE, value=json.dumps(note))
         code = HOST_CODE if BuilderFlag.VERSION_COMPATIBLE in config._flags else b""
         return code + model.SerializeToString()
-
-    def _placed(self, nodes: Sequence[Any], config: Config) -> list[dict[str, Any]]:
-        """The engine's layers; neighbours on a DLA core become one."""
-
-        def device(node: Any) -> DeviceType:
-            wanted = config.default_device_type == DeviceType.DLA
-            return DeviceType(wanted and node.op_type in ON_DLA)
-
-        layers: list[dict[str, Any]] = []
-        for place, group in groupby(nodes, device):
-            found = list(group)
-            names = [node.output[0] for node in found]
-            if place == DeviceType.DLA:
-                name = f"{{ForeignNode[{names[0]}...{names[-1]}]}}"
-                layers.append({"Name": name, "LayerType": "DLA", "device": place})
-                continue
-            assert config.default_device_type == DeviceType.GPU or (
-                BuilderFlag.GPU_FALLBACK in config._flags
-            )
-            for node, name in zip(found, names, strict=True):
-                layers.append({"Name": name, "LayerType": node.op_type, "device": place})
-        return layers
 
 
 class Inspector:
