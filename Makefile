@@ -3,13 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: demo test check clean
+# A file's tests share what it trains; files that take long begin first, as tests/conftest.py says.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test quick check clean
 
 demo: .venv/.for-demo
 	$(BIN)/lorkd demo
 
+# Each of the two processes has a core: more threads of torch and NumPy would wait for each other.
+test quick: export OMP_NUM_THREADS ?= 1
+
 test: .venv/.for-tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+quick: .venv/.for-tests
+	$(PYTEST) -m 'not slow'
 
 check: .venv/.for-tests
 	$(BIN)/ruff check

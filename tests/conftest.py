@@ -1,4 +1,4 @@
-"""Which tests run where there is no torch: all but those of the half that needs it.
+"""Which tests run where there is no torch, and in which order files go to the processes.
 
 `tests/test_packaging.py` runs this suite in an environment without torch, under Python 3.10.
 """
@@ -18,6 +18,15 @@ TORCH_IMPORT = re.compile(
     r"|^from lorkd_deploy import .*(?:add_experts|decompose|extract|teacher)",
     re.MULTILINE,
 )
+# Files that take longest, in this order: begun first, none is left to one process at the end.
+LONGEST = (
+    "test_packaging.py",
+    "test_distributed.py",
+    "test_demo.py",
+    "test_compiled.py",
+    "test_decompose.py",
+    "test_readme.py",
+)
 HAS_TORCH = find_spec("torch") is not None
 
 
@@ -30,6 +39,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if not collection_path.name.startswith("test_"):
         return None
     return TORCH_IMPORT.search(collection_path.read_text(encoding="utf-8")) is not None or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of `LONGEST` first, all others as they were."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)

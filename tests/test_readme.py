@@ -25,6 +25,7 @@ from tests.command_line import parse
 from tests.readme import JETSON, README, Block, block, blocks
 
 ROOT = README.parent
+PAGES = [README, JETSON, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"wheelhouse", "air-gapped"}  # run by tests/test_packaging.py
 COMMANDS = [b for b in blocks() if b.language in {"bash", "console", "sh"}]
 ON_A_JETSON = [b for b in blocks(JETSON) if b.language == "bash"]
@@ -56,12 +57,21 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("page", [README, JETSON], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r' src(?:set)?="([^"]+)"', text)
     links = [link for link in found if "://" not in link]
-    assert [link for link in links if not (ROOT / link.partition("#")[0]).exists()] == []
+    assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_module_that_a_page_names_is_there(page: Path) -> None:
+    """`bundle/read.py` is one of the package, a whole path one of the project."""
+    named = re.findall(r"`([\w/]+\.(?:py|yaml))`", page.read_text(encoding="utf-8"))
+    paths = [name for name in named if "/" in name and "NAME" not in name]
+    places = (ROOT, ROOT / "lorkd_deploy")
+    assert [p for p in paths if not any((place / p).is_file() for place in places)] == []
 
 
 def run_blocks() -> list[Block]:
