@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorkd_deploy.experts.choice import choose
 from lorkd_deploy.experts.routing import Route, Span
-from lorkd_deploy.experts.rows import Weights, add_product, mixed_product, multiply, outer
+from lorkd_deploy.experts.rows import (
+    Weights,
+    add_product,
+    cheaper_form,
+    mixed_product,
+    multiply,
+    outer,
+)
 from lorkd_deploy.lowrank.delta import delta_weight
 
 _backward = torch.ops.aten.convolution_backward.default
@@ -66,7 +72,8 @@ def mixed_convolution(x: Tensor, weights: Weights, window: Window, route: Route)
         return as_images(rows, (x.shape[0], *x.shape[2:]))
     height, width = window.output_size(x, w0)
     y: Tensor
-    if choose(tuple(w0.shape), between(a, w0), len(a), len(x) * height * width) == "fused":
+    rows_in_all = len(x) * height * width
+    if cheaper_form(w0.shape, between(a, w0), len(a), rows_in_all) == "fused":
         y = FusedConv.apply(x, w0, a, b, bias, window, route.counts)
     else:
         spans = route.spans(height * width)

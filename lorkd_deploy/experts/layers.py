@@ -1,7 +1,7 @@
 """Layers with experts: g = (W0 + ΔW_t) h for each sample's own task t (knowledge separation).
 
 A mixed batch passes without a weight per sample, which the released code builds (LoRKD, CVPR 2024,
-"efficient knowledge separation"): `choice` says by which of two exact forms.
+"efficient knowledge separation"), by the cheaper of two exact forms (`rows.cheaper_form`).
 
 Each is the plain layer it replaces (same class, same weight, same names) with two stacks of
 factors, A `(T, r·kh, Cin·kw)` and B `(T, Cout·kh, r·kh)`, or for the separable factorisation

@@ -35,7 +35,7 @@ from lorkd_deploy.training.networks.evaluate import network_input, scores, summa
 from lorkd_deploy.training.networks.network import TeacherNetwork, place
 from lorkd_deploy.training.networks.student import Student, build_student
 from lorkd_deploy.training.ranks.auto_rank import check_budget, truncate_to_budget
-from lorkd_deploy.training.teacher import batch_task, load_teacher, train_teacher
+from lorkd_deploy.training.teacher import load_teacher, train_teacher
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def _objective(
     def objective(batch: Batch) -> Loss:
         order = spec.channels_last
         x = network_input(batch.images, recipe.preprocess, device, channels_last=order)
-        task = batch_task(batch, device)
+        task = batch.route(device)
         output = student.classifier(x, task)
         labels = [torch.from_numpy(part).to(device) for part in batch.labels]
         part = label_loss(output.logits, labels, setup.kinds, spec.label_smoothing, weights)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lorkd_deploy import models
 from lorkd_deploy.bundle.manifest import HEAD, TEACHER
@@ -104,7 +103,7 @@ def train_teacher(
             model.backbone.eval()  # frozen: its batch statistics don't move either
         order = spec.train.channels_last
         x = network_input(batch.images, recipe.preprocess, device, channels_last=order)
-        output = model(x, batch_task(batch, device))
+        output = model(x, batch.route(device))
         labels = [torch.from_numpy(part).to(device) for part in batch.labels]
         smoothing = spec.train.label_smoothing
         part = label_loss(output.logits, labels, setup.kinds, smoothing, weights)
@@ -143,11 +142,6 @@ def train_teacher(
         return result
 
     return processes.first(write)
-
-
-def batch_task(batch: Batch, device: torch.device) -> Tensor:
-    """The batch's task ids `(N,)` int64 on `device`."""
-    return torch.from_numpy(batch.task).to(device)
 
 
 def load_teacher(

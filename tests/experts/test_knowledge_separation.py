@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lorkd_deploy.experts import ExpertModel, add_experts, convolutions, rows
-from lorkd_deploy.experts.choice import choose
+from lorkd_deploy.experts.rows import cheaper_form
 from lorkd_deploy.models import build
 
 TASKS = 5
@@ -48,7 +48,7 @@ BATCHES = {
 
 def _always(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (rows, convolutions):
-        monkeypatch.setattr(module, "choose", lambda *_: form)
+        monkeypatch.setattr(module, "cheaper_form", lambda *_: form)
 
 
 def _fill(model: ExpertModel) -> None:
@@ -340,4 +340,4 @@ def test_memory_formats_follow_the_plain_layer(kind: str, view: str) -> None:
     ],
 )
 def test_the_choice_of_form_follows_the_shapes(shape, tasks, rows, form) -> None:
-    assert choose(shape, 4 * shape[-1] ** 2 if len(shape) == 4 else 4, tasks, rows) == form
+    assert cheaper_form(shape, 4 * shape[-1] ** 2 if len(shape) == 4 else 4, tasks, rows) == form

@@ -25,7 +25,6 @@ from lorkd_deploy.training.fitting.losses import batch_accuracy, label_loss, tra
 from lorkd_deploy.training.fitting.processes import Processes, joined
 from lorkd_deploy.training.networks.evaluate import network_input, scores
 from lorkd_deploy.training.networks.student import Student, build_student
-from lorkd_deploy.training.teacher import batch_task
 from tests.tiny_recipe import tiny_recipe
 
 STEPS = 10
@@ -121,7 +120,7 @@ def train(folder: Path, backbone: str, processes: Processes) -> None:
 def _objective(student: Student, setup: Setup) -> Callable[[Batch], Loss]:
     def objective(batch: Batch) -> Loss:
         x = network_input(batch.images, setup.recipe.preprocess, torch.device("cpu")).double()
-        output = student.classifier(x, batch_task(batch, x.device))
+        output = student.classifier(x, batch.route(x.device))
         labels = [torch.from_numpy(part) for part in batch.labels]
         parts = {
             "labels": label_loss(output.logits, labels, setup.kinds),

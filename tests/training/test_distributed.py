@@ -111,11 +111,11 @@ def test_those_ten_steps_have_tasks_absent_here_and_absent_altogether() -> None:
     for step in range(ten_steps.STEPS):
         draw = sampler[step]
         parts = [draw.part(np.arange(i, 3, 2)) for i in range(2)]
-        for task, rows in enumerate(draw.rows):
-            own = [part.rows[task] for part in parts]
-            np.testing.assert_array_equal(np.sort(np.concatenate(own)), np.sort(rows))
-            altogether += not len(rows)
-            on_one += len(rows) > 0 and min(len(mine) for mine in own) == 0
+        for task, indices in enumerate(draw.indices):
+            own = [part.indices[task] for part in parts]
+            np.testing.assert_array_equal(np.sort(np.concatenate(own)), np.sort(indices))
+            altogether += not len(indices)
+            on_one += len(indices) > 0 and min(len(mine) for mine in own) == 0
     assert altogether and on_one
 
 

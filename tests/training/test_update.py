@@ -22,9 +22,8 @@ def _batch(counts: tuple[int, ...]) -> Batch:
     return Batch(
         step=3,
         images=rng.integers(0, 256, (total, 4, 4, 3), dtype=np.uint8),
-        task=np.repeat(np.arange(len(counts)), counts),
         labels=tuple(rng.integers(0, 3, count) for count in counts),
-        rows=tuple(np.arange(count) + 100 * task for task, count in enumerate(counts)),
+        indices=tuple(np.arange(count) + 100 * task for task, count in enumerate(counts)),
         flips=tuple(np.arange(count) % 2 == 1 for count in counts),
         total=total,
     )
@@ -64,19 +63,19 @@ def test_a_batch_splits_into_mixed_parts_that_lose_nothing(parts: int) -> None:
     split = batch.split(parts)
     assert len(split) == min(parts, 13)
     assert sum(len(part.images) for part in split) == 13
-    sizes = [len(part.rows[0]) for part in split]
+    sizes = [len(part.indices[0]) for part in split]
     assert max(sizes) - min(sizes) <= 1, "each part has its share of every task"
     shown = {(int(t), i.tobytes()) for t, i in zip(batch.task, batch.images, strict=True)}
     found = {(int(t), i.tobytes()) for p in split for t, i in zip(p.task, p.images, strict=True)}
     assert found == shown
     for part in split:
-        counts = [len(rows) for rows in part.rows]
+        counts = [len(rows) for rows in part.indices]
         np.testing.assert_array_equal(part.task, np.repeat(np.arange(4), counts))
-        for task, rows in enumerate(part.rows):
+        for task, rows in enumerate(part.indices):
             places = rows - 100 * task
             np.testing.assert_array_equal(part.labels[task], batch.labels[task][places])
             np.testing.assert_array_equal(part.flips[task], batch.flips[task][places])
-            start = sum(len(r) for r in batch.rows[:task])
+            start = sum(len(r) for r in batch.indices[:task])
             own = part.images[part.task == task]
             np.testing.assert_array_equal(own, batch.images[start + places])
 

@@ -43,12 +43,12 @@ def augmented(
     `places` `(N,)` are those of the images in the step's batch.
     """
     out = np.empty_like(images)
-    for row, (image, place) in enumerate(zip(images, places, strict=True)):
+    for n, (image, place) in enumerate(zip(images, places, strict=True)):
         rng = np.random.default_rng((seed, 3, step, int(place)))
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         for transform in transforms:
             pixels = _APPLY[transform.kind](pixels, transform, rng)
-        out[row] = pixels.permute(1, 2, 0).numpy()
+        out[n] = pixels.permute(1, 2, 0).numpy()
     return out
 
 

@@ -1,7 +1,7 @@
 """Training batches: images fetched ahead of the step by threads, augmented, normalised once.
 
-A thread a batch fetches and augments; the images of all of them are read and resized by one pool,
-as many at a time as there are CPUs, those of the next batch first.
+One thread per batch fetches and augments; the images of all of them are read and resized by one
+pool, as many at a time as there are CPUs, those of the next batch first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lorkd_deploy.data import Split
+from lorkd_deploy.experts import Route, route_of_counts
 from lorkd_deploy.machine.environment import allowed_cpus, cpu_limit
 from lorkd_deploy.preprocess import U8, Preprocess
 from lorkd_deploy.recipe import AugmentSpec
@@ -54,39 +56,55 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> U8:
-        """uint8 `(len(rows), size, size, 3)`."""
-        return self._make(rows) if self._held is None else self._held[rows]
+    def __getitem__(self, indices: npt.NDArray[np.int64]) -> U8:
+        """uint8 `(len(indices), size, size, 3)`."""
+        return self._make(indices) if self._held is None else self._held[indices]
 
-    def _make(self, rows: npt.NDArray[np.int64]) -> U8:
+    def _make(self, indices: npt.NDArray[np.int64]) -> U8:
         side = self._preprocess.size
-        out = np.empty((len(rows), side, side, 3), np.uint8)
+        out = np.empty((len(indices), side, side, 3), np.uint8)
 
         def fill(start: int) -> None:
-            for place, row in enumerate(rows[start : start + CHUNK], start):
-                out[place] = self._preprocess.geometry(self.split.images[int(row)])
+            for place, index in enumerate(indices[start : start + CHUNK], start):
+                out[place] = self._preprocess.geometry(self.split.images[int(index)])
 
-        for _ in _readers().map(fill, range(0, len(rows), CHUNK)):
+        for _ in _readers().map(fill, range(0, len(indices), CHUNK)):
             pass  # the first image that can't be read raises
         return out
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One mixed batch in task order, still uint8: `(N, S, S, 3)`; the rest is one entry a task.
+    """One mixed batch in task order, still uint8: `(N, S, S, 3)`; the rest is one entry per task.
 
-    `rows` are the images' places in their training split, `flips` which of them are mirrored,
+    `indices` are the images' places in their training split, `flips` which of them are mirrored,
     `total` the samples of the whole batch: more than these in a part of it, or where other
     processes have the rest.
     """
 
     step: int
     images: U8
-    task: npt.NDArray[np.int64]
     labels: tuple[npt.NDArray[np.int64], ...]
-    rows: tuple[npt.NDArray[np.int64], ...]
+    indices: tuple[npt.NDArray[np.int64], ...]
     flips: tuple[npt.NDArray[np.bool_], ...]
     total: int
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples of each task, 0 where it is absent."""
+        return tuple(len(indices) for indices in self.indices)
+
+    @property
+    def task(self) -> npt.NDArray[np.int64]:
+        """Task of each sample, `(N,)`, ascending."""
+        return np.repeat(np.arange(len(self.indices)), self.counts)
+
+    def route(self, device: torch.device) -> Route:
+        """What a network and its heads take for `task`: from the counts, so no GPU is waited for.
+
+        `device` is that of the network's input.
+        """
+        return route_of_counts(self.counts, device)
 
     @property
     def share(self) -> float:
@@ -101,15 +119,14 @@ class Batch:
 
     def _every(self, stride: int, first: int) -> Batch:
         chosen = np.arange(first, len(self.images), stride)
-        ends = np.cumsum([len(rows) for rows in self.rows])
-        starts = ends - [len(rows) for rows in self.rows]
-        own = [chosen[(chosen >= s) & (chosen < e)] - s for s, e in zip(starts, ends, strict=True)]
-        labels, rows, flips = (
-            tuple(values[mine] for values, mine in zip(each, own, strict=True))
-            for each in (self.labels, self.rows, self.flips)
+        ends = np.cumsum(self.counts)
+        per_task = np.split(chosen, np.searchsorted(chosen, ends)[:-1])
+        own = [places - start for places, start in zip(per_task, ends - self.counts, strict=True)]
+        labels, indices, flips = (
+            tuple(values[places] for values, places in zip(each, own, strict=True))
+            for each in (self.labels, self.indices, self.flips)
         )
-        images, task = self.images[chosen], self.task[chosen]
-        return Batch(self.step, images, task, labels, rows, flips, self.total)
+        return Batch(self.step, self.images[chosen], labels, indices, flips, self.total)
 
 
 @dataclass(frozen=True)
@@ -176,15 +193,15 @@ class Loader:
 
     def batch(self, draw: Draw) -> Batch:
         """Fetch and augment the images of one draw that are this process's."""
-        total = len(draw.task)
+        total = sum(draw.counts)
         places = np.arange(self._first, total, self._every)
         draw = draw.part(places)
-        images = np.concatenate([t[r] for t, r in zip(self._tasks, draw.rows, strict=True)])
-        labels = tuple(t.labels[r] for t, r in zip(self._tasks, draw.rows, strict=True))
+        chosen = list(zip(self._tasks, draw.indices, strict=True))
+        labels = tuple(task.labels[indices] for task, indices in chosen)
+        images = np.concatenate([task[indices] for task, indices in chosen])
         images, flips = self._augment(images, draw.step, places, total)
-        ends = np.cumsum([len(rows) for rows in draw.rows])[:-1]
-        flipped = tuple(np.split(flips, ends))
-        return Batch(draw.step, images, draw.task, labels, draw.rows, flipped, total)
+        flipped = tuple(np.split(flips, np.cumsum(draw.counts)[:-1]))
+        return Batch(draw.step, images, labels, draw.indices, flipped, total)
 
     def at(self, step: int) -> Batch:
         """The batch of one step."""

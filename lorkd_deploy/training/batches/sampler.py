@@ -17,26 +17,24 @@ Int = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Draw:
-    """One mixed batch in task order: `rows[t]` are the training images of task `t`, maybe none."""
+    """One mixed batch in task order: `indices[t]` are training images of task `t`, maybe none."""
 
     step: int
-    rows: tuple[Int, ...]
+    indices: tuple[Int, ...]
 
     @property
-    def task(self) -> Int:
-        """Task of each sample, `(N,)`, ascending."""
-        return np.repeat(np.arange(len(self.rows)), [len(r) for r in self.rows])
+    def counts(self) -> tuple[int, ...]:
+        """Samples of each task, 0 where it is absent."""
+        return tuple(len(indices) for indices in self.indices)
 
     def part(self, places: Int) -> Draw:
         """The samples at `places` of the batch, ascending, as a batch of their own."""
-        ends = np.cumsum([len(rows) for rows in self.rows])
-        cuts = np.searchsorted(places, ends)
-        own = np.split(np.concatenate(self.rows)[places], cuts[:-1])
-        return Draw(self.step, tuple(own))
+        cuts = np.searchsorted(places, np.cumsum(self.counts))
+        return Draw(self.step, tuple(np.split(np.concatenate(self.indices)[places], cuts[:-1])))
 
 
 class MixedSampler:
-    """Draws `batch_size` images a step across tasks by temperature.
+    """Draws `batch_size` images per step across tasks by temperature.
 
     A task of `n` images is drawn with weight `n^(1 / temperature)`, so that a small task is not
     drowned by a large one (method.md, mistake 7). Within a task every image is seen once before
@@ -53,7 +51,7 @@ class MixedSampler:
         counts = _counts(weights / weights.sum(), batch_size, steps, seed)
         self._counts = counts
         self._starts = np.concatenate([np.zeros((1, len(sizes)), np.int64), counts.cumsum(axis=0)])
-        # Two permutations a task are alive at a time: a batch can straddle two passes.
+        # Two permutations per task are alive at a time: a batch can straddle two passes.
         self._order = lru_cache(maxsize=2 * len(sizes) + 2)(self._permutation)
 
     def __len__(self) -> int:
@@ -62,9 +60,9 @@ class MixedSampler:
     def __getitem__(self, step: int) -> Draw:
         if not 0 <= step < self.steps:
             raise IndexError(step)
-        rows = [self._take(t, int(self._starts[step, t]), int(self._counts[step, t]))
-                for t in range(len(self.sizes))]  # fmt: skip
-        return Draw(step, tuple(rows))
+        indices = [self._take(t, int(self._starts[step, t]), int(self._counts[step, t]))
+                   for t in range(len(self.sizes))]  # fmt: skip
+        return Draw(step, tuple(indices))
 
     def _take(self, task: int, start: int, count: int) -> Int:
         size = self.sizes[task]
@@ -81,9 +79,9 @@ class MixedSampler:
 
 
 def _counts(share: npt.NDArray[np.float64], batch: int, steps: int, seed: int) -> Int:
-    """Samples a task and step, `(steps, T)`: the share rounded at random, sum always `batch`.
+    """Samples per step and task, `(steps, T)`: the share rounded at random, sum always `batch`.
 
-    Systematic sampling: one uniform offset a step against the cumulated shares, so a task's
+    Systematic sampling: one uniform offset per step against the cumulated shares, so a task's
     count never differs from its expectation by one or more.
     """
     offset = np.random.default_rng((seed, 0)).random((steps, 1))

@@ -20,7 +20,7 @@ from lorkd_deploy.training.fitting.processes import Processes
 
 @dataclass(frozen=True)
 class Setup:
-    """A recipe with its data: one entry a task, in the recipe's order."""
+    """A recipe with its data: one entry per task, in the recipe's order."""
 
     recipe: Recipe
     data: tuple[TaskData, ...]

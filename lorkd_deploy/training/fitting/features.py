@@ -72,8 +72,8 @@ class TeacherFeatures:
         if self._held is None:
             return self._compute(x)
         parts = [
-            held[flips.astype(np.int64), rows]
-            for held, rows, flips in zip(self._held, batch.rows, batch.flips, strict=True)
+            held[flips.astype(np.int64), indices]
+            for held, indices, flips in zip(self._held, batch.indices, batch.flips, strict=True)
         ]
         return torch.from_numpy(np.concatenate(parts)).to(self._device)
 

@@ -46,10 +46,10 @@ def task_logits(
     logits = np.zeros((len(images), model.heads.head(task).out_features), np.float32)
     for number, start in enumerate(range(0, len(images), batch), start=task):
         if number % processes.count == processes.index:
-            rows = np.arange(start, min(start + batch, len(images)))
-            x = network_input(images[rows], preprocess, device)
-            output = model(x, torch.full((len(rows),), task, device=device))
-            logits[rows] = output.logits[task].float().cpu().numpy()
+            chosen = np.arange(start, min(start + batch, len(images)))
+            x = network_input(images[chosen], preprocess, device)
+            output = model(x, task)
+            logits[chosen] = output.logits[task].float().cpu().numpy()
     model.train(was_training)
     return processes.total_array(logits)
 

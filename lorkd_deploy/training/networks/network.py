@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.experts import ExpertClassifier, Outputs, TaskHeads
+from lorkd_deploy.experts import ExpertClassifier, Outputs, Route, TaskHeads
 
 
 class TeacherNetwork(nn.Module):
@@ -19,7 +19,7 @@ class TeacherNetwork(nn.Module):
         self.heads = TaskHeads(features, classes)
         self.features = features
 
-    def forward(self, x: Tensor, task: Tensor | int) -> Outputs:
+    def forward(self, x: Tensor, task: Tensor | int | Route) -> Outputs:
         """Features and each task's logits; see `TaskHeads` for their form."""
         features = self.backbone(x)
         return Outputs(features, self.heads(features, task))

@@ -44,8 +44,8 @@ def test_images_and_labels_belong_together() -> None:
         shown = batch.images[:, 0, 0, 0].astype(int) - 100 * batch.task
         np.testing.assert_array_equal(shown, labels)
         assert batch.images.shape == (8, 8, 8, 3)
-        assert [len(r) for r in batch.rows] == [len(f) for f in batch.flips]
-        np.testing.assert_array_equal(np.concatenate(batch.rows), labels)
+        assert [len(r) for r in batch.indices] == [len(f) for f in batch.flips]
+        np.testing.assert_array_equal(np.concatenate(batch.indices), labels)
 
 
 def test_a_later_start_gives_the_same_later_batches() -> None:

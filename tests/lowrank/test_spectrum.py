@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lorkd_deploy.errors import UsageError
-from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.delta import delta_weight, factor_shapes, largest_rank, update_matrix
 from lorkd_deploy.lowrank.spectrum import (
     Step,
@@ -103,25 +101,3 @@ def test_steps_are_taken_by_energy_a_parameter() -> None:
 def test_a_dearer_step_of_a_layer_never_comes_before_its_first() -> None:
     steps = [Step("a", 9, 9), Step("b", 1, 2), Step("a", 0.5, 1)]
     assert within(steps, 4) == [steps[1]]
-
-
-@pytest.mark.parametrize(
-    ("text", "amount", "unit"),
-    [
-        ("0.3MB", 300_000, "bytes"),
-        ("300 kB", 300_000, "bytes"),
-        ("0.5MiB", 524_288, "bytes"),
-        ("40000 parameters", 40_000, "parameters"),
-        ("1024B", 1024, "bytes"),
-    ],
-)
-def test_budgets(text: str, amount: int, unit: str) -> None:
-    budget = parse_budget(text)
-    assert (budget.amount, budget.unit) == (amount, unit)
-    assert budget.factors(1000) == (amount if unit == "parameters" else (amount - 1000) // 4)
-
-
-@pytest.mark.parametrize("text", ["", "0.3", "300", "3 mb", "-1MB", "MB", "1e3kB"])
-def test_wrong_budgets(text: str) -> None:
-    with pytest.raises(UsageError, match="is no budget"):
-        parse_budget(text)
