@@ -39,8 +39,8 @@ import numpy as np
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling.process import EngineProcess
-from lorkd_deploy.profiling.schedule import choose_cpus
-from lorkd_deploy.profiling.summary import RoundCalls
+from lorkd_deploy.profiling.protocol import choose_cpus
+from lorkd_deploy.profiling.timing import RoundCalls
 from lorkd_deploy.profiling.worker import _timed_calls
 from lorkd_deploy.runtime import RunOptions, exporter
 

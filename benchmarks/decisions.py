@@ -34,13 +34,13 @@ from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.machine.gpu_memory import open_gpu_memory
 from lorkd_deploy.machine.power import open_power
-from lorkd_deploy.profiling.benchmark import protocol_of
 from lorkd_deploy.profiling.gates import ROUNDS
-from lorkd_deploy.profiling.profile import Protocol
+from lorkd_deploy.profiling.protocol import Protocol, orders, protocol_of
+from lorkd_deploy.profiling.resampling import MARGIN
 from lorkd_deploy.profiling.rounds import Instruments, Round, measure_round
-from lorkd_deploy.profiling.schedule import orders
 from lorkd_deploy.profiling.stages import draw_image
-from lorkd_deploy.profiling.summary import MARGIN, batch_ratio, timing
+from lorkd_deploy.profiling.summary import batch_ratio
+from lorkd_deploy.profiling.timing import timing
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import open_run
 
@@ -78,7 +78,8 @@ class Bench:
         recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
         given = {"rounds": ROUNDS, "seconds": seconds, "iterations": ITERATIONS, "warmup": WARMUP,
                  "largest_batch": 0, "uncached": False}  # fmt: skip
-        known = protocol_of(bundle, recipe, [engine], given)
+        size = bundle.manifest.preprocess.size
+        known = protocol_of(recipe.benchmark, [engine.name], size, given)
         self.protocol: Protocol = known.model_copy(update={"batch_sizes": (1,), "repeats": 1})
         self.image = folder / "image.png"
         draw_image(self.image, 0)

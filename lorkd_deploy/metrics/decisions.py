@@ -11,7 +11,15 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.metrics.score import F64, I64, Metric, mean_of_defined, one_against_rest, recall
+from lorkd_deploy.metrics.score import (
+    F64,
+    I64,
+    METRICS,
+    Metric,
+    mean_of_defined,
+    one_against_rest,
+    recall,
+)
 
 BINS = 15  # as Guo et al. 2017 have it
 NO_THRESHOLD = 0.5  # where the validation split shows only one side of a decision
@@ -81,6 +89,11 @@ calibration_error = Metric("calibration_error", _calibration_error)
 """Expected calibration error (Guo et al. 2017, equation 3): confidence of the given answer against
 how often it is right, in 15 bins of equal width. Of a multi-label task the probability against how
 often the finding is there, the mean over findings (Naeini et al. 2015)."""
+
+
+def measures(thresholds: tuple[float, ...]) -> tuple[Metric, ...]:
+    """Everything that is measured of a model's answers on a test split, at these thresholds."""
+    return (*METRICS, sensitivity(thresholds), specificity(thresholds), calibration_error)
 
 
 def bins(confidence: F64) -> I64:

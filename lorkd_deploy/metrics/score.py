@@ -146,7 +146,7 @@ def minus(left: Metric, right: Metric) -> Metric:
         first = left.weighted(labels, both[:, :half], counts)
         return first - right.weighted(labels, both[:, half:], counts)
 
-    return Metric(f"{left.name} difference", weighted)
+    return Metric(left.name, weighted)
 
 
 accuracy = Metric("accuracy", _accuracy)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.machine.environment import Load, environment, identity, load_average
-from lorkd_deploy.profiling.all_engines import together
-from lorkd_deploy.profiling.conditions import OTHERS, SLOWER, THROTTLED
+from lorkd_deploy.profiling.colocation import colocated
 from lorkd_deploy.profiling.gates import ROUNDS, check, parse_gates
 from lorkd_deploy.profiling.kept_rounds import ROUNDS_FOLDER, Kept
 from lorkd_deploy.profiling.measuring import Measured, check_writable, measure
@@ -30,10 +26,9 @@ from lorkd_deploy.profiling.profile import (
     Difference,
     EngineProfile,
     Profile,
-    Protocol,
     Score,
 )
-from lorkd_deploy.profiling.schedule import choose_cpus, orders
+from lorkd_deploy.profiling.protocol import QUICK, Protocol, protocol_of
 from lorkd_deploy.profiling.scoring import (
     TaskAnswers,
     answers,
@@ -43,25 +38,14 @@ from lorkd_deploy.profiling.scoring import (
     tensors,
 )
 from lorkd_deploy.profiling.selection import is_teacher, select_engines, teacher_for
-from lorkd_deploy.profiling.stages import SIDE
-from lorkd_deploy.profiling.summary import MARGIN
-from lorkd_deploy.profiling.totals import comparison, engine_profile, single_calls
+from lorkd_deploy.profiling.summary import comparison, engine_profile, single_calls
 from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import BenchmarkSpec, Recipe, parse_recipe
+from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import write_part
 from lorkd_deploy.storage import exclusive, sha256_file, write_tensors
 
 log = logging.getLogger(__name__)
-# What a quick benchmark does, as far as it isn't told otherwise.
-QUICK: dict[str, float] = {
-    "rounds": 2,
-    "seconds": 0.2,
-    "iterations": 20,
-    "repeats": 0,
-    "largest_batch": 0,
-    "uncached": False,
-}
 
 
 def benchmark(
@@ -117,8 +101,13 @@ def benchmark(
         "largest_batch": largest_batch,
     }
     chosen = {key: value for key, value in given.items() if value is not None}
-    protocol = protocol_of(bundle, recipe, engines, (QUICK if quick else {}) | chosen)
-    protocol = protocol.model_copy(update={"quick": quick})
+    protocol = protocol_of(
+        recipe.benchmark,
+        [engine.name for engine in engines],
+        bundle.manifest.preprocess.size,
+        chosen,
+        quick=quick,
+    )
     shown = progress or Silent()
     check_writable(folder.profile)
     with exclusive(folder.profile, "benchmark"):
@@ -126,7 +115,7 @@ def benchmark(
         place, here = folder.profile / ROUNDS_FOLDER, identity(environment())
         kept = Kept(place, protocol, engines, here, resume=resume)
         protocol, measured, taken_over = measure(engines, kept, shown)
-        beside, alone = together(engines, protocol)
+        beside, alone = colocated(engines, protocol)
         machine = environment().model_copy(
             update={"load": Load(before=before, after=load_average())}
         )
@@ -149,6 +138,7 @@ def benchmark(
             comparisons=comparisons,
             calls_sha256=sha256_file(folder.profile / CALLS),
             answers_sha256=sha256_file(folder.profile / ANSWERS),
+            assertions=(),
             together=beside,
             notes=tuple(notes),
         )
@@ -156,40 +146,6 @@ def benchmark(
         write_part(folder.profile / PROFILE, profile)
         kept.drop()
     return profile
-
-
-def protocol_of(
-    bundle: Bundle, recipe: Recipe, engines: Sequence[Artifact], given: dict[str, float]
-) -> Protocol:
-    """The recipe's protocol with what was `given`; raises `UsageError` for what it can't be."""
-    try:
-        spec = BenchmarkSpec.model_validate(recipe.benchmark.model_dump() | given)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        raise UsageError(f"{first['loc'][0]}: {first['msg']}") from exc
-    size = bundle.manifest.preprocess.size
-    clock = time.get_clock_info("perf_counter")
-    return Protocol(
-        rounds=spec.rounds,
-        seconds=spec.seconds,
-        iterations=spec.iterations,
-        warmup=spec.warmup,
-        threads=spec.threads,
-        cpus=choose_cpus(spec.threads),
-        batch_sizes=tuple(sorted(set(spec.batch_sizes))),
-        input_shape=(3, size, size),
-        seed=spec.seed,
-        order=orders([engine.name for engine in engines], spec.rounds, spec.seed),
-        margin=MARGIN,
-        clock=f"{clock.implementation}, resolution {clock.resolution * 1e9:g} ns",
-        repeats=spec.repeats,
-        most_others=OTHERS,
-        most_throttled=THROTTLED,
-        most_slower=SLOWER,
-        largest_batch=spec.largest_batch,
-        stage_image=SIDE,
-        uncached=spec.uncached,
-    )
 
 
 def _score(

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.figures import (
@@ -34,15 +33,18 @@ from lorkd_deploy.profiling.profile import (
     labels_name,
     read_profile,
 )
+from lorkd_deploy.profiling.resampling import (
+    LEAST_ROUNDS,
+    MARGIN,
+    resampled_medians,
+    seeded,
+)
 from lorkd_deploy.profiling.scoring import TaskAnswers, difference
-from lorkd_deploy.profiling.summary import LEAST_ROUNDS, MARGIN, RESAMPLES
 from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import read_tensors, sha256_file
 
 Verdict = Literal["better", "worse", "no change shown", "too few rounds"]
-F64 = npt.NDArray[np.float64]
-_SEED = 0
 
 
 class Change(Part):
@@ -148,8 +150,8 @@ def _by_rounds(figure: Figure, old: Measured, new: Measured, place: str = "") ->
     before, after = (np.asarray(figure.rounds(of), np.float64) for of in (old, new))
     if not len(before) or not len(after) or min(*before, *after) <= 0:
         return
-    generator = np.random.default_rng(_SEED)
-    drawn = _medians(after, generator) / _medians(before, generator)
+    generator = seeded()  # one for both: runs of their own aren't paired
+    drawn = resampled_medians(after, generator) / resampled_medians(before, generator)
     value = float(np.median(after) / np.median(before))
     low, high = (float(v) for v in np.percentile(drawn, (2.5, 97.5)))
     few = min(len(before), len(after)) < LEAST_ROUNDS
@@ -185,11 +187,6 @@ def _verdict(figure: Figure, low: float, high: float) -> Verdict:
     return "better" if (low > 1) == figure.more_is_better else "worse"
 
 
-def _medians(values: F64, generator: np.random.Generator) -> F64:
-    drawn = generator.integers(len(values), size=(RESAMPLES, len(values)))
-    return np.asarray(np.median(values[drawn], axis=1), np.float64)
-
-
 def _quality(
     first: _Side, second: _Side, engine: str, before: Score, after: Score
 ) -> Iterator[Change]:
@@ -204,10 +201,8 @@ def _quality(
     assert old is not None and new is not None
     if not np.array_equal(old_labels, new_labels) or old.shape != new.shape:
         return
-    kind: Any = "multilabel" if old_labels.ndim == 2 else "multiclass"
-    entry = TaskEntry(name=task, department="compared", classes=(), kind=kind, data={})
     limits = {"before": before.thresholds, "after": after.thresholds}
-    answers = TaskAnswers(entry, old_labels, {"before": old, "after": new}, limits)
+    answers = TaskAnswers(task, old_labels, {"before": old, "after": new}, limits)
     found = difference(answers, "after", "before")
     for figure in OF_ANSWERS:
         change, was, now = (figure.of(values) for values in (found, before, after))

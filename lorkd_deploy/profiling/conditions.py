@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from lorkd_deploy.machine.environment import groups
 from lorkd_deploy.machine.nvml import GpuState, Nvml
-from lorkd_deploy.profiling.profile import Conditions
+from lorkd_deploy.schema import Part
 
 OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed
 THROTTLED = 0.01  # share of a round in which a container's CPU limit may have stopped it
@@ -18,6 +18,33 @@ SLOWER = 0.20  # how much slower than in the median the machine may do a fixed p
 REPEATS = 3  # the most that a disturbed round is repeated
 T = TypeVar("T", int, float)
 _TICKS = 100  # a second in /proc/stat: USER_HZ, which Linux keeps at 100 on every machine
+
+
+class Conditions(Part):
+    """What the machine did during one round of one engine, each figure the worst of its parts: a
+    batch size each, and the stages.
+
+    `others` is the share of the engine's CPUs that anything else took, `throttled` the share of
+    the part in which a container's CPU limit stopped the engine; `mhz` and `celsius` are those of
+    the part's end, the `gpu_` ones the first GPU's, and `gpu_slowed` what slowed it then (heat, a
+    cap on its power). `slowdowns` is how often a CPU of the machine slowed itself down for heat in
+    all parts together. `pace` is the time of a fixed piece of work beside the calls, over the
+    median that the benchmark has seen until then. None: the kernel or NVML doesn't tell.
+    `attempts` is how often the round was measured: while it was `disturbed` beyond the protocol's
+    bounds it was repeated, and the least disturbed kept.
+    """
+
+    others: float | None
+    throttled: float | None
+    mhz: float | None
+    celsius: float | None
+    disturbed: bool
+    attempts: int = 1
+    slowdowns: int | None = None
+    gpu_mhz: float | None = None
+    gpu_celsius: float | None = None
+    gpu_slowed: str | None = None
+    pace: float | None = None
 
 
 @dataclass(frozen=True)

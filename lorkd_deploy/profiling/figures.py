@@ -27,9 +27,9 @@ from lorkd_deploy.profiling.profile import (
     EngineProfile,
     Profile,
     Score,
-    Spread,
-    Timing,
 )
+from lorkd_deploy.profiling.resampling import Spread
+from lorkd_deploy.profiling.timing import Timing
 
 Value = Interval | Spread | float | None
 MIB = 1 << 20

@@ -16,9 +16,10 @@ from typing import Any
 from lorkd_deploy._version import __version__
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import LorkdError, UsageError
-from lorkd_deploy.profiling.profile import Conditions, Protocol
+from lorkd_deploy.profiling.conditions import Conditions
+from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.rounds import Round
-from lorkd_deploy.profiling.summary import RoundCalls
+from lorkd_deploy.profiling.timing import RoundCalls
 from lorkd_deploy.schema import document_bytes, read_document
 from lorkd_deploy.storage import (
     read_tensors,

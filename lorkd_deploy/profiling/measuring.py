@@ -12,7 +12,7 @@ from lorkd_deploy.machine.gpu_memory import open_gpu_memory
 from lorkd_deploy.machine.power import open_power
 from lorkd_deploy.profiling.best_batch import best_batch
 from lorkd_deploy.profiling.kept_rounds import Kept
-from lorkd_deploy.profiling.profile import Protocol
+from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.rounds import Instruments, Round, measure_round
 from lorkd_deploy.profiling.stages import draw_image
 from lorkd_deploy.progress import Progress

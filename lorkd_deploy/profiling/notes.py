@@ -9,11 +9,11 @@ from typing import Any
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.environment import Environment, disturbances
-from lorkd_deploy.profiling.bounds import bounds
 from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
-from lorkd_deploy.profiling.profile import EngineProfile, Protocol
+from lorkd_deploy.profiling.profile import EngineProfile
+from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.resampling import LEAST_ROUNDS
 from lorkd_deploy.profiling.selection import is_teacher, teacher_for
-from lorkd_deploy.profiling.summary import LEAST_ROUNDS
 
 CLOCK_DRIFT = 0.9  # the slowest round's clock below this share of the fastest's is said
 
@@ -87,10 +87,10 @@ def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[s
     states = [state for profile in profiles for state in profile.conditions]
     repeated = sum(state.attempts > 1 for state in states)
     still = sum(state.disturbed for state in states)
-    if (repeated or still) and (disturbed := bounds(protocol)):
+    if repeated or still:
         yield (
             f"of {len(states)} engine rounds {repeated} were repeated, at most {protocol.repeats} "
-            f"times each, and {still} of those kept were still disturbed: {disturbed}"
+            f"times each, and {still} of those kept were still disturbed: {protocol.bounds}"
         )
     timings = [timing for profile in profiles for timing in profile.timings]
     if unsettled := sum(timing.unsettled for timing in timings):

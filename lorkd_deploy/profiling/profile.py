@@ -12,65 +12,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.environment import Environment
 from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.colocation import Colocation
+from lorkd_deploy.profiling.conditions import Conditions
+from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.resampling import Spread
+from lorkd_deploy.profiling.timing import Timing
 from lorkd_deploy.schema import Part, read_part
 
 SCHEMA = 2  # 2: with a digest of itself
 PROFILE = "profile.json"
 CALLS = "calls.safetensors"
 ANSWERS = "answers.safetensors"
-LEAST_CALLS = {"p99": 100, "p99_9": 1000}  # of fewer a percentile is little but the slowest call
-
-
-class Spread(Part):
-    """One value a round, where each round is a process of its own; never trimmed."""
-
-    median: float
-    minimum: float
-    maximum: float
-    rounds: tuple[float, ...]
-
-
-class Timing(Part):
-    """The runner's call at one batch size, over all rounds together.
-
-    `p50` carries an interval found by resampling rounds; `throughput` is images over the time
-    spent in calls, its interval likewise. `peak_mib` is the memory over an empty process up to the
-    end of this batch size, smaller ones having run before (median of the rounds). `percentiles`
-    are the 0th, 1st, … 100th. `p99` and `p99_9` are None for fewer calls than `LEAST_CALLS`, in
-    older profiles too. `interruptions` is how often in each round the kernel gave the
-    engine's CPU to something else, `unsettled` in how many rounds the warm-up was given up before
-    its median had settled. The `round_` figures are those of each round for itself.
-    """
-
-    batch: int
-    calls: int
-    p50: Interval
-    p90: float
-    p99: float | None
-    p99_9: float | None
-    mean: float
-    minimum: float
-    maximum: float
-    throughput: Interval
-    peak_mib: float | None
-    round_p50: tuple[float, ...]
-    round_calls: tuple[int, ...]
-    interruptions: tuple[int, ...]
-    percentiles: tuple[float, ...]
-    unsettled: int
-    round_p90: tuple[float, ...]
-    round_p99: tuple[float, ...]
-    round_throughput: tuple[float, ...]
-
-    @field_validator("p99", "p99_9")
-    @classmethod
-    def _of_enough_calls(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return value if info.data.get("calls", 0) >= LEAST_CALLS[str(info.field_name)] else None
+Verdict = Literal["faster", "slower", "no difference shown", "too few rounds"]
 
 
 class ColdStart(Part):
@@ -80,7 +36,7 @@ class ColdStart(Part):
     Those have the files in the system's page cache, since a process has read them before. The
     `uncached` ones are of a process that had to read them again: the kernel was made to forget
     every file that the process maps or imports, and `forgotten` is the share of their bytes that it
-    did forget. None: not measured, or a profile from before it was.
+    did forget. None: not measured.
     """
 
     runtime_import: Spread
@@ -106,33 +62,6 @@ class Stages(Part):
     end_to_end: Spread
 
 
-class Conditions(Part):
-    """What the machine did during one round of one engine, each figure the worst of its parts: a
-    batch size each, and the stages (in profiles before 2026-11-26 of the round as a whole).
-
-    `others` is the share of the engine's CPUs that anything else took, `throttled` the share of
-    the part in which a container's CPU limit stopped the engine; `mhz` and `celsius` are those of
-    the part's end, the `gpu_` ones the first GPU's, and `gpu_slowed` what slowed it then (heat, a
-    cap on its power). `slowdowns` is how often a CPU of the machine slowed itself down for heat in
-    all parts together. `pace` is the time of a fixed piece of work beside the calls, over the
-    median that the benchmark has seen until then. None: the kernel or NVML doesn't tell.
-    `attempts` is how often the round was measured: while it was `disturbed` beyond the protocol's
-    bounds it was repeated, and the least disturbed kept.
-    """
-
-    others: float | None
-    throttled: float | None
-    mhz: float | None
-    celsius: float | None
-    disturbed: bool
-    attempts: int = 1
-    slowdowns: int | None = None
-    gpu_mhz: float | None = None
-    gpu_celsius: float | None = None
-    gpu_slowed: str | None = None
-    pace: float | None = None
-
-
 class Memory(Part):
     """Resident memory, MiB. `empty` is the worker with Python and NumPy before it loads a runtime;
     `loaded` and `peak` (up to the end of the smallest batch's round) are what comes on top of it,
@@ -148,53 +77,38 @@ class Memory(Part):
     loaded: Spread | None
     peak: Spread | None
     source: str
-    gpu: Spread | None = None
-    allocator: Spread | None = None
-    unified: Spread | None = None
-    gpu_source: str | None = None
+    gpu: Spread | None
+    allocator: Spread | None
+    unified: Spread | None
+    gpu_source: str | None
 
 
-class Together(Part):
-    """Experts of one target and precision on one machine, MiB, each after its first answer.
+class Quality(Part):
+    """Figures of the answers on one test split, intervals by resampling images; those beyond
+    accuracy are None where they are undefined on it. Each has a row in `figures`."""
 
-    `apart` is the sum of their resident memory in a process each, all at once, and `apart_shared`
-    the sum of their proportional set sizes, where what they share (libraries, above all) counts
-    once: that is what they take of the machine. `one_process` is the resident memory of a single
-    process that has opened all of them, `one_engine` that of the same process with the first one
-    only, `empty` that before any. None: the kernel doesn't tell. `bytes` is their size on disk.
-    """
-
-    target: str
-    precision: str
-    engines: tuple[str, ...]
-    bytes: int
-    apart: float | None
-    apart_shared: float | None
-    one_process: float | None
-    one_engine: float | None
-    empty: float | None
+    accuracy: Interval
+    auc: Interval | None
+    balanced_accuracy: Interval | None
+    sensitivity: Interval | None
+    specificity: Interval | None
+    calibration_error: Interval | None
 
 
-class Score(Part):
-    """One task's whole test split through the engine, intervals by resampling images.
+class Score(Quality):
+    """One task's whole test split through the engine.
 
     `sensitivity` and `specificity` are those at `thresholds`: one for the second of two classes,
     else one a class (against the rest) or finding, and the mean over them. `threshold_from` says
     whether the recipe gave the threshold or it was chosen on the validation split through this
-    engine (Youden). None: undefined on this split, or a profile from before it was measured.
+    engine (Youden). `majority` is the accuracy of always answering the commonest class.
     """
 
     task: str
     images: int
-    accuracy: Interval
-    auc: Interval | None
     majority: float
-    balanced_accuracy: Interval | None = None
-    sensitivity: Interval | None = None
-    specificity: Interval | None = None
-    calibration_error: Interval | None = None
-    thresholds: tuple[float, ...] = ()
-    threshold_from: Literal["recipe", "validation"] | None = None
+    thresholds: tuple[float, ...]
+    threshold_from: Literal["recipe", "validation"]
 
 
 class EngineProfile(Part):
@@ -218,12 +132,12 @@ class EngineProfile(Part):
     cold_start: ColdStart
     memory: Memory
     timings: tuple[Timing, ...]
-    scores: tuple[Score, ...] = ()
-    build_seconds: float | None = None
-    best_batch: int | None = None
-    stages: Stages | None = None
-    joules: Spread | None = None
-    conditions: tuple[Conditions, ...] = ()
+    scores: tuple[Score, ...]
+    build_seconds: float | None
+    best_batch: int | None
+    stages: Stages
+    joules: Spread | None
+    conditions: tuple[Conditions, ...]
 
     @property
     def latency(self) -> Timing:
@@ -246,20 +160,11 @@ class Flips(Part):
     p: float | None
 
 
-class Difference(Part):
-    """Expert minus teacher on the same test images of one task, intervals by resampling images.
-
-    Each at its own thresholds. None: undefined, or a profile from before it was measured.
-    """
+class Difference(Quality):
+    """Expert minus teacher on the same test images of one task, each at its own thresholds."""
 
     task: str
-    accuracy: Interval
-    auc: Interval | None
-    balanced_accuracy: Interval | None = None
-    sensitivity: Interval | None = None
-    specificity: Interval | None = None
-    calibration_error: Interval | None = None
-    flips: Flips | None = None
+    flips: Flips
 
 
 class BatchRatio(Part):
@@ -271,7 +176,7 @@ class BatchRatio(Part):
 
     batch: int
     ratio: Interval
-    verdict: Literal["faster", "slower", "no difference shown", "too few rounds"]
+    verdict: Verdict
 
 
 class Comparison(Part):
@@ -286,8 +191,8 @@ class Comparison(Part):
     latency: tuple[BatchRatio, ...]
     memory: float | None
     size: float
-    scores: tuple[Difference, ...] = ()
-    throughput: Interval | None = None
+    scores: tuple[Difference, ...]
+    throughput: Interval | None
 
 
 class Assertion(Part):
@@ -297,63 +202,6 @@ class Assertion(Part):
     engine: str
     value: float | None
     passed: bool
-
-
-class Protocol(Part):
-    """How it was measured.
-
-    Each round starts every engine once, in a fresh process, in the order that `order` records:
-    drawn with `seed`, each second round the reverse of the one before, so that a drift of the
-    machine falls on all alike. At each batch size a round warms up (at least `warmup` images, until
-    the median settles), then calls the engine until `iterations` images (at batch 32 a 32nd as
-    many calls) and `seconds` are done.
-    `cpus` are the logical CPUs that the worker was pinned to (None: pinning isn't possible here).
-
-    A round is repeated, at most `repeats` times, if in one of its parts (`Conditions`) others took
-    more than `most_others` of those CPUs, or a CPU limit stopped the engine for more than
-    `most_throttled` of the time, or the machine took `most_slower` longer for a fixed piece of work
-    than in the median of the benchmark until then.
-    `best_batches` are measured beside `batch_sizes`: found before the rounds, up to
-    `largest_batch`. `quick` was asked for: shorter than the protocol wants. `uncached`: each round
-    starts the engine once more, with its files out of the page cache. `power` names the energy
-    counters, or says why there are none; `idle_watts` is what they showed before the rounds.
-    `stage_image` is the side, px, of the drawn PNG that the stages start from.
-    """
-
-    rounds: int
-    seconds: float
-    iterations: int
-    warmup: int
-    threads: int
-    cpus: tuple[int, ...] | None
-    batch_sizes: tuple[int, ...]
-    input_shape: tuple[int, int, int]
-    seed: int
-    order: tuple[tuple[str, ...], ...]
-    margin: float
-    clock: str
-    repeats: int = 0
-    most_others: float | None = None
-    most_throttled: float | None = None
-    most_slower: float | None = None
-    largest_batch: int = 0
-    best_batches: dict[str, int] = Field(default_factory=dict)
-    stage_image: int | None = None
-    quick: bool = False
-    uncached: bool = False
-    gpu_memory: str | None = None
-    power: str | None = None
-    idle_watts: float | None = None
-
-    @property
-    def stage_passes(self) -> int:
-        """How often a round does all stages at least."""
-        return max(3, self.iterations // 4)
-
-    @property
-    def stage_seconds(self) -> float:
-        """How long a round does so at least, seconds."""
-        return self.seconds / 4
 
 
 class Profile(Part):
@@ -371,10 +219,10 @@ class Profile(Part):
     engines: tuple[EngineProfile, ...]
     comparisons: tuple[Comparison, ...]
     calls_sha256: str
-    answers_sha256: str | None = None
-    assertions: tuple[Assertion, ...] = ()
-    together: tuple[Together, ...] = ()
-    notes: tuple[str, ...] = ()
+    answers_sha256: str
+    assertions: tuple[Assertion, ...]
+    together: tuple[Colocation, ...]
+    notes: tuple[str, ...]
 
     def engine(self, name: str) -> EngineProfile:
         """The engine whose `engine` is `name`; raises `KeyError`."""

@@ -19,19 +19,15 @@ from lorkd_deploy.profiling.conditions import (
     OTHERS,
     SLOWER,
     THROTTLED,
+    Conditions,
     conditions,
     snapshot,
     worst,
 )
 from lorkd_deploy.profiling.process import EngineProcess
-from lorkd_deploy.profiling.profile import (
-    Conditions,
-    Protocol,
-)
+from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.stages import STAGES
-from lorkd_deploy.profiling.summary import (
-    RoundCalls,
-)
+from lorkd_deploy.profiling.timing import RoundCalls
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,11 @@ from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics import decisions
 from lorkd_deploy.metrics import score as metrics
-from lorkd_deploy.metrics.interval import around, where_defined
+from lorkd_deploy.metrics.interval import where_defined
 from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling.process import EngineProcess
-from lorkd_deploy.profiling.profile import (
-    Difference,
-    Flips,
-    Score,
-    answers_name,
-    labels_name,
-)
+from lorkd_deploy.profiling.profile import Difference, Flips, Score, answers_name, labels_name
 from lorkd_deploy.recipe import DataSpec
 from lorkd_deploy.storage import canonical_json
 
@@ -43,11 +37,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskAnswers:
-    """A task's labels, and by engine name the probabilities `(N, K)` that each engine gave and the
-    thresholds at which it is judged, `from_recipe` or chosen on the validation split.
+    """The labels of a task, and by engine name the probabilities `(N, K)` that each engine gave and
+    the thresholds at which it is judged, `from_recipe` or chosen on the validation split.
     """
 
-    task: TaskEntry
+    task: str
     labels: I64
     probabilities: dict[str, F64]
     thresholds: dict[str, tuple[float, ...]]
@@ -94,7 +88,7 @@ def answers(
         else:
             count = metrics.one_against_rest(data.test.labels, next(iter(given.values())))[0]
             chosen = dict.fromkeys(given, (threshold,) * count.shape[1])
-    return TaskAnswers(task, data.test.labels, given, chosen, threshold is not None)
+    return TaskAnswers(task.name, data.test.labels, given, chosen, threshold is not None)
 
 
 def _through(
@@ -117,57 +111,42 @@ def tensors(scored: Iterable[TaskAnswers]) -> dict[str, npt.NDArray[Any]]:
     """Labels and answers of every task, by the names they have in `answers.safetensors`."""
     found: dict[str, npt.NDArray[Any]] = {}
     for given in scored:
-        found[labels_name(given.task.name)] = given.labels
+        found[labels_name(given.task)] = given.labels
         for engine, probabilities in given.probabilities.items():
-            found[answers_name(given.task.name, engine)] = probabilities
+            found[answers_name(given.task, engine)] = probabilities
     return found
 
 
 def score(given: TaskAnswers, engine: str) -> Score:
     """How good one engine is on the split, with 95 % bootstrap intervals."""
-    probabilities = given.probabilities[engine]
-    measured = {
-        metric.name: where_defined(metric, given.labels, probabilities)
-        for metric in _metrics(given, engine)
-    }
+    measures = decisions.measures(given.thresholds[engine])
     return Score(
-        task=given.task.name,
+        task=given.task,
         images=len(given.labels),
-        accuracy=around(metrics.accuracy, given.labels, probabilities),
         majority=metrics.majority(given.labels),
         thresholds=given.thresholds[engine],
         threshold_from="recipe" if given.from_recipe else "validation",
-        **measured,
+        **_quality(measures, given.labels, given.probabilities[engine]),
     )
 
 
-def difference(given: TaskAnswers, expert: str, teacher: str) -> Difference:
-    """Expert minus teacher; both are resampled with the same images."""
-    both = np.hstack([given.probabilities[expert], given.probabilities[teacher]])
-    pairs = zip(_metrics(given, expert), _metrics(given, teacher), strict=True)
-    measured = {
-        left.name: where_defined(metrics.minus(left, right), given.labels, both)
-        for left, right in pairs
-    }
-    accuracy = metrics.minus(metrics.accuracy, metrics.accuracy)
+def difference(given: TaskAnswers, engine: str, beside: str) -> Difference:
+    """`engine` minus `beside`, expert minus teacher; both are resampled with the same images."""
+    both = np.hstack([given.probabilities[engine], given.probabilities[beside]])
+    pairs = zip(
+        *(decisions.measures(given.thresholds[name]) for name in (engine, beside)), strict=True
+    )
+    measures = [metrics.minus(left, right) for left, right in pairs]
     return Difference(
-        task=given.task.name,
-        accuracy=around(accuracy, given.labels, both),
-        flips=_flips(given, expert, teacher),
-        **measured,
+        task=given.task,
+        flips=_flips(given, engine, beside),
+        **_quality(measures, given.labels, both),
     )
 
 
-def _metrics(given: TaskAnswers, engine: str) -> tuple[Metric, ...]:
-    """Everything but accuracy, which is always defined; names are those of `Score`."""
-    limits = given.thresholds[engine]
-    return (
-        metrics.auc,
-        metrics.balanced_accuracy,
-        decisions.sensitivity(limits),
-        decisions.specificity(limits),
-        decisions.calibration_error,
-    )
+def _quality(measures: Iterable[Metric], labels: I64, probabilities: F64) -> dict[str, Any]:
+    """The fields of `Quality`: each metric's name is that of its field."""
+    return {metric.name: where_defined(metric, labels, probabilities) for metric in measures}
 
 
 def _flips(given: TaskAnswers, expert: str, teacher: str) -> Flips:

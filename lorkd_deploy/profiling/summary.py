@@ -1,94 +1,149 @@
-"""From single calls to figures: percentiles, intervals by resampling rounds, paired ratios."""
+"""All rounds of an engine summed up, and an expert beside the teacher by ratios paired by round."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.machine.memory import NO_SOURCE, SOURCE
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.profiling.profile import BatchRatio, Spread, Timing
+from lorkd_deploy.profiling.profile import (
+    BatchRatio,
+    ColdStart,
+    Comparison,
+    Difference,
+    EngineProfile,
+    Memory,
+    Score,
+    Stages,
+    Verdict,
+    calls_name,
+)
+from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.resampling import (
+    LEAST_ROUNDS,
+    MARGIN,
+    Spread,
+    by_rounds,
+    spread,
+    spread_where_known,
+)
+from lorkd_deploy.profiling.rounds import Round
+from lorkd_deploy.profiling.selection import is_teacher
+from lorkd_deploy.profiling.timing import Timing, timing
 
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
-Verdict = Literal["faster", "slower", "no difference shown", "too few rounds"]
-MARGIN = 0.02
-LEAST_ROUNDS = 5  # the median's range over n rounds covers 1 - 2^(1-n): 94 % with five
-RESAMPLES = 2000
-_SEED = 0
 
-
-@dataclass(frozen=True)
-class RoundCalls:
-    """One round at one batch size: int64 ns a call, peak memory in MiB over an empty process;
-    `settled` is whether the median of the warm-up before it did."""
-
-    calls: I64
-    peak: float | None = None
-    interruptions: int = 0
-    settled: bool = True
-
-
-def percentile(calls: I64, q: float) -> float:
-    """The `q`-th percentile (linear interpolation, Hyndman and Fan's type 7) of ns, in ms."""
-    return float(np.percentile(calls, q)) / 1e6
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """One value a round, summed up."""
-    return Spread(
-        median=float(np.median(values)),
-        minimum=min(values),
-        maximum=max(values),
-        rounds=tuple(values),
+def engine_profile(
+    engine: Artifact, protocol: Protocol, rounds: Sequence[Round], scores: Sequence[Score]
+) -> EngineProfile:
+    """Everything that was measured of one engine."""
+    teacher = is_teacher(engine)
+    smallest = min(rounds[0].batches)
+    timings = tuple(
+        timing(batch, [r.batches[batch] for r in rounds]) for batch in rounds[0].batches
+    )
+    peak = spread_where_known([r.batches[smallest].peak for r in rounds])
+    return EngineProfile(
+        engine=engine.name,
+        kind="teacher" if teacher else "expert",
+        department=None if teacher else engine.department,
+        tasks=tuple(task.name for task in engine.tasks),
+        target=engine.target,
+        precision=engine.precision,
+        bytes=engine.bytes,
+        facts=rounds[0].facts,
+        cold_start=ColdStart(
+            **{name: spread([r.cold[name] for r in rounds]) for name in rounds[0].cold},
+            **_spreads([r.uncached for r in rounds]),
+        ),
+        memory=Memory(
+            empty=spread_where_known([r.empty for r in rounds]),
+            loaded=spread_where_known([r.loaded for r in rounds]),
+            peak=peak,
+            source=NO_SOURCE if peak is None else SOURCE,
+            gpu=spread_where_known([r.gpu for r in rounds]),
+            allocator=spread_where_known([r.allocator for r in rounds]),
+            unified=spread_where_known([r.unified for r in rounds]),
+            gpu_source=protocol.gpu_memory,
+        ),
+        timings=timings,
+        scores=tuple(scores),
+        build_seconds=engine.build_seconds,
+        best_batch=_fastest(timings).batch if protocol.best_batches else None,
+        stages=Stages(
+            **{name: spread([r.stages[name] for r in rounds]) for name in rounds[0].stages}
+        ),
+        joules=spread_where_known([r.joules for r in rounds]),
+        conditions=tuple(r.conditions for r in rounds),
     )
 
 
-def spread_where_known(values: Sequence[float | None]) -> Spread | None:
-    """`spread`, or None where a round has no value."""
-    known = [value for value in values if value is not None]
-    return spread(known) if len(known) == len(values) else None
+def _spreads(rounds: Sequence[dict[str, float] | None]) -> dict[str, Spread]:
+    known = [entry for entry in rounds if entry is not None]
+    if len(known) < len(rounds):
+        return {}
+    return {name: spread([entry[name] for entry in known]) for name in known[0]}
 
 
-def timing(batch: int, rounds: Sequence[RoundCalls]) -> Timing:
-    """Sum up one engine's rounds at one batch size.
-
-    Rounds, not calls, are resampled for the intervals: calls of one process aren't independent.
-    """
-    calls = np.concatenate([part.calls for part in rounds])
-    medians = np.array([percentile(part.calls, 50) for part in rounds])
-    rates = np.array([_rate(batch, part.calls) for part in rounds])
-    peak = spread_where_known([part.peak for part in rounds])
-    return Timing(
-        batch=batch,
-        calls=len(calls),
-        p50=_by_rounds(medians, value=percentile(calls, 50)),
-        p90=percentile(calls, 90),
-        p99=percentile(calls, 99),
-        p99_9=percentile(calls, 99.9),
-        mean=float(calls.mean()) / 1e6,
-        minimum=float(calls.min()) / 1e6,
-        maximum=float(calls.max()) / 1e6,
-        throughput=_by_rounds(rates, value=_rate(batch, calls)),
-        peak_mib=None if peak is None else peak.median,
-        round_p50=tuple(float(value) for value in medians),
-        round_calls=tuple(len(part.calls) for part in rounds),
-        interruptions=tuple(part.interruptions for part in rounds),
-        unsettled=sum(not part.settled for part in rounds),
-        percentiles=tuple(float(v) / 1e6 for v in np.percentile(calls, np.arange(101))),
-        round_p90=tuple(percentile(part.calls, 90) for part in rounds),
-        round_p99=tuple(percentile(part.calls, 99) for part in rounds),
-        round_throughput=tuple(float(value) for value in rates),
+def comparison(
+    expert: EngineProfile, teacher: EngineProfile, differences: Iterable[Difference]
+) -> Comparison:
+    """An expert beside the teacher, both measured in the same rounds."""
+    return Comparison(
+        engine=expert.engine,
+        teacher=teacher.engine,
+        latency=tuple(_ratios(expert, teacher)),
+        memory=_peak_ratio(expert, teacher),
+        size=teacher.bytes / expert.bytes,
+        scores=tuple(differences),
+        throughput=_throughput(expert, teacher),
     )
+
+
+def single_calls(measured: Mapping[str, Sequence[Round]]) -> dict[str, npt.NDArray[np.int64]]:
+    """Every call of every round, by the name it has in `calls.safetensors`."""
+    return {
+        calls_name(engine, batch, number): part.calls
+        for engine, rounds in measured.items()
+        for number, one in enumerate(rounds)
+        for batch, part in one.batches.items()
+    }
+
+
+def _ratios(expert: EngineProfile, teacher: EngineProfile) -> Iterator[BatchRatio]:
+    slow = {timing.batch: timing for timing in teacher.timings}
+    for fast in expert.timings:
+        if fast.batch in slow:  # each has a best batch of its own
+            yield batch_ratio(slow[fast.batch], fast)
+
+
+def _fastest(timings: Iterable[Timing]) -> Timing:
+    """The batch size with the most images a second."""
+    return max(timings, key=lambda entry: entry.throughput.value)
+
+
+def _throughput(expert: EngineProfile, teacher: EngineProfile) -> Interval | None:
+    if expert.best_batch is None or teacher.best_batch is None:
+        return None
+    mine, theirs = _fastest(expert.timings), _fastest(teacher.timings)
+    return paired_ratio(mine.round_throughput, theirs.round_throughput)
+
+
+def _peak_ratio(expert: EngineProfile, teacher: EngineProfile) -> float | None:
+    mine, theirs = expert.memory.peak, teacher.memory.peak
+    # A peak below an empty process's is noise of a few pages, and no base for a ratio.
+    if mine is None or theirs is None or mine.median <= 0:
+        return None
+    return theirs.median / mine.median
 
 
 def paired_ratio(teacher: Sequence[float], expert: Sequence[float]) -> Interval:
     """Median over rounds of teacher / expert of the same round, with its 95 % interval."""
     ratios = np.asarray(teacher, np.float64) / np.asarray(expert, np.float64)
-    return _by_rounds(ratios, value=float(np.median(ratios)))
+    return by_rounds(ratios, value=float(np.median(ratios)))
 
 
 def batch_ratio(teacher: Timing, expert: Timing) -> BatchRatio:
@@ -108,17 +163,3 @@ def verdict(ratio: Interval, rounds: int) -> Verdict:
     if ratio.high < 1 - MARGIN:
         return "slower"
     return "no difference shown"
-
-
-def _rate(batch: int, calls: I64) -> float:
-    return batch * len(calls) / (float(calls.sum()) / 1e9)
-
-
-def _by_rounds(values: F64, *, value: float) -> Interval:
-    """95 % percentile-bootstrap interval of the median of one value a round."""
-    # With five rounds it reaches from the smallest to the largest, which is 94 %. `value`, of
-    # all calls together, may lie outside where rounds differ in their number of calls.
-    generator = np.random.default_rng(_SEED)
-    drawn = generator.integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
-    return Interval(value=value, low=min(float(low), value), high=max(float(high), value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.profiling.profile import Spread
+from lorkd_deploy.profiling.resampling import Spread
 from lorkd_deploy.reporting.table import Cell, Tone
 
 UNMEASURED = "not measured here"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from lorkd_deploy.machine.environment import Environment
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.profiling.bounds import bounds
-from lorkd_deploy.profiling.profile import LEAST_CALLS, Profile, Protocol
-from lorkd_deploy.profiling.summary import LEAST_ROUNDS
+from lorkd_deploy.profiling.profile import Profile
+from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.resampling import LEAST_ROUNDS
+from lorkd_deploy.profiling.timing import LEAST_CALLS
 from lorkd_deploy.reporting.cells import UNMEASURED, MiB, signed, significant
 from lorkd_deploy.reporting.shown_engine import chosen
 from lorkd_deploy.reporting.sources import Pair, Sources
@@ -185,30 +186,22 @@ def _covers(how: Protocol) -> str:
 
 
 def _extras(how: Protocol) -> list[str]:
-    """What newer protocols do besides: best batch, stages, and rounds measured again."""
+    """What the protocol does besides: best batch, stages, and rounds measured again."""
     found = []
     if how.best_batches:
         found.append(
             "Each engine's best batch was looked for before the rounds by doubling the batch up to "
             f"{how.largest_batch} while it gained throughput, and then measured like the others."
         )
-    if how.stage_image:
-        found.append(
-            "The stages start from a drawn grey PNG of "
-            f"{how.stage_image} × {how.stage_image} px on the disk's cache, one image at a time: "
-            f"at least {how.stage_passes} passes and {how.stage_seconds:g} s a round, the first "
-            "left out, without waiting for the median to settle."
-        )
-    if disturbed := bounds(how):
-        # Profiles from before the machine's pace was watched judge a round as a whole.
-        part = "in which" if how.most_slower is None else "if during one of its batches or stages"
-        found.append(
-            f"A round counts as disturbed {part} {disturbed}; it was repeated at most "
-            f"{how.repeats} times and the least disturbed attempt kept."
-        )
-    else:
-        found.append("Rounds were not watched for disturbances.")
-    return found
+    return [
+        *found,
+        "The stages start from a drawn grey PNG of "
+        f"{how.stage_image} × {how.stage_image} px on the disk's cache, one image at a time: "
+        f"at least {how.stage_passes} passes and {how.stage_seconds:g} s a round, the first "
+        "left out, without waiting for the median to settle.",
+        f"A round counts as disturbed if during one of its batches or stages {how.bounds}; it was "
+        f"repeated at most {how.repeats} times and the least disturbed attempt kept.",
+    ]
 
 
 def _cold(how: Protocol) -> str:

@@ -38,7 +38,7 @@ from lorkd_deploy.profiling.profile import (
 )
 from lorkd_deploy.profiling.rounds import measure_round
 from lorkd_deploy.profiling.selection import select_engines
-from lorkd_deploy.profiling.summary import percentile
+from lorkd_deploy.profiling.timing import percentile
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import read_tensors, sha256_file

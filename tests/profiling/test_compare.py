@@ -19,7 +19,7 @@ from lorkd_deploy.profiling.profile import (
     labels_name,
     read_profile,
 )
-from lorkd_deploy.profiling.summary import spread
+from lorkd_deploy.profiling.resampling import spread
 from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import read_tensors, sha256_file, write_tensors
 from tests.reporting.run_folder import FINDINGS, TASKS, build_run

@@ -17,8 +17,17 @@ from lorkd_deploy.machine.nvml import GpuState
 from lorkd_deploy.machine.power import Power
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling import rounds
-from lorkd_deploy.profiling.conditions import Snapshot, conditions, snapshot, worst
-from lorkd_deploy.profiling.profile import Conditions, Protocol
+from lorkd_deploy.profiling.conditions import (
+    OTHERS,
+    SLOWER,
+    THROTTLED,
+    Conditions,
+    Snapshot,
+    conditions,
+    snapshot,
+    worst,
+)
+from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.stages import draw_image
 
 STAT = """\
@@ -216,6 +225,13 @@ def test_a_round_is_as_disturbed_as_its_worst_part_and_the_quietest_is_kept(
         margin=0.02,
         clock="",
         repeats=2,
+        most_others=OTHERS,
+        most_throttled=THROTTLED,
+        most_slower=SLOWER,
+        largest_batch=0,
+        stage_image=512,
+        quick=False,
+        uncached=False,
     )
     draw_image(tmp_path / "image.png", 0)
     told = itertools.chain.from_iterable(shares)

@@ -8,9 +8,9 @@ import numpy as np
 
 from lorkd_deploy import benchmark
 from lorkd_deploy.deploy.artifact import find_artifacts
-from lorkd_deploy.profiling.bounds import bounds
+from lorkd_deploy.profiling.conditions import Conditions
 from lorkd_deploy.profiling.notes import notes_of
-from lorkd_deploy.profiling.profile import PROFILE, Conditions, read_profile
+from lorkd_deploy.profiling.profile import PROFILE, read_profile
 from lorkd_deploy.profiling.selection import is_teacher
 from lorkd_deploy.reporting import words
 from tests.profiling.conftest import Hospital
@@ -64,11 +64,6 @@ def test_how_long_the_stages_are_measured_is_said(tmp_path: Path) -> None:
     protocol = profile.protocol.model_copy(update={"stage_image": 512})
     said = " ".join(words.protocol(profile.model_copy(update={"protocol": protocol})))
     assert "at least 25 passes and 0.75 s a round, the first left out" in said
-
-
-def test_rounds_that_were_not_watched_have_no_bounds(tmp_path: Path) -> None:
-    run = build_run(tmp_path / "run", tasks=TASKS[:1])
-    assert bounds(read_profile(run / "profile" / PROFILE).protocol) == ""
 
 
 def test_which_experts_have_no_teacher_of_their_kind_is_one_note(hospital: Hospital) -> None:

@@ -10,17 +10,10 @@ import pytest
 
 from lorkd_deploy import report
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.profiling.profile import PROFILE, read_profile
-from lorkd_deploy.profiling.summary import (
-    RoundCalls,
-    batch_ratio,
-    paired_ratio,
-    percentile,
-    spread,
-    spread_where_known,
-    timing,
-    verdict,
-)
+from lorkd_deploy.profiling.profile import PROFILE
+from lorkd_deploy.profiling.resampling import spread, spread_where_known
+from lorkd_deploy.profiling.summary import batch_ratio, paired_ratio, verdict
+from lorkd_deploy.profiling.timing import RoundCalls, percentile, timing
 from lorkd_deploy.schema import document_bytes
 from tests.reporting.run_folder import TASKS, build_run
 
@@ -65,7 +58,7 @@ def test_a_timing_holds_every_call_of_every_round() -> None:
     assert found.p50.low <= found.p50.value <= found.p50.high
 
 
-def test_a_percentile_of_too_few_calls_is_none_in_older_profiles_too(tmp_path: Path) -> None:
+def test_a_percentile_of_too_few_calls_is_none_and_the_report_says_so(tmp_path: Path) -> None:
     few, enough = (timing(8, [RoundCalls(np.full(n, 2 * MS))]) for n in (99, 100))
     assert (few.p90, few.p99, few.p99_9) == (2, None, None)
     assert (enough.p99, enough.p99_9) == (2, None)
@@ -73,16 +66,14 @@ def test_a_percentile_of_too_few_calls_is_none_in_older_profiles_too(tmp_path: P
 
     run = build_run(tmp_path / "run", tasks=TASKS[:1])
     file = run / "profile" / PROFILE
-    older = json.loads(file.read_text())
-    for engine in older["engines"]:
+    profile = json.loads(file.read_text())
+    for engine in profile["engines"]:
         for entry in engine["timings"]:
-            entry |= {"calls": 57, "p99": 123.456, "p99_9": 234.567}
-    file.write_bytes(document_bytes(older))
-    assert {entry.p99 for e in read_profile(file).engines for entry in e.timings} == {None}
+            entry |= {"calls": 57, "p99": None, "p99_9": None}
+    file.write_bytes(document_bytes(profile))
     files = report(run)
     shown = [file.read_text() for file in (files.markdown, files.html, *files.tables)]
     assert all("too few calls" in text for text in shown[:2])
-    assert not any("123.456" in text or "234.567" in text for text in shown)
 
 
 def test_spread_keeps_every_round_and_says_where_one_is_unknown() -> None:

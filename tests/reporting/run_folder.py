@@ -16,6 +16,7 @@ from lorkd_deploy.metrics.decisions import mcnemar
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.profiling.colocation import Colocation
 from lorkd_deploy.profiling.profile import (
     BatchRatio,
     ColdStart,
@@ -25,16 +26,16 @@ from lorkd_deploy.profiling.profile import (
     Flips,
     Memory,
     Profile,
-    Protocol,
     Score,
-    Spread,
     Stages,
-    Together,
     answers_name,
     calls_name,
     labels_name,
 )
-from lorkd_deploy.profiling.summary import RoundCalls, batch_ratio, timing
+from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.resampling import Spread
+from lorkd_deploy.profiling.summary import batch_ratio
+from lorkd_deploy.profiling.timing import RoundCalls, timing
 from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import sha256_bytes, sha256_file, write_tensors
 
@@ -272,6 +273,13 @@ def _profile(folder: Path, bundle_sha256: str, tasks: Any, exported: Any, *, tea
             order=tuple(order if i % 2 else order[::-1] for i in range(ROUNDS)),
             margin=0.02,
             clock="time.perf_counter_ns",
+            repeats=0,
+            most_others=0.1,
+            most_throttled=0.01,
+            most_slower=0.2,
+            largest_batch=0,
+            stage_image=512,
+            quick=False,
             uncached=True,
             gpu_memory="not measured: nvidia-ml-py is not installed",
         ),
@@ -280,6 +288,7 @@ def _profile(folder: Path, bundle_sha256: str, tasks: Any, exported: Any, *, tea
         comparisons=tuple(comparisons),
         calls_sha256=sha256_file(folder / "calls.safetensors"),
         answers_sha256=sha256_file(folder / "answers.safetensors"),
+        assertions=(),
         together=(
             _together([e.engine for e in experts if e.engine.endswith("onnx-fp32")], 5_120_000),
         )
@@ -290,8 +299,8 @@ def _profile(folder: Path, bundle_sha256: str, tasks: Any, exported: Any, *, tea
     (folder / "profile.json").write_bytes(document_bytes(profile.model_dump(mode="json")))
 
 
-def _together(experts: list[str], size: int) -> Together:
-    return Together(
+def _together(experts: list[str], size: int) -> Colocation:
+    return Colocation(
         target="onnx",
         precision="fp32",
         engines=tuple(experts),
@@ -353,11 +362,17 @@ def _engine(
             loaded=_spread(peak - 4),
             peak=_spread(peak),
             source="VmHWM",
+            gpu=None,
+            allocator=None,
+            unified=None,
             gpu_source="not measured: nvidia-ml-py is not installed",
         ),
         timings=tuple(timings),
         scores=scores,
         build_seconds=0.4,
+        best_batch=None,
+        joules=None,
+        conditions=(),
         stages=Stages(
             read=_spread(3.1),
             preprocess=_spread(0.9),
@@ -428,6 +443,7 @@ def _compare(teacher: EngineProfile, expert: EngineProfile, task: Any) -> Compar
         latency=ratios,
         memory=teacher.memory.peak.median / expert.memory.peak.median,
         size=teacher.bytes / expert.bytes,
+        throughput=None,
         scores=(
             Difference(
                 task=name,

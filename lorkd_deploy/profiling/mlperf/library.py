@@ -12,7 +12,7 @@ from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.metrics.score import I64
-from lorkd_deploy.profiling.profile import Protocol
+from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.scoring import inputs, open_task
 from lorkd_deploy.recipe import Recipe
 

@@ -11,7 +11,7 @@ from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.machine.environment import Load, environment, identity, load_average
-from lorkd_deploy.profiling.benchmark import engine_tasks, protocol_of
+from lorkd_deploy.profiling.benchmark import engine_tasks
 from lorkd_deploy.profiling.best_batch import best_batch
 from lorkd_deploy.profiling.measuring import check_writable
 from lorkd_deploy.profiling.mlperf.library import write_library
@@ -26,6 +26,7 @@ from lorkd_deploy.profiling.mlperf.profile import (
 )
 from lorkd_deploy.profiling.mlperf.run import Plan, run_scenario
 from lorkd_deploy.profiling.notes import notes_of_scenarios, state_of, unscored
+from lorkd_deploy.profiling.protocol import protocol_of
 from lorkd_deploy.profiling.selection import select_engines
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import parse_recipe
@@ -81,7 +82,10 @@ def benchmark_scenarios(
     largest = QUICK_BATCH if quick and largest_batch is None else largest_batch
     given = {"threads": threads, "largest_batch": largest}
     protocol = protocol_of(
-        bundle, recipe, engines, {k: v for k, v in given.items() if v is not None}
+        recipe.benchmark,
+        [engine.name for engine in engines],
+        bundle.manifest.preprocess.size,
+        {name: value for name, value in given.items() if value is not None},
     )
     settings = {
         "server_ms": server_ms,

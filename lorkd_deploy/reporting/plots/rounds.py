@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorkd_deploy.profiling.profile import LEAST_CALLS, EngineProfile, calls_name
+from lorkd_deploy.profiling.profile import EngineProfile, calls_name
+from lorkd_deploy.profiling.timing import LEAST_CALLS
 from lorkd_deploy.reporting.sources import Sources
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lorkd_deploy.profiling.profile import Conditions
-from lorkd_deploy.profiling.summary import spread as spread_of
+from lorkd_deploy.profiling.conditions import Conditions
+from lorkd_deploy.profiling.resampling import spread as spread_of
 from lorkd_deploy.reporting.cells import number, spread, words
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.profiling.profile import BatchRatio, EngineProfile, Score, Timing
+from lorkd_deploy.profiling.profile import BatchRatio, EngineProfile, Score
+from lorkd_deploy.profiling.timing import Timing
 from lorkd_deploy.reporting.cells import (
     FOUNDATION,
     UNMEASURED,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.metrics import decisions
 from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.metrics.interval import resamples
-from lorkd_deploy.profiling.scoring import TaskAnswers, difference, score
 
 
 def skilled(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -87,30 +85,3 @@ def test_mcnemar_is_the_exact_binomial(gained: int, lost: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     assert decisions.mcnemar(gained, lost) == pytest.approx(expected)
-
-
-def test_score_and_difference_of_known_answers() -> None:
-    labels = np.array([0, 0, 1, 1, 2, 2])
-    right = np.eye(3)[labels]
-    wrong = right.copy()
-    wrong[0] = (0, 1, 0)  # expert right: gained
-    wrong[5] = (1, 0, 0)
-    expert = right.copy()
-    expert[2] = (0, 0, 1)  # teacher right: lost
-    expert[5] = (0, 1, 0)  # both wrong, differently: moved
-    task = TaskEntry(name="t", department="d", classes=("a", "b", "c"), kind="multiclass", data={})
-    limits = {"e": (0.5,) * 3, "t": (0.5,) * 3}
-    given = TaskAnswers(task, labels, {"e": expert, "t": wrong}, limits)
-    found = difference(given, "e", "t")
-    assert found.flips is not None
-    assert (found.flips.gained, found.flips.lost, found.flips.moved) == (1, 1, 1)
-    assert (found.flips.answers, found.flips.p) == (6, 1.0)
-    assert found.accuracy.value == 0
-    own = score(given, "e")
-    assert own.balanced_accuracy is not None and own.balanced_accuracy.value == pytest.approx(4 / 6)
-    assert own.sensitivity is not None and own.sensitivity.value == pytest.approx(4 / 6)
-    assert own.specificity is not None and own.specificity.value == pytest.approx(20 / 24)
-    assert own.calibration_error is not None
-    assert own.calibration_error.value == pytest.approx(2 / 6)
-    assert own.calibration_error.low <= own.calibration_error.value <= own.calibration_error.high
-    assert (own.thresholds, own.threshold_from) == ((0.5,) * 3, "validation")

@@ -1,4 +1,4 @@
-"""What the engines of all departments take on one machine, beside the sum of each alone."""
+"""What the engines of all departments take, co-located on one machine, beside each alone."""
 
 from __future__ import annotations
 
@@ -8,15 +8,37 @@ from contextlib import ExitStack
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.profiling.process import EngineProcess, WorkerError
-from lorkd_deploy.profiling.profile import Protocol, Together
+from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.selection import is_teacher
+from lorkd_deploy.schema import Part
 
 log = logging.getLogger(__name__)
 
 
-def together(
+class Colocation(Part):
+    """Experts of one target and precision on one machine, MiB, each after its first answer.
+
+    `apart` is the sum of their resident memory in a process each, all at once, and `apart_shared`
+    the sum of their proportional set sizes, where what they share (libraries, above all) counts
+    once: that is what they take of the machine. `one_process` is the resident memory of a single
+    process that has opened all of them, `one_engine` that of the same process with the first one
+    only, `empty` that before any. None: the kernel doesn't tell. `bytes` is their size on disk.
+    """
+
+    target: str
+    precision: str
+    engines: tuple[str, ...]
+    bytes: int
+    apart: float | None
+    apart_shared: float | None
+    one_process: float | None
+    one_engine: float | None
+    empty: float | None
+
+
+def colocated(
     engines: Sequence[Artifact], protocol: Protocol
-) -> tuple[tuple[Together, ...], list[str]]:
+) -> tuple[tuple[Colocation, ...], list[str]]:
     """For each target and precision of at least two experts: in a process each, all at once, and
     all in one process; each has answered one image. What failed (many engines at once may not fit
     into memory) is no reason to lose what was measured before: a sentence each, for the notes.
@@ -39,7 +61,9 @@ def together(
     return tuple(found), failed
 
 
-def _group(target: str, precision: str, group: Sequence[Artifact], protocol: Protocol) -> Together:
+def _group(
+    target: str, precision: str, group: Sequence[Artifact], protocol: Protocol
+) -> Colocation:
     image = [1, *protocol.input_shape]
     with ExitStack() as stack:
         processes = [
@@ -58,7 +82,7 @@ def _group(target: str, precision: str, group: Sequence[Artifact], protocol: Pro
             process.open(engine)
             process.ask("first", shape=image, seed=protocol.seed)
         one = process.ask("memory")[0]["resident"]
-    return Together(
+    return Colocation(
         target=target,
         precision=precision,
         engines=tuple(engine.name for engine in group),

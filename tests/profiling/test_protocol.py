@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.profiling.schedule import choose_cpus, orders
+from lorkd_deploy.profiling.protocol import choose_cpus, orders
 
 ENGINES = ("teacher/onnx-fp32", "a/b/onnx-fp32", "a/c/onnx-fp32", "d/e/onnx-fp32")
 
