@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
-from lorkd_deploy.bundle import manifest as layout
-from lorkd_deploy.bundle.manifest import EXPERT, FACTORS, LayerEntry, Manifest, TaskEntry
-from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.bundle.write import file_entry, manifest_json
+from lorkd_deploy.bundle.manifest import EXPERT, FACTORS, LayerEntry, TaskEntry
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.bundle.write import expert_files, now, write_derived
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.lowrank.spectrum import Spectrum, spectrum_of_factors
-from lorkd_deploy.storage import Tensors, folder_atomic, write_atomic, write_tensors
+from lorkd_deploy.storage import Tensors
 
 
 def factor_parameters(tensors: Tensors) -> int:
@@ -76,29 +74,17 @@ def write_compressed(
     """
     old = bundle.manifest
     counts = {EXPERT + name: factor_parameters(tensors) for name, tensors in experts.items()}
-    with folder_atomic(path) as folder:
-        for relative in (layout.BASE, layout.TEMPLATE):
-            write_atomic(folder / relative, (bundle.path / relative).read_bytes())
-        fresh = {layout.expert_file(name): tensors for name, tensors in experts.items()}
-        fresh |= {layout.parity_file(name): tensors for name, tensors in logits.items()}
-        for relative, tensors in fresh.items():
-            write_tensors(folder / relative, tensors)
-        names = sorted([layout.BASE, layout.TEMPLATE, *fresh])
-        compressed = old.model_copy(
-            update={
-                "tasks": tuple(tasks),
-                "parameters": {**old.parameters, **counts},
-                "versions": dict(versions),
-                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "files": {name: file_entry(folder / name) for name in names},
-                # What proved the larger experts' engines doesn't prove these.
-                "packed_from": (),
-                "grown_from": (),
-                "compressed_from": (*old.compressed_from, bundle.sha256),
-                "compression": rule,
-            }
-        )
-        checked = Manifest.model_validate(compressed.model_dump())
-        write_atomic(folder / layout.MANIFEST, manifest_json(checked))
-        load_bundle(folder)
-    return load_bundle(path)
+    described = old.model_copy(
+        update={
+            "tasks": tuple(tasks),
+            "parameters": {**old.parameters, **counts},
+            "versions": dict(versions),
+            "created": now(),
+            # What proved the larger experts' engines doesn't prove these.
+            "packed_from": (),
+            "grown_from": (),
+            "compressed_from": (*old.compressed_from, bundle.sha256),
+            "compression": rule,
+        }
+    )
+    return write_derived(bundle, path, described, expert_files(experts, logits))

@@ -174,6 +174,12 @@ class Manifest(Part):
             found[task.department] = (*found.get(task.department, ()), task.name)
         return found
 
+    @property
+    def needed_files(self) -> set[str]:
+        """What has to lie beside the manifest, relative to it."""
+        own = {expert_file(task.name) for task in self.tasks}
+        return {BASE, TEMPLATE} | own | {parity_file(engine) for engine in self.engines()}
+
     def engines(self) -> dict[str, tuple[TaskEntry, ...]]:
         """Engine name → the tasks whose logits it gives, side by side in this order.
 

@@ -183,10 +183,7 @@ def _folder(path: Path) -> Path:
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:
-    needed = {layout.BASE, layout.TEMPLATE}
-    needed |= {layout.expert_file(task.name) for task in manifest.tasks}
-    needed |= {layout.parity_file(engine) for engine in manifest.engines()}
-    if unlisted := needed - set(manifest.files):
+    if unlisted := manifest.needed_files - set(manifest.files):
         raise BundleError(
             f"manifest.json doesn't list {_some(unlisted)}", where=folder, fix=FRESH_COPY
         )

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 from lorkd_deploy.bundle import manifest as layout
 from lorkd_deploy.bundle.manifest import FileEntry, Manifest
+from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.schema import document_bytes
-from lorkd_deploy.storage import (
-    Tensors,
-    folder_atomic,
-    sha256_bytes,
-    write_atomic,
-    write_tensors,
-)
+from lorkd_deploy.storage import Tensors, folder_atomic, sha256_bytes, write_atomic, write_tensors
 
 
 @dataclass(frozen=True)
@@ -39,19 +35,49 @@ def write_bundle(path: str | Path, described: Manifest, contents: Contents) -> M
     `described` is the manifest without its `files`. A failure leaves what was there before.
     Raises `BundleError` where the parts don't belong together, `OSError` for a full disk.
     """
-    experts, logits = contents.experts, contents.logits
-    _belong_together(described, experts, logits)
+    _belong_together(described, contents)
     with folder_atomic(Path(path)) as folder:
-        files: dict[str, Tensors] = {layout.BASE: contents.base}
-        files |= {layout.expert_file(task): tensors for task, tensors in experts.items()}
-        files |= {layout.parity_file(engine): tensors for engine, tensors in logits.items()}
+        files = {layout.BASE: contents.base} | expert_files(contents.experts, contents.logits)
         for relative, tensors in files.items():
             write_tensors(folder / relative, tensors)
         write_atomic(folder / layout.TEMPLATE, contents.template)
-        entries = {name: file_entry(folder / name) for name in sorted([*files, layout.TEMPLATE])}
-        complete = described.model_copy(update={"files": entries})
-        write_atomic(folder / layout.MANIFEST, manifest_json(complete))
-    return complete
+        names = sorted([*files, layout.TEMPLATE])
+        return _write_manifest(folder, described, {name: _entry(folder / name) for name in names})
+
+
+def write_derived(
+    bundle: Bundle, path: Path, described: Manifest, fresh: Mapping[str, Tensors]
+) -> Bundle:
+    """Write `described` as the bundle `path`: the files `fresh`, all others copied from `bundle`.
+
+    What is copied keeps its hashes, which are checked when the new bundle is read here. A failure
+    leaves what was there before.
+    """
+    with folder_atomic(path) as folder:
+        files: dict[str, FileEntry] = {}
+        for relative in sorted(described.needed_files):
+            if relative in fresh:
+                write_tensors(folder / relative, fresh[relative])
+                files[relative] = _entry(folder / relative)
+            else:
+                write_atomic(folder / relative, (bundle.path / relative).read_bytes())
+                files[relative] = bundle.manifest.files[relative]
+        _write_manifest(folder, described, files)
+        load_bundle(folder)
+    return load_bundle(path)
+
+
+def expert_files(
+    experts: Mapping[str, Tensors], logits: Mapping[str, Tensors]
+) -> dict[str, Tensors]:
+    """The files of `experts`, by task, and of reference `logits`, by engine."""
+    files = {layout.expert_file(task): tensors for task, tensors in experts.items()}
+    return files | {layout.parity_file(engine): tensors for engine, tensors in logits.items()}
+
+
+def now() -> str:
+    """When a bundle was made, for its manifest."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def manifest_json(manifest: Manifest) -> bytes:
@@ -60,22 +86,26 @@ def manifest_json(manifest: Manifest) -> bytes:
     return document_bytes(value | {"schema_version": manifest.schema_version})
 
 
-def file_entry(path: Path) -> FileEntry:
-    """Hash and size of a file, as the manifest lists it."""
+def _write_manifest(folder: Path, described: Manifest, files: dict[str, FileEntry]) -> Manifest:
+    complete = described.model_copy(update={"files": files})
+    write_atomic(folder / layout.MANIFEST, manifest_json(complete))
+    return complete
+
+
+def _entry(path: Path) -> FileEntry:
     data = path.read_bytes()
     return FileEntry(sha256=sha256_bytes(data), bytes=len(data))
 
 
-def _belong_together(
-    manifest: Manifest, experts: Mapping[str, Tensors], logits: Mapping[str, Tensors]
-) -> None:
-    tasks = {task.name for task in manifest.tasks}
-    if len(tasks) != len(manifest.tasks) or tasks != set(experts):
+def _belong_together(manifest: Manifest, contents: Contents) -> None:
+    tasks, experts = {task.name for task in manifest.tasks}, set(contents.experts)
+    if len(tasks) != len(manifest.tasks) or tasks != experts:
         raise BundleError(
             f"tasks ({', '.join(sorted(tasks))}) and experts ({', '.join(sorted(experts))}) differ"
         )
-    if set(logits) != set(manifest.engines()):
+    engines, logits = set(manifest.engines()), set(contents.logits)
+    if engines != logits:
         raise BundleError(
-            f"engines ({', '.join(sorted(manifest.engines()))}) and parity logits "
+            f"engines ({', '.join(sorted(engines))}) and parity logits "
             f"({', '.join(sorted(logits))}) differ"
         )

@@ -1,6 +1,6 @@
 """`lorkd pack`: one department delivered alone, as a folder for its device.
 
-    DIR/bundle/    a complete bundle of that department (`bundle/part.py`)
+    DIR/bundle/    a complete bundle of that department (`bundle/department.py`)
     DIR/export/    its engines, byte for byte as they were exported and proven
 
 Every command of the half without torch works on DIR. The engines name the bundle that they were
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorkd_deploy.bundle.part import manifest_of_part, write_part
+from lorkd_deploy.bundle.department import department_manifest
 from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.bundle.write import write_derived
 from lorkd_deploy.deploy.artifact import (
     ARTIFACT,
     EXPORT_AGAIN,
@@ -54,7 +55,7 @@ def pack(run: str | Path, department: str, out: str | Path) -> Delivery:
     """
     opened = open_run(run)
     bundle = load_bundle(opened.bundle)
-    manifest_of_part(bundle, department)  # an unknown department is told before all else
+    described = department_manifest(bundle, department)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
@@ -64,13 +65,12 @@ def pack(run: str | Path, department: str, out: str | Path) -> Delivery:
         )
     engines = _engines(opened, bundle, department)
     with folder_atomic(folder) as fresh:
-        write_part(bundle, department, fresh / "bundle")
+        part = write_derived(bundle, fresh / "bundle", described, {})
         for engine in engines:
             place = fresh / "export" / engine.name
             for name in (*engine.file_names, ARTIFACT):
                 write_atomic(place / name, inside(engine.folder, name).read_bytes())
             check_files(engine.model_copy(update={"folder": place}))
-        part = load_bundle(fresh / "bundle")
         size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
     return Delivery(
         folder=folder,

@@ -8,34 +8,22 @@ classes, data sources and names stay behind.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from lorkd_deploy.bundle import manifest as layout
-from lorkd_deploy.bundle.manifest import EXPERT, Manifest
+from lorkd_deploy.bundle.manifest import EXPERT, TEACHER, Manifest
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.bundle.write import manifest_json
 from lorkd_deploy.errors import UsageError, unknown_name
-from lorkd_deploy.storage import canonical_json, sha256_bytes, write_atomic
+from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 
-def write_part(bundle: Bundle, department: str, folder: Path) -> Manifest:
-    """Write `department`'s part of `bundle` into the empty `folder`; gives its manifest.
+def department_manifest(bundle: Bundle, department: str) -> Manifest:
+    """The manifest of `department`'s part of `bundle`, for `write_derived`.
 
     Raises `UsageError` for an unknown department and for the teacher's bundle: one network with
     every task's knowledge.
     """
-    part = manifest_of_part(bundle, department)
-    for relative in part.files:
-        write_atomic(folder / relative, (bundle.path / relative).read_bytes())
-    write_atomic(folder / layout.MANIFEST, manifest_json(part))
-    return part
-
-
-def manifest_of_part(bundle: Bundle, department: str) -> Manifest:
-    """What the part's `manifest.json` says; see `write_part`."""
     whole = bundle.manifest
-    if whole.kind == layout.TEACHER:
+    if whole.kind == TEACHER:
         raise UsageError(
             "the teacher has every department's knowledge in one network",
             where=bundle.path,
@@ -45,8 +33,6 @@ def manifest_of_part(bundle: Bundle, department: str) -> Manifest:
         raise unknown_name("department", department, whole.departments, where=bundle.path)
     tasks = tuple(task for task in whole.tasks if task.department == department)
     names = {task.name for task in tasks}
-    kept = {layout.BASE, layout.TEMPLATE}
-    kept |= {file(name) for name in names for file in (layout.expert_file, layout.parity_file)}
     recipe = _recipe_of(whole.recipe, department)
     return whole.model_copy(
         update={
@@ -58,7 +44,6 @@ def manifest_of_part(bundle: Bundle, department: str) -> Manifest:
             },
             "recipe": recipe,
             "recipe_sha256": sha256_bytes(canonical_json(recipe)),
-            "files": {name: entry for name, entry in whole.files.items() if name in kept},
             "packed_from": (*whole.packed_from, bundle.sha256),
         }
     )
