@@ -32,7 +32,7 @@ from typing import Any
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
 from lorkd_deploy.machine.environment import environment
-from lorkd_deploy.machine.gpu_memory import open_gpu_memory
+from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.machine.power import open_power
 from lorkd_deploy.profiling.gates import ROUNDS
 from lorkd_deploy.profiling.protocol import Protocol, orders, protocol_of
@@ -83,7 +83,8 @@ class Bench:
         self.protocol: Protocol = known.model_copy(update={"batch_sizes": (1,), "repeats": 1})
         self.image = folder / "image.png"
         draw_image(self.image, 0)
-        self.instruments = Instruments(open_power(), open_gpu_memory())
+        gpus = Gpus()
+        self.instruments = Instruments(open_power(gpus), gpus)
 
     def round(self, engine: Artifact) -> Round:
         return measure_round(engine, self.protocol, self.image, self.instruments)

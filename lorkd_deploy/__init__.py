@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.deploy.predict import predict as predict
     from lorkd_deploy.deploy.switchboard import Switchboard as Switchboard
     from lorkd_deploy.deploy.verify import verify as verify
-    from lorkd_deploy.doctor import doctor as doctor
+    from lorkd_deploy.diagnosis import doctor as doctor
     from lorkd_deploy.errors import LorkdError as LorkdError
     from lorkd_deploy.experts import add_experts as add_experts
     from lorkd_deploy.experts import hold_absent as hold_absent
@@ -50,7 +50,7 @@ _HOME = {
     "decompose": "training.decompose",
     "delta_weight": "lowrank.delta",
     "demo": "demonstration",
-    "doctor": "doctor",
+    "doctor": "diagnosis",
     "export": "deploy.export",
     "extract": "training.extract",
     "fuse": "deploy.fuse",

@@ -82,6 +82,7 @@ def test_every_public_name_has_a_home() -> None:
         "for name, home in lorkd_deploy._HOME.items():\n"
         "    assert u.find_spec('lorkd_deploy.' + home), (name, home)\n"
         "    assert name in lorkd_deploy.__all__\n"
+        "    assert not u.find_spec('lorkd_deploy.' + name), name\n"
     )
     python(sys.executable, "-c", code)
 

@@ -8,21 +8,18 @@ EXPORT/teacher/TARGET-PRECISION/              the foundation model's
 from __future__ import annotations
 
 import platform
-from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.candidates import Choice
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import ArtifactError, BundleError
+from lorkd_deploy.machine.packages import software
 from lorkd_deploy.machine.processor import cpu_model
-from lorkd_deploy.precisions.table import PRECISIONS
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
@@ -219,15 +216,9 @@ def environment() -> dict[str, str]:
 
     Of the packages those that are installed, whatever the engine needed.
     """
-    found = {
+    return {
         "architecture": platform.machine(),
         "processor": cpu_model(),
         "system": platform.system(),
-        "python": platform.python_version(),
-        "lorkd-deploy": __version__,
+        **software(),
     }
-    converters = (name for row in PRECISIONS.values() for name in row.depends_on)
-    for name in {"numpy", "onnx", *converters} - set(found):
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

@@ -6,7 +6,6 @@ the engine is one of these models itself, as for the `onnx` target, it isn't run
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lorkd_deploy.errors import RuntimeUnavailableError
+from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
 from lorkd_deploy.storage import sha256_bytes
@@ -56,12 +56,5 @@ def opened_stage(stage: Stage) -> Iterator[Runner]:
     with tempfile.TemporaryDirectory(prefix="lorkd-stage-") as name:
         folder = Path(name)
         (folder / MODEL).write_bytes(stage.model)
-        with runtime.open(folder, [MODEL], RunOptions(threads=cpus())) as runner:
+        with runtime.open(folder, [MODEL], RunOptions(threads=usable_cpus())) as runner:
             yield runner
-
-
-def cpus() -> int:
-    """How many CPUs this process may use: the threads of whatever isn't measured."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.chain import FUSED, Stage, cpus, opened_stage
+from lorkd_deploy.deploy.chain import FUSED, Stage, opened_stage
 from lorkd_deploy.deploy.cut_model import Cuttable
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.layer_names import layer_of
 from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import F32, EngineSpec, RunOptions, exporter
 from lorkd_deploy.schema import Part
@@ -164,5 +165,5 @@ def _rebuilt(artifact: Artifact, cut: Cuttable, images: F32, tensor: str) -> F32
         built = folder / "engine"
         built.mkdir()
         files = target.export(source, built, spec).files
-        with target.open(built, files, RunOptions(threads=cpus())) as runner:
+        with target.open(built, files, RunOptions(threads=usable_cpus())) as runner:
             return runner(images)

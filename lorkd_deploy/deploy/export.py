@@ -25,7 +25,6 @@ from lorkd_deploy.deploy.artifact import (
 from lorkd_deploy.deploy.auto import fastest
 from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
 from lorkd_deploy.deploy.chain import Stage, stages
-from lorkd_deploy.deploy.chain import cpus as cpus  # noqa: PLC0414 (taken from here too)
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.origin import given_model
 from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here
@@ -39,6 +38,7 @@ from lorkd_deploy.errors import (
     UsageError,
     unknown_name,
 )
+from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE, PRECISIONS, precision_of
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.run import open_run
@@ -238,7 +238,7 @@ class _Job:
         """The engine's parity, and what builder and runtime say that they did."""
         if not self.able.can_run:
             return not_run_here(self.target, self.able), written.facts
-        with self.builder.open(fresh, written.files, RunOptions(threads=cpus())) as runner:
+        with self.builder.open(fresh, written.files, RunOptions(threads=usable_cpus())) as runner:
             parity = reference.check(engine, runner, self.spec.precision, chain)
             return parity, {**written.facts, **runner.facts}
 

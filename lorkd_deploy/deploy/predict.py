@@ -16,8 +16,8 @@ from lorkd_deploy.deploy.artifact import (
     exported_engine,
     open_engine,
 )
-from lorkd_deploy.deploy.export import cpus
 from lorkd_deploy.errors import ArtifactError, ImageError, UsageError
+from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.preprocess import U8, Preprocess, read_image
 from lorkd_deploy.run import open_run
@@ -71,7 +71,7 @@ def predict(
     described = artifact.task(task)
     inputs: list[F32] = []
     answers: list[Prediction] = []
-    with open_engine(artifact, RunOptions(threads=cpus())) as runner:
+    with open_engine(artifact, RunOptions(threads=usable_cpus())) as runner:
         for start in range(0, len(files), BATCH):
             chunk = files[start : start + BATCH]
             batch = artifact.preprocess.normalise(

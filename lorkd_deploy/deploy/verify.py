@@ -17,13 +17,14 @@ from lorkd_deploy.deploy.artifact import (
     read_artifact,
     write_artifact,
 )
-from lorkd_deploy.deploy.chain import cpus, stages
+from lorkd_deploy.deploy.chain import stages
 from lorkd_deploy.deploy.drilldown import Drilled
 from lorkd_deploy.deploy.drilldown import drill_down as drill
 from lorkd_deploy.deploy.origin import Origin, origin_of
 from lorkd_deploy.deploy.parity import Parity, not_run_here
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import ArtifactError, LorkdError, with_fix
+from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import RunOptions, exporter
@@ -146,7 +147,7 @@ def _parity(
         return not_run_here(artifact.target, able), {}
     own = artifact.files[0].sha256
     chain = stages(origin.fused, origin.given, artifact.precision, own)
-    with open_engine(artifact, RunOptions(threads=cpus())) as runner:
+    with open_engine(artifact, RunOptions(threads=usable_cpus())) as runner:
         parity = reference.check(artifact.engine, runner, artifact.precision, chain)
         facts = runner.facts
     between = artifact.precision in able.converted and artifact.onnx_sha256 != own

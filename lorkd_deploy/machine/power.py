@@ -1,22 +1,19 @@
-"""Energy counters of the machine: Intel's and AMD's RAPL, NVIDIA's NVML, a Jetson's power rails.
+"""Energy counters of the machine: Intel's and AMD's RAPL, NVIDIA's NVML.
 
 What can't be read (RAPL is the administrator's alone on most systems) is said and never estimated.
 """
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorkd_deploy.machine.rails import Integrator, rails
+from lorkd_deploy.machine.gpu import Gpus
 
-NO_SOURCE = (
-    "not measured: no RAPL or NVML energy counter and no Jetson power rail can be read by this "
-    "user here"
-)
+NO_SOURCE = "not measured: no RAPL or NVML energy counter can be read by this user here"
 IDLE_SECONDS = 2.0
 
 
@@ -35,8 +32,8 @@ class Meter:
         return after - before
 
 
-def meters(root: Path = Path("/")) -> tuple[Meter, ...]:
-    """Every counter that can be read: a CPU package each, all GPUs together, a Jetson's rails."""
+def meters(gpus: Gpus, root: Path = Path("/")) -> tuple[Meter, ...]:
+    """Every counter that can be read: one for each CPU package, one for all GPUs together."""
     found = []
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*")):
         if ":" in zone.name.removeprefix("intel-rapl:"):
@@ -48,47 +45,14 @@ def meters(root: Path = Path("/")) -> tuple[Meter, ...]:
         except (OSError, ValueError):
             continue
         found.append(Meter(f"RAPL {name}", _microjoules(zone / "energy_uj"), wraps_at))
-    gpus = _nvml()
-    if gpus is not None:
-        found.append(Meter("NVML", gpus))
-    found += [Meter(f"rail {rail.name}", Integrator(rail.watts).joules) for rail in rails(root)]
+    with suppress(OSError):
+        gpus.joules()
+        found.append(Meter("NVML", gpus.joules))
     return tuple(found)
 
 
 def _microjoules(file: Path) -> Callable[[], float]:
     return lambda: int(file.read_text()) / 1e6
-
-
-def _nvml(name: str = "libnvidia-ml.so.1") -> Callable[[], float] | None:
-    """Joules of all GPUs together since the driver was loaded, where every one counts them."""
-    try:
-        library = ctypes.CDLL(name)
-        count = ctypes.c_uint()
-        if library.nvmlInit_v2() or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-            return None
-    except (OSError, AttributeError):
-        return None
-    devices = []
-    for index in range(count.value):
-        device = ctypes.c_void_p()
-        if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
-            return None
-        devices.append(device)
-
-    def joules() -> float:
-        total = 0.0
-        for device in devices:
-            spent = ctypes.c_ulonglong()
-            if library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(spent)):
-                raise OSError("this GPU has no energy counter")
-            total += spent.value / 1000
-        return total
-
-    try:
-        joules()
-    except OSError:
-        return None
-    return joules if devices else None
 
 
 @dataclass(frozen=True)
@@ -125,9 +89,9 @@ class Reading:
     joules: tuple[float, ...]
 
 
-def open_power(root: Path = Path("/"), seconds: float = IDLE_SECONDS) -> Power:
+def open_power(gpus: Gpus, root: Path = Path("/"), seconds: float = IDLE_SECONDS) -> Power:
     """The meters, and the idle power as they show it over `seconds`."""
-    found = meters(root)
+    found = meters(gpus, root)
     if not found:
         return Power((), 0.0)
     before = _read(found)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.machine.memory import process_memory
 from lorkd_deploy.profiling.process import EngineProcess, WorkerError
 from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.selection import is_teacher
@@ -73,22 +74,22 @@ def _group(
         for process in processes:
             process.open()
             process.ask("first", shape=image, seed=protocol.seed)
-        apart = [process.ask("memory")[0] for process in processes]
+        apart = [process_memory(process.pid) for process in processes]
     with EngineProcess(group[0], protocol.threads, protocol.cpus) as process:
         empty = process.open()["empty"]
         process.ask("first", shape=image, seed=protocol.seed)
-        first = process.ask("memory")[0]["resident"]
+        first = process_memory(process.pid).resident
         for engine in group[1:]:
             process.open(engine)
             process.ask("first", shape=image, seed=protocol.seed)
-        one = process.ask("memory")[0]["resident"]
+        one = process_memory(process.pid).resident
     return Colocation(
         target=target,
         precision=precision,
         engines=tuple(engine.name for engine in group),
         bytes=sum(engine.bytes for engine in group),
-        apart=_sum([entry["resident"] for entry in apart]),
-        apart_shared=_sum([entry["proportional"] for entry in apart]),
+        apart=_sum([entry.resident for entry in apart]),
+        apart_shared=_sum([entry.proportional for entry in apart]),
         one_process=one,
         one_engine=first,
         empty=empty,

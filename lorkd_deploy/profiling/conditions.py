@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lorkd_deploy.machine.environment import groups
-from lorkd_deploy.machine.nvml import GpuState, Nvml
+from lorkd_deploy.machine.gpu import Gpus, GpuState
+from lorkd_deploy.machine.kernel import control_groups
 from lorkd_deploy.schema import Part
 
 OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed
@@ -69,7 +69,7 @@ def conditions(
     cpus: Sequence[int] | None,
     root: Path = Path("/"),
     *,
-    nvml: Nvml | None = None,
+    gpus: Gpus | None = None,
     pace: float | None = None,
 ) -> Conditions:
     """What happened between two snapshots in which the engine itself used `own` CPU seconds.
@@ -90,7 +90,7 @@ def conditions(
     slowdowns = None
     if before.slowdowns is not None and after.slowdowns is not None:
         slowdowns = after.slowdowns - before.slowdowns
-    gpu = nvml.state() if nvml else GpuState()
+    gpu = gpus.state() if gpus else GpuState()
     hot = bool(slowdowns) or gpu.slowed is not None
     return Conditions(
         others=others,
@@ -156,7 +156,7 @@ def _throttled(root: Path) -> float | None:
     https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/scheduler/sched-bwc.html
     """
     found = []
-    for folder in groups(root, "cpu"):
+    for folder in control_groups(root, "cpu"):
         try:
             facts = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
         except OSError:

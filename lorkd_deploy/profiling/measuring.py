@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import LorkdError
-from lorkd_deploy.machine.gpu_memory import open_gpu_memory
+from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.machine.power import open_power
 from lorkd_deploy.profiling.best_batch import best_batch
 from lorkd_deploy.profiling.kept_rounds import Kept
@@ -43,13 +43,14 @@ def measure(
     """
     by_name = {engine.name: engine for engine in engines}
     protocol = _with_best_batches(engines, kept, progress)
-    power = open_power()
+    gpus = Gpus()
+    power = open_power(gpus)
     idle = power.idle if power.meters else None
-    instruments = Instruments(power, open_gpu_memory())
+    instruments = Instruments(power, gpus)
     found_here = {
         "power": power.source,
         "idle_watts": idle,
-        "gpu_memory": instruments.gpu.source,
+        "gpu_memory": gpus.memory_source,
     }
     protocol = protocol.model_copy(update=found_here)
     measured: Measured = {name: [] for name in by_name}

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.machine.gpu_memory import GpuMemory
-from lorkd_deploy.machine.nvml import Nvml
+from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.machine.page_cache import forget
 from lorkd_deploy.machine.power import Power
 from lorkd_deploy.profiling.conditions import (
@@ -72,13 +71,8 @@ class Instruments:
     """What rounds are measured with besides a clock."""
 
     power: Power
-    gpu: GpuMemory
+    gpus: Gpus
     pace: Pace = field(default_factory=Pace)
-
-    @property
-    def nvml(self) -> Nvml | None:
-        """The GPU's clocks and temperature, where they can be read."""
-        return self.gpu.nvml
 
 
 def measure_round(
@@ -113,7 +107,7 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
     own = protocol.best_batches.get(engine.name)
     sizes = sorted({*protocol.batch_sizes, *([own] if own else [])})
     shape = list(protocol.input_shape)
-    power, available = instruments.power, instruments.gpu.available()
+    power, available = instruments.power, instruments.gpus.available()
     watch = _Watch(protocol.cpus, instruments)
     with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
         opened = process.open()
@@ -133,8 +127,8 @@ def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Ins
             )
             if size == sizes[0]:
                 joules = power.above_idle(meters, measured["images"])
-                gpu, allocator = instruments.gpu.of(process.pid), measured["allocated"]
-                left = instruments.gpu.available()
+                gpu, allocator = instruments.gpus.memory(process.pid), measured["allocated"]
+                left = instruments.gpus.available()
             watch.end(process, measured["pace"])
             batches[size] = RoundCalls(
                 np.frombuffer(calls, np.int64),
@@ -184,11 +178,13 @@ class _Watch:
     def end(self, process: EngineProcess, pace: int | None = None) -> None:
         after = snapshot(self.cpus)
         own = process.ask("used")[0]["cpu"] - self.used
-        nvml, beside = self.instruments.nvml, None
+        beside = None
         if pace is not None:
             self.paces.append(pace)
             beside = self.instruments.pace.of(pace)
-        self.parts.append(conditions(self.before, after, own, self.cpus, nvml=nvml, pace=beside))
+        self.parts.append(
+            conditions(self.before, after, own, self.cpus, gpus=self.instruments.gpus, pace=beside)
+        )
 
 
 def _uncached(

@@ -37,9 +37,9 @@ class Session:
     """One worker's engine and what is asked of it."""
 
     def __init__(self) -> None:
-        from lorkd_deploy.machine.memory import proportional, resident
+        from lorkd_deploy.machine.memory import resident
 
-        self.resident, self.proportional = resident, proportional
+        self.resident = resident
         self.empty = resident().now
         self.runner: Runner | None = None
         self.earlier: list[Runner] = []  # opened before, and still open: several in one process
@@ -114,10 +114,6 @@ class Session:
         from lorkd_deploy.profiling.mlperf.loadgen import run
 
         return run(self._runner(), request), b""
-
-    def memory(self, _request: dict[str, Any], _: bytes) -> Answer:
-        """This process's resident and proportional memory now, MiB, nothing taken off."""
-        return {"resident": self.resident().now, "proportional": self.proportional()}, b""
 
     def files(self, _request: dict[str, Any], _: bytes) -> Answer:
         """Every file that this process has mapped or imported, or its runtime's cache holds."""
@@ -248,7 +244,6 @@ def _serve(requests: Any, replies: Any) -> None:
         "stages": session.stages,
         "scenario": session.scenario,
         "used": session.used,
-        "memory": session.memory,
         "files": session.files,
     }
     while True:

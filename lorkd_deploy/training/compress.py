@@ -15,6 +15,7 @@ from lorkd_deploy.errors import DataError, UsageError
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.spectrum import Step, holding
+from lorkd_deploy.machine.packages import software
 from lorkd_deploy.metrics.score import score
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import parse_recipe
@@ -22,7 +23,7 @@ from lorkd_deploy.run import Run, claimed, open_run, refuse_bundle
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors, canonical_json, carry_over
 from lorkd_deploy.training.batches.setup import Setup, open_setup
-from lorkd_deploy.training.bundling.assemble import reference_logits, versions
+from lorkd_deploy.training.bundling.assemble import reference_logits
 from lorkd_deploy.training.networks.evaluate import scores, task_logits
 from lorkd_deploy.training.networks.restore import restored
 from lorkd_deploy.training.ranks.shrinking import (
@@ -184,7 +185,7 @@ def _write(
         tasks=tasks,
         experts=found.experts,
         logits=logits,
-        versions=versions(),
+        versions=software(),
         rule=rule,
     )
     return Compression(

@@ -22,6 +22,7 @@ from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.experts.absent import ExpertStack
 from lorkd_deploy.experts.norms import PerTaskNorm
+from lorkd_deploy.machine.packages import software
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import Run, open_run, refuse_other_bundle
@@ -35,7 +36,6 @@ from lorkd_deploy.training.bundling.assemble import (
     task_entries,
     task_results,
     training_result,
-    versions,
 )
 from lorkd_deploy.training.bundling.result import TrainingResult
 from lorkd_deploy.training.decompose import fit_student
@@ -247,7 +247,7 @@ def _write(
         ),
         parameters=parameters,
         recipe=recipe,
-        versions=versions(),
+        versions=software(),
     )
     result = training_result(
         run.path,

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile, EngineTask
-from lorkd_deploy.machine.gpu_memory import GpuMemory
-from lorkd_deploy.machine.nvml import GpuState
+from lorkd_deploy.machine.gpu import Gpus, GpuState
 from lorkd_deploy.machine.power import Power
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling import rounds
@@ -139,7 +138,7 @@ def test_a_gpu_that_is_slowed_disturbs_a_round(tmp_path: Path) -> None:
     state = snapshot([0], tmp_path)
     seen = GpuState(900, 84, "software thermal slow-down")
     gpu: Any = SimpleNamespace(state=lambda: seen)
-    found = conditions(state, state, 0, [0], tmp_path, nvml=gpu)
+    found = conditions(state, state, 0, [0], tmp_path, gpus=gpu)
     assert (found.gpu_mhz, found.gpu_celsius, found.disturbed) == (900, 84, True)
     assert found.gpu_slowed == "software thermal slow-down"
 
@@ -243,7 +242,8 @@ def test_a_round_is_as_disturbed_as_its_worst_part_and_the_quietest_is_kept(
         )
 
     monkeypatch.setattr(rounds, "conditions", scripted)
-    instruments = rounds.Instruments(Power((), 0.0), GpuMemory("none"))
+    none = SimpleNamespace(memory=lambda _: None, available=lambda: None, state=GpuState)
+    instruments = rounds.Instruments(Power((), 0.0), cast(Gpus, none))
     found = rounds.measure_round(engine, protocol, tmp_path / "image.png", instruments)
     assert (found.conditions.others, found.conditions.attempts) == kept
     assert len(found.batches[1].calls) == 2

@@ -5,23 +5,8 @@ from __future__ import annotations
 import errno
 
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, is_out_of_memory
+from lorkd_deploy.machine.packages import extra_with
 
-# Module → the extra that installs it.
-EXTRAS = {
-    "accelerate": "train",
-    "medmnist": "train",
-    "onnxscript": "train",
-    "timm": "train",
-    "torch": "train",
-    "torchvision": "train",
-    "tensorboard": "tensorboard",
-    "onnxruntime": "onnx",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
-    "jinja2": "report",
-    "plotly": "report",
-}
 SYSTEM = {
     errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and run the same command again"),
@@ -35,11 +20,12 @@ SYSTEM = {
 def missing_package(exc: ModuleNotFoundError) -> LorkdError:
     """A package of an extra that isn't installed; any other missing module is a bug and raised."""
     name = (exc.name or "").partition(".")[0]
-    if name not in EXTRAS:
+    extra = extra_with(name)
+    if extra is None:
         raise exc
     return RuntimeUnavailableError(
         f"{name} is not installed",
-        fix=f"python -m pip install 'lorkd-deploy[{EXTRAS[name]}]'",
+        fix=f"python -m pip install 'lorkd-deploy[{extra}]'",
     )
 
 

@@ -20,7 +20,7 @@ import torch
 
 from lorkd_deploy.data import Split
 from lorkd_deploy.experts import Route, route_of_counts
-from lorkd_deploy.machine.environment import allowed_cpus, cpu_limit
+from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.preprocess import U8, Preprocess
 from lorkd_deploy.recipe import AugmentSpec
 from lorkd_deploy.training.batches.augment import augmented
@@ -34,7 +34,7 @@ MOST_AHEAD = 8  # batches in memory
 def threads() -> int:
     """How many threads read images: as many as this process has CPUs for."""
     shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # with the machine's other processes
-    return max(1, int(min(allowed_cpus(), cpu_limit() or allowed_cpus()) / shared))
+    return max(1, usable_cpus() // shared)
 
 
 @cache

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.compressed import factor_parameters
 from lorkd_deploy.bundle.manifest import (
     EXPERT,
@@ -32,6 +29,7 @@ from lorkd_deploy.bundle.write import Contents, write_bundle
 from lorkd_deploy.data import image_sha256
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.lowrank.delta import Factorisation
+from lorkd_deploy.machine.packages import software
 from lorkd_deploy.metrics.score import majority
 from lorkd_deploy.models import LoadReport
 from lorkd_deploy.storage import Tensors, sha256_bytes
@@ -197,7 +195,7 @@ def _write(
         ),
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256,
-        versions=versions(),
+        versions=software(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         extracted_from=extracted_from,
     )
@@ -358,15 +356,3 @@ def arrays(tensors: dict[str, torch.Tensor]) -> dict[str, npt.NDArray[np.float32
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def versions() -> dict[str, str]:
-    """The packages that a bundle is made with."""
-    packages = ("torch", "torchvision", "timm", "numpy", "onnx", "onnxscript")
-    found = {"lorkd-deploy": __version__, "python": platform.python_version()}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

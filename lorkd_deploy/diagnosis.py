@@ -21,13 +21,8 @@ from typing import Any, Literal
 import psutil
 
 from lorkd_deploy.data import data_folders
-from lorkd_deploy.machine.environment import (
-    allowed_cpus,
-    cpu_limit,
-    gpus,
-)
-from lorkd_deploy.machine.nvml import INSTALL
-from lorkd_deploy.machine.processor import cpu_model
+from lorkd_deploy.machine.gpu import Gpus
+from lorkd_deploy.machine.processor import allowed_cpus, cpu_limit, cpu_model, usable_cpus
 from lorkd_deploy.runtime import targets
 from lorkd_deploy.schema import Part
 
@@ -107,7 +102,7 @@ def _cpu() -> Check:
             name="cpu",
             status="limited",
             found=f"{found}; the container may use {limit:g} CPUs of time",
-            fix=f"keep threads at {max(1, int(limit))} or below when you benchmark",
+            fix=f"keep threads at {usable_cpus()} or below when you benchmark",
         )
     return Check(name="cpu", status="ok", found=found)
 
@@ -131,9 +126,7 @@ def _training() -> Iterator[Check]:
         if name == "torch":
             build = f", CUDA {said['cuda']}" if said["cuda"] else ", CPU only"
         yield Check(name=name, status="ok", found=said["version"] + build)
-    cards = gpus()
-    yield _gpu(cards, torch)
-    yield from _gpu_figures(cards)
+    yield _gpu(Gpus().names(), torch)
 
 
 def _gpu(cards: Sequence[str], torch: Mapping[str, Any]) -> Check:
@@ -148,19 +141,6 @@ def _gpu(cards: Sequence[str], torch: Mapping[str, Any]) -> Check:
         found = f"{'; '.join(cards)}; torch can't use it"
         return Check(name="gpu", status="broken", found=found, fix=fix)
     return Check(name="gpu", status="ok", found="; ".join(cards))
-
-
-def _gpu_figures(cards: Sequence[str]) -> Iterator[Check]:
-    """Whether a benchmark can read what the GPU does; nothing where there is none."""
-    if not cards:
-        return
-    if find_spec("pynvml") is None:
-        found = (
-            "nvidia-ml-py not installed: `lorkd benchmark` reads the GPU's memory and heat by it"
-        )
-        yield Check(name="gpu figures", status="missing", found=found, fix=INSTALL)
-    else:
-        yield Check(name="gpu figures", status="ok", found="nvidia-ml-py is installed")
 
 
 def _target(target: str) -> Check:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lorkd_deploy import diagnosis as machine
 from lorkd_deploy import doctor
-from lorkd_deploy import doctor as machine
-from lorkd_deploy.doctor import Check
+from lorkd_deploy.diagnosis import Check
 from lorkd_deploy.runtime import targets
 from tests.trial_target import install_target
 
@@ -88,17 +88,6 @@ def test_a_gpu_that_torch_cannot_use_is_broken(
     check = machine._gpu(cards, torch)
     assert check.status == status
     assert (check.fix is not None) == (status == "broken")
-
-
-@pytest.mark.parametrize(("absent", "status"), [(True, "missing"), (False, "ok")])
-def test_what_reads_a_gpu_is_looked_for_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, absent: bool, status: str
-) -> None:
-    monkeypatch.setattr(machine, "find_spec", lambda name: None if absent else name)
-    assert list(machine._gpu_figures([])) == []
-    (check,) = machine._gpu_figures(["NVIDIA A2, 570, 15 GiB"])
-    assert check.status == status
-    assert check.fix == ("pip install 'lorkd-deploy[gpu]'" if absent else None)
 
 
 PROBES = {
