@@ -38,10 +38,10 @@ import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
 from lorkd_deploy.machine.environment import environment
+from lorkd_deploy.profiling.calls import timed_calls
 from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.profiling.protocol import choose_cpus
 from lorkd_deploy.profiling.timing import RoundCalls
-from lorkd_deploy.profiling.worker import _timed_calls
 from lorkd_deploy.runtime import RunOptions, exporter
 
 RESULTS = Path(__file__).parent / "results"
@@ -230,7 +230,7 @@ def overhead(engine: Artifact) -> dict[str, Any]:
             for _ in range(BLOCK):
                 run(batch)
 
-        sides = {"plain": plain, "timed": lambda: _timed_calls(run, batch, BLOCK, 0)}
+        sides = {"plain": plain, "timed": lambda: timed_calls(run, batch, BLOCK, 0)}
         for turn in range(2 * TURNS + 2):
             for name in sorted(sides, reverse=bool(turn % 2)):
                 began = time.thread_time_ns()

@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.machine.environment import Load, environment, identity, load_average
 from lorkd_deploy.profiling.colocation import colocated
-from lorkd_deploy.profiling.gates import ROUNDS, check, parse_gates
-from lorkd_deploy.profiling.kept_rounds import ROUNDS_FOLDER, Kept
-from lorkd_deploy.profiling.measuring import Measured, check_writable, measure
+from lorkd_deploy.profiling.gates import ROUNDS, Gate, check, parse_gates
+from lorkd_deploy.profiling.kept_rounds import ROUNDS_FOLDER, KeptRounds
+from lorkd_deploy.profiling.measuring import measure
 from lorkd_deploy.profiling.notes import notes_of, unscored
-from lorkd_deploy.profiling.process import WorkerError
-from lorkd_deploy.profiling.profile import (
-    ANSWERS,
-    CALLS,
-    PROFILE,
-    Comparison,
-    Difference,
-    EngineProfile,
-    Profile,
-    Score,
-)
-from lorkd_deploy.profiling.protocol import QUICK, Protocol, protocol_of
-from lorkd_deploy.profiling.scoring import (
-    TaskAnswers,
-    answers,
-    difference,
-    open_task,
-    score,
-    tensors,
-)
-from lorkd_deploy.profiling.selection import is_teacher, select_engines, teacher_for
-from lorkd_deploy.profiling.summary import comparison, engine_profile, single_calls
+from lorkd_deploy.profiling.profile import ANSWERS, CALLS, PROFILE, Profile
+from lorkd_deploy.profiling.protocol import QUICK
+from lorkd_deploy.profiling.scoring import score_tasks, tensors
+from lorkd_deploy.profiling.selection import EngineFilter
+from lorkd_deploy.profiling.setup import Setup, set_up
+from lorkd_deploy.profiling.summary import single_calls, sum_up
 from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import Recipe, parse_recipe
-from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import write_part
 from lorkd_deploy.storage import exclusive, sha256_file, write_tensors
-
-log = logging.getLogger(__name__)
 
 
 def benchmark(
@@ -84,150 +61,56 @@ def benchmark(
             f"a quick benchmark of {QUICK['rounds']} rounds decides nothing",
             fix=f"leave out --quick, or give --rounds too (--assert alone takes {ROUNDS})",
         )
-    folder = open_run(run)
-    bundle = load_bundle(folder.bundle)
-    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
-    engines, notes = select_engines(
-        folder.path, bundle, department=department, task=task, target=target, teacher=teacher
-    )
-    if gates and rounds is None:
-        rounds = ROUNDS
-    given: dict[str, float | None] = {
-        "rounds": rounds,
+    given = {
+        "rounds": ROUNDS if gates and rounds is None else rounds,
         "seconds": seconds,
         "iterations": iterations,
         "threads": threads,
         "repeats": repeats,
         "largest_batch": largest_batch,
     }
-    chosen = {key: value for key, value in given.items() if value is not None}
-    protocol = protocol_of(
-        recipe.benchmark,
-        [engine.name for engine in engines],
-        bundle.manifest.preprocess.size,
-        chosen,
-        quick=quick,
+    wanted = EngineFilter(tuple(department), tuple(task), tuple(target), teacher)
+    setup = set_up(run, wanted, given, quick=quick)
+    with exclusive(setup.run.profile, "benchmark"):
+        return _profile(setup, gates, resume=resume, progress=progress or Silent())
+
+
+def _profile(setup: Setup, gates: Sequence[Gate], *, resume: bool, progress: Progress) -> Profile:
+    """Measure, score and write; the rounds are kept until all is written."""
+    folder, engines, before = setup.run.profile, setup.engines, load_average()
+    here = identity(environment())
+    kept = KeptRounds(folder / ROUNDS_FOLDER, setup.protocol, engines, here, resume=resume)
+    rounds = measure(engines, kept, progress)
+    setup = replace(setup, protocol=rounds.protocol)
+    together, not_together = colocated(engines, setup.protocol)
+    machine = environment().model_copy(update={"load": Load(before=before, after=load_average())})
+    scored, failed = score_tasks(setup, progress)
+    profiles, comparisons = sum_up(setup, rounds.of_engines, scored)
+    not_here = [task for task in setup.tasks if task.name not in {*scored, *failed}]
+    write_tensors(folder / CALLS, single_calls(rounds.of_engines))
+    write_tensors(folder / ANSWERS, tensors(scored.values()))
+    profile = Profile(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        name=setup.bundle.manifest.name,
+        bundle_sha256=setup.bundle.sha256,
+        preprocess_sha256=setup.bundle.manifest.preprocess_sha256,
+        protocol=setup.protocol,
+        environment=machine,
+        engines=profiles,
+        comparisons=comparisons,
+        calls_sha256=sha256_file(folder / CALLS),
+        answers_sha256=sha256_file(folder / ANSWERS),
+        assertions=(),
+        together=together,
+        notes=(
+            *setup.notes,
+            *unscored(not_here),
+            *not_together,
+            *failed.values(),
+            *notes_of(engines, profiles, setup.protocol, machine, rounds.resumed),
+        ),
     )
-    shown = progress or Silent()
-    check_writable(folder.profile)
-    with exclusive(folder.profile, "benchmark"):
-        before = load_average()
-        place, here = folder.profile / ROUNDS_FOLDER, identity(environment())
-        kept = Kept(place, protocol, engines, here, resume=resume)
-        protocol, measured, taken_over = measure(engines, kept, shown)
-        beside, alone = colocated(engines, protocol)
-        machine = environment().model_copy(
-            update={"load": Load(before=before, after=load_average())}
-        )
-        scored, failed = _score(engines, recipe, bundle, protocol, shown)
-        profiles, comparisons = _sum_up(engines, protocol, measured, scored)
-        tasks = [task for task in engine_tasks(engines, bundle) if task.name not in scored]
-        notes += unscored([task for task in tasks if task.name not in failed])
-        notes += [*alone, *failed.values()]
-        notes += notes_of(engines, profiles, protocol, machine, taken_over)
-        write_tensors(folder.profile / CALLS, single_calls(measured))
-        write_tensors(folder.profile / ANSWERS, tensors(scored.values()))
-        profile = Profile(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            name=bundle.manifest.name,
-            bundle_sha256=bundle.sha256,
-            preprocess_sha256=bundle.manifest.preprocess_sha256,
-            protocol=protocol,
-            environment=machine,
-            engines=profiles,
-            comparisons=comparisons,
-            calls_sha256=sha256_file(folder.profile / CALLS),
-            answers_sha256=sha256_file(folder.profile / ANSWERS),
-            assertions=(),
-            together=beside,
-            notes=tuple(notes),
-        )
-        profile = profile.model_copy(update={"assertions": tuple(check(gates, profile))})
-        write_part(folder.profile / PROFILE, profile)
-        kept.drop()
+    profile = profile.model_copy(update={"assertions": tuple(check(gates, profile))})
+    write_part(folder / PROFILE, profile)
+    kept.drop()
     return profile
-
-
-def _score(
-    engines: Sequence[Artifact],
-    recipe: Recipe,
-    bundle: Bundle,
-    protocol: Protocol,
-    progress: Progress,
-) -> tuple[dict[str, TaskAnswers], dict[str, str]]:
-    """Task → what each engine answers on its test split, for the tasks whose data is here; and, for
-    the notes, task → that an engine failed. All engines of a task are open at once, which may not
-    fit into memory: no reason to lose the times.
-    """
-    specs = {task.name: task for task in recipe.tasks}
-    tasks = engine_tasks(engines, bundle)
-    scored, failed = {}, {}
-    progress.start("scoring the test images", len(tasks))
-    try:
-        for task in tasks:
-            spec = specs[task.name]
-            data = open_task(task, spec.data, recipe.data_folder)
-            if data is not None:
-                try:
-                    scored[task.name] = answers(
-                        task,
-                        data,
-                        engines,
-                        bundle.manifest.preprocess,
-                        threads=protocol.threads,
-                        cpus=protocol.cpus,
-                        threshold=spec.threshold,
-                    )
-                except WorkerError as exc:
-                    log.warning("%s", exc)
-                    failed[task.name] = (
-                        f"speed only, no accuracy, of {task.name}: an engine failed on its images "
-                        "while the others of the task were open"
-                    )
-            progress.advance(task=task.name)
-    finally:
-        progress.stop()
-    return scored, failed
-
-
-def _sum_up(
-    engines: Sequence[Artifact],
-    protocol: Protocol,
-    measured: Measured,
-    scored: dict[str, TaskAnswers],
-) -> tuple[tuple[EngineProfile, ...], tuple[Comparison, ...]]:
-    profiles = {
-        engine.name: engine_profile(
-            engine, protocol, measured[engine.name], list(_scores(engine, scored))
-        )
-        for engine in engines
-    }
-    comparisons = []
-    for expert in engines:
-        beside = teacher_for(expert, engines)
-        if not is_teacher(expert) and beside is not None:
-            differences = _differences(expert, beside, scored)
-            comparisons.append(
-                comparison(profiles[expert.name], profiles[beside.name], differences)
-            )
-    return tuple(profiles.values()), tuple(comparisons)
-
-
-def _scores(engine: Artifact, scored: dict[str, TaskAnswers]) -> Iterator[Score]:
-    for given in scored.values():
-        if engine.name in given.probabilities:
-            yield score(given, engine.name)
-
-
-def _differences(
-    expert: Artifact, teacher: Artifact, scored: dict[str, TaskAnswers]
-) -> Iterator[Difference]:
-    for given in scored.values():
-        if expert.name in given.probabilities and teacher.name in given.probabilities:
-            yield difference(given, expert.name, teacher.name)
-
-
-def engine_tasks(engines: Sequence[Artifact], bundle: Bundle) -> list[TaskEntry]:
-    """The tasks of the experts among `engines`, in the recipe's order."""
-    wanted = {t.name for engine in engines if not is_teacher(engine) for t in engine.tasks}
-    return [task for task in bundle.manifest.tasks if task.name in wanted]

@@ -1,4 +1,4 @@
-"""Rounds that are done are kept below RUN/profile/rounds until the benchmark has ended.
+"""Rounds that are done are kept below RUN/profile/rounds until it has ended, for `--resume`.
 
 rounds/plan.json                    what is measured, and how
 rounds/ROUND/ENGINE/calls.safetensors, round.json (written last: the round is whole)
@@ -35,12 +35,12 @@ AFRESH = "leave out --resume to measure afresh"
 log = logging.getLogger(__name__)
 
 
-class Kept:
+class KeptRounds:
     """The rounds of one benchmark on disk; `protocol` is what they are measured by, `machine` on
     what (`environment.identity`).
 
-    With `resume` what an earlier process left is gone on with: raises `UsageError` where that was
-    another benchmark, with what differs. Without it, earlier rounds are dropped.
+    With `resume` those that an earlier process left are taken over; raises `UsageError` where that
+    was another benchmark, with what differs. Without it, earlier rounds are dropped.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def notes_of(
     profiles: Sequence[EngineProfile],
     protocol: Protocol,
     machine: Environment,
-    taken_over: int,
+    resumed: int,
 ) -> Iterator[str]:
     """Everything else: too few rounds, disturbances, a benchmark that was stopped, battery."""
     if protocol.quick:
@@ -54,9 +54,9 @@ def notes_of(
             apart.setdefault(beside.name, []).append(expert.name)
     for name, experts in apart.items():
         yield f"compared with {name}, as there is no closer one: {', '.join(experts)}"
-    if taken_over:
+    if resumed:
         yield (
-            f"the benchmark was stopped and gone on with: {taken_over} of "
+            f"the benchmark was stopped and resumed: {resumed} of "
             f"{protocol.rounds * len(engines)} engine rounds were measured before that"
         )
     yield from _rounds(profiles, protocol)

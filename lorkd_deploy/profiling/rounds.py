@@ -1,4 +1,4 @@
-"""Measure engines round by round, and sum the rounds up."""
+"""One round of one engine: a fresh process, its cold start, each batch size, and the stages."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Round:
     stages: dict[str, float]
     joules: float | None
     conditions: Conditions
-    gpu: float | None = None
-    allocator: float | None = None
-    unified: float | None = None
-    uncached: dict[str, float] | None = None
-    paces: Sequence[float] = ()
+    gpu: float | None
+    allocator: float | None
+    unified: float | None
+    uncached: dict[str, float] | None
+    paces: Sequence[float]
 
 
 @dataclass
@@ -104,62 +104,81 @@ def _disturbance(measured: Round) -> float:
 
 def _attempt(engine: Artifact, protocol: Protocol, image: Path, instruments: Instruments) -> Round:
     """Start the engine afresh, load it, and measure it at each batch size, smallest first."""
-    own = protocol.best_batches.get(engine.name)
-    sizes = sorted({*protocol.batch_sizes, *([own] if own else [])})
-    shape = list(protocol.input_shape)
-    power, available = instruments.power, instruments.gpus.available()
+    available = instruments.gpus.available()
     watch = _Watch(protocol.cpus, instruments)
     with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
-        opened = process.open()
-        first, _ = process.ask("first", shape=[sizes[0], *shape], seed=protocol.seed)
-        batches = {}
+        opened, cold = _cold_start(process, protocol)
+        batches: dict[int, RoundCalls] = {}
         joules = gpu = allocator = left = None
-        for size in sizes:
+        for size in _batch_sizes(engine, protocol):
             watch.begin(process)
-            meters = power.now()
-            measured, calls = process.ask(
-                "measure",
-                shape=[size, *shape],
-                seed=protocol.seed,
-                iterations=protocol.iterations,
-                seconds=protocol.seconds,
-                warmup=protocol.warmup,
-            )
-            if size == sizes[0]:
-                joules = power.above_idle(meters, measured["images"])
+            meters = instruments.power.now()
+            measured, calls = _measure(process, protocol, size)
+            if not batches:
+                joules = instruments.power.above_idle(meters, measured["images"])
                 gpu, allocator = instruments.gpus.memory(process.pid), measured["allocated"]
                 left = instruments.gpus.available()
             watch.end(process, measured["pace"])
-            batches[size] = RoundCalls(
-                np.frombuffer(calls, np.int64),
-                measured["peak"],
-                measured["interruptions"],
-                measured["settled"],
-            )
-        cold = {
-            "runtime_import": opened["runtime_import"],
-            "load": opened["load"],
-            "first_inference": first["first_inference"],
-            "process_to_first_answer": (first["answered"] - process.started) / 1e6,
-        }
+            batches[size] = calls
         watch.begin(process)
-        passed = _stages(process, protocol, image)
+        stages = _stages(process, protocol, image)
         watch.end(process)
         files = process.ask("files")[0]["files"] if protocol.uncached else []
     return Round(
-        cold,
-        opened["empty"],
-        opened["loaded"],
-        opened["facts"],
-        batches,
-        passed,
-        joules,
-        worst(watch.parts),
-        gpu,
-        allocator,
-        None if available is None or left is None else available - left,
-        _uncached(engine, protocol, [Path(file) for file in files]) if files else None,
-        watch.paces,
+        cold=cold,
+        empty=opened["empty"],
+        loaded=opened["loaded"],
+        facts=opened["facts"],
+        batches=batches,
+        stages=stages,
+        joules=joules,
+        conditions=worst(watch.parts),
+        gpu=gpu,
+        allocator=allocator,
+        unified=None if available is None or left is None else available - left,
+        uncached=_uncached(engine, protocol, [Path(file) for file in files]) if files else None,
+        paces=watch.paces,
+    )
+
+
+def _batch_sizes(engine: Artifact, protocol: Protocol) -> list[int]:
+    """The protocol's and the engine's best one, smallest first."""
+    own = protocol.best_batches.get(engine.name)
+    return sorted({*protocol.batch_sizes, *([own] if own else [])})
+
+
+def _cold_start(
+    process: EngineProcess, protocol: Protocol
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Load the engine and let it answer once: what the worker says of it, and the times, ms."""
+    opened = process.open()
+    shape = [_batch_sizes(process.engine, protocol)[0], *protocol.input_shape]
+    first, _ = process.ask("first", shape=shape, seed=protocol.seed)
+    return opened, {
+        "runtime_import": opened["runtime_import"],
+        "load": opened["load"],
+        "first_inference": first["first_inference"],
+        "process_to_first_answer": (first["answered"] - process.started) / 1e6,
+    }
+
+
+def _measure(
+    process: EngineProcess, protocol: Protocol, size: int
+) -> tuple[dict[str, Any], RoundCalls]:
+    """The calls at one batch size, and what the worker says of them."""
+    measured, calls = process.ask(
+        "measure",
+        shape=[size, *protocol.input_shape],
+        seed=protocol.seed,
+        iterations=protocol.iterations,
+        seconds=protocol.seconds,
+        warmup=protocol.warmup,
+    )
+    return measured, RoundCalls(
+        np.frombuffer(calls, np.int64),
+        measured["peak"],
+        measured["interruptions"],
+        measured["settled"],
     )
 
 
@@ -196,16 +215,10 @@ def _uncached(
     forgotten = forget([*files, *own])
     if forgotten is None:
         return None
-    shape = [min(protocol.batch_sizes), *protocol.input_shape]
     with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
-        opened = process.open()
-        first, _ = process.ask("first", shape=shape, seed=protocol.seed)
-        return {
-            "uncached_load": opened["load"],
-            "uncached_first_inference": first["first_inference"],
-            "uncached_process_to_first_answer": (first["answered"] - process.started) / 1e6,
-            "forgotten": forgotten,
-        }
+        _, cold = _cold_start(process, protocol)
+    names = ("load", "first_inference", "process_to_first_answer")
+    return {f"uncached_{name}": cold[name] for name in names} | {"forgotten": forgotten}
 
 
 def _stages(process: EngineProcess, protocol: Protocol, image: Path) -> dict[str, float]:

@@ -23,8 +23,10 @@ from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.metrics.interval import where_defined
 from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.profiling.process import EngineProcess
+from lorkd_deploy.profiling.process import EngineProcess, WorkerError
 from lorkd_deploy.profiling.profile import Difference, Flips, Score, answers_name, labels_name
+from lorkd_deploy.profiling.setup import Setup
+from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import DataSpec
 from lorkd_deploy.storage import canonical_json
 
@@ -60,6 +62,41 @@ def open_task(task: TaskEntry, spec: DataSpec, folder: str | None) -> TaskData |
         log.warning("no accuracy of %s: its data is not what the bundle was made with", task.name)
         return None
     return data
+
+
+def score_tasks(setup: Setup, progress: Progress) -> tuple[dict[str, TaskAnswers], dict[str, str]]:
+    """Task → what each engine answers on its test split, for the tasks whose data is here; and, for
+    the notes, task → that an engine failed. All engines of a task are open at once, which may not
+    fit into memory: no reason to lose the times.
+    """
+    specs = {task.name: task for task in setup.recipe.tasks}
+    scored, failed = {}, {}
+    progress.start("scoring the test images", len(setup.tasks))
+    try:
+        for task in setup.tasks:
+            spec = specs[task.name]
+            data = open_task(task, spec.data, setup.recipe.data_folder)
+            if data is not None:
+                try:
+                    scored[task.name] = answers(
+                        task,
+                        data,
+                        setup.engines,
+                        setup.bundle.manifest.preprocess,
+                        threads=setup.protocol.threads,
+                        cpus=setup.protocol.cpus,
+                        threshold=spec.threshold,
+                    )
+                except WorkerError as exc:
+                    log.warning("%s", exc)
+                    failed[task.name] = (
+                        f"speed only, no accuracy, of {task.name}: an engine failed on its images "
+                        "while the others of the task were open"
+                    )
+            progress.advance(task=task.name)
+    finally:
+        progress.stop()
+    return scored, failed
 
 
 def answers(

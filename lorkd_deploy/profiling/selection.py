@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorkd_deploy.bundle.manifest import TEACHER, Manifest
@@ -12,19 +13,23 @@ from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, unknown_
 from lorkd_deploy.runtime import ALIASES, Probe, exporter
 
 
+@dataclass(frozen=True)
+class EngineFilter:
+    """Names of departments, tasks and targets; where there are none, all. `teacher`: its too."""
+
+    departments: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    teacher: bool = True
+
+
 def is_teacher(engine: Artifact) -> bool:
     """Whether this is the foundation model and no expert."""
     return engine.engine == TEACHER
 
 
 def select_engines(
-    run: Path,
-    bundle: Bundle,
-    *,
-    department: Sequence[str] = (),
-    task: Sequence[str] = (),
-    target: Sequence[str] = (),
-    teacher: bool = True,
+    run: Path, bundle: Bundle, wanted: EngineFilter
 ) -> tuple[list[Artifact], list[str]]:
     """Engines below RUN/export in the recipe's order, the teacher's last, and a sentence each for
     what was left out (what this machine can't run, the teacher of a department delivered alone) and
@@ -34,24 +39,24 @@ def select_engines(
     is missing; `UsageError` for a name that doesn't exist; `RuntimeUnavailableError` for a target
     that was asked for and can't run here.
     """
-    _check_names(bundle.manifest, department, task, target)
-    wanted = {ALIASES.get(name, name) for name in target}
-    found = [a for a in find_artifacts(run) if not wanted or a.target in wanted]
+    _check_names(bundle.manifest, wanted)
+    targets = {ALIASES.get(name, name) for name in wanted.targets}
+    found = [a for a in find_artifacts(run) if not targets or a.target in targets]
     experts = [
         artifact
         for artifact in _in_order(found, bundle.manifest)
-        if (not department or artifact.department in department)
-        and (not task or artifact.engine in task)
+        if (not wanted.departments or artifact.department in wanted.departments)
+        and (not wanted.tasks or artifact.engine in wanted.tasks)
     ]
     if not experts:
-        raise _nothing(run, department, task, target)
+        raise _nothing(run, wanted)
     alone = bool(bundle.manifest.packed_from)  # `lorkd pack` never takes the teacher along
-    wants_teacher = teacher and not alone
+    wants_teacher = wanted.teacher and not alone
     teachers = [artifact for artifact in found if is_teacher(artifact)] if wants_teacher else []
     if wants_teacher and not teachers:
         raise _no_teacher(run, sorted({expert.target for expert in experts}))
-    engines, left_out = _able([*experts, *teachers], asked=bool(target))
-    if teacher and alone:
+    engines, left_out = _able([*experts, *teachers], asked=bool(targets))
+    if wanted.teacher and alone:
         left_out.append("the department was delivered alone: no foundation model is beside it")
     for engine in engines:
         _check_belongs(engine, bundle)
@@ -68,17 +73,15 @@ def teacher_for(expert: Artifact, engines: Iterable[Artifact]) -> Artifact | Non
     )
 
 
-def _check_names(
-    manifest: Manifest, department: Sequence[str], task: Sequence[str], target: Sequence[str]
-) -> None:
+def _check_names(manifest: Manifest, wanted: EngineFilter) -> None:
     for kind, names, known in (
-        ("department", department, list(manifest.departments)),
-        ("task", task, [entry.name for entry in manifest.tasks]),
+        ("department", wanted.departments, list(manifest.departments)),
+        ("task", wanted.tasks, [entry.name for entry in manifest.tasks]),
     ):
         for name in names:
             if name not in known:
                 raise unknown_name(kind, name, known)
-    for name in target:
+    for name in wanted.targets:
         exporter(name)  # raises for an unknown one, imports no other
 
 
@@ -128,12 +131,14 @@ def _check_belongs(engine: Artifact, bundle: Bundle) -> None:
         )
 
 
-def _nothing(
-    run: Path, department: Sequence[str], task: Sequence[str], target: Sequence[str]
-) -> ArtifactError:
+def _nothing(run: Path, wanted: EngineFilter) -> ArtifactError:
     chosen = [
         f"--{option} {name}"
-        for option, names in (("department", department), ("task", task), ("target", target))
+        for option, names in (
+            ("department", wanted.departments),
+            ("task", wanted.tasks),
+            ("target", wanted.targets),
+        )
         for name in names
     ]
     of = f" for {' '.join(chosen)}" if chosen else ""

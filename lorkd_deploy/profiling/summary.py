@@ -32,8 +32,39 @@ from lorkd_deploy.profiling.resampling import (
     spread_where_known,
 )
 from lorkd_deploy.profiling.rounds import Round
-from lorkd_deploy.profiling.selection import is_teacher
+from lorkd_deploy.profiling.scoring import TaskAnswers, difference, score
+from lorkd_deploy.profiling.selection import is_teacher, teacher_for
+from lorkd_deploy.profiling.setup import Setup
 from lorkd_deploy.profiling.timing import Timing, timing
+
+
+def sum_up(
+    setup: Setup, measured: Mapping[str, Sequence[Round]], scored: Mapping[str, TaskAnswers]
+) -> tuple[tuple[EngineProfile, ...], tuple[Comparison, ...]]:
+    """Every engine, and every expert beside the teacher's engine that is most like its own."""
+    profiles = {
+        engine.name: engine_profile(
+            engine,
+            setup.protocol,
+            measured[engine.name],
+            [score(a, engine.name) for a in scored.values() if engine.name in a.probabilities],
+        )
+        for engine in setup.engines
+    }
+    comparisons = []
+    for expert in setup.engines:
+        beside = teacher_for(expert, setup.engines)
+        if not is_teacher(expert) and beside is not None:
+            pair = {expert.name, beside.name}
+            differences = [
+                difference(a, expert.name, beside.name)
+                for a in scored.values()
+                if pair <= a.probabilities.keys()
+            ]
+            comparisons.append(
+                comparison(profiles[expert.name], profiles[beside.name], differences)
+            )
+    return tuple(profiles.values()), tuple(comparisons)
 
 
 def engine_profile(

@@ -1,23 +1,20 @@
 """The process that runs one engine, alone: `python -m lorkd_deploy.profiling.worker [CPU …]`.
 
-It reads requests from stdin and answers on stdout (`frames.py`), and never imports torch. In
+It reads requests from stdin and answers on stdout (`worker_messages`), and never imports torch. In
 order: `open` an engine, make its `first` call, then `measure` or `infer` as often as asked. The
 end of stdin ends it. Whatever a runtime prints goes to stderr, so that it can't garble an answer.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import resource
-import statistics
 import sys
 import time
-from array import array
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lorkd_deploy.profiling.calls import pace, timed_calls, warm_up, without_gc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +24,6 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-SETTLED = 0.02  # two warm-up windows whose medians differ by less are called settled
-MOST_WINDOWS = 10
-STEPS = 10_000  # of the loop that `_pace` times: a quarter of a millisecond
 Answer = tuple[dict[str, Any], bytes]
 
 
@@ -82,30 +76,28 @@ class Session:
         """
         run, batch = self._ready(request)
         size = len(batch)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        with _without_gc():
-            pace = _pace()
-            warm, settled = _warm_up(run, batch, -(-request["warmup"] // size), request["seconds"])
+        interruptions = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        with without_gc():
+            beside = pace()
+            warm, settled = warm_up(run, batch, -(-request["warmup"] // size), request["seconds"])
             least = -(-request["iterations"] // size)
-            calls = _timed_calls(run, batch, least, request["seconds"])
-            pace = max(pace, _pace())
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        peak = self._over_empty(self.resident().peak)
-        images = (warm + len(calls)) * size
+            calls = timed_calls(run, batch, least, request["seconds"])
+            beside = max(beside, pace())
+        interruptions = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - interruptions
         return {
-            "peak": peak,
+            "peak": self._over_empty(self.resident().peak),
             "allocated": self._allocated(),
-            "interruptions": after - before,
-            "images": images,
+            "interruptions": interruptions,
+            "images": (warm + len(calls)) * size,
             "settled": settled,
-            "pace": pace,
+            "pace": beside,
         }, calls.tobytes()
 
     def stages(self, request: dict[str, Any], _: bytes) -> Answer:
         """One image from its file to an answer, again and again; int64 ns, four a pass."""
         from lorkd_deploy.profiling.stages import time_stages
 
-        with _without_gc():
+        with without_gc():
             found = time_stages(self._runner(), request)
         return {}, found.tobytes()
 
@@ -169,82 +161,23 @@ class Session:
         return None if mib is None or self.empty is None else mib - self.empty
 
 
-def _timed_calls(
-    run: Callable[[F32], object], batch: F32, least: int, seconds: float
-) -> array[int]:
-    # The clock is read right before and after the call and nothing else happens in between.
-    clock = time.perf_counter_ns
-    calls = array("q")
-    deadline = clock() + int(seconds * 1e9)
-    while True:
-        started = clock()
-        run(batch)
-        ended = clock()
-        calls.append(ended - started)
-        if ended >= deadline and len(calls) >= least:
-            return calls
-
-
-def _pace() -> int:
-    """Nanoseconds of a loop that is the same everywhere: at its best of five, so that it tells of
-    the clock and of who shares the core or the machine under it, and not of one interruption."""
-    best = 0
-    for _ in range(5):
-        started = time.perf_counter_ns()
-        for _ in range(STEPS):
-            pass
-        took = time.perf_counter_ns() - started
-        best = min(best, took) if best else took
-    return best
-
-
-def _warm_up(
-    run: Callable[[F32], object], batch: F32, window: int, seconds: float
-) -> tuple[int, bool]:
-    """Windows of calls until two medians in a row agree; gives up after `seconds`.
-
-    → calls, and whether they did agree (with no warm-up asked for, there is nothing to settle).
-    """
-    if not window:
-        return 0, True
-    started = time.perf_counter()
-    previous: float | None = None
-    calls = 0
-    for _ in range(MOST_WINDOWS):
-        median = statistics.median(_timed_calls(run, batch, window, 0))
-        calls += window
-        if previous is not None and abs(median - previous) <= SETTLED * previous:
-            return calls, True
-        if time.perf_counter() - started > seconds:
-            break
-        previous = median
-    return calls, False
-
-
-@contextlib.contextmanager
-def _without_gc() -> Any:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _serve(requests: Any, replies: Any) -> None:
     from lorkd_deploy.errors import LorkdError
     from lorkd_deploy.profiling.worker_messages import receive, send
 
     session = Session()
     handlers = {
-        "open": session.open,
-        "first": session.first,
-        "measure": session.measure,
-        "infer": session.infer,
-        "stages": session.stages,
-        "scenario": session.scenario,
-        "used": session.used,
-        "files": session.files,
+        handler.__name__: handler
+        for handler in (
+            session.open,
+            session.first,
+            session.measure,
+            session.infer,
+            session.stages,
+            session.scenario,
+            session.used,
+            session.files,
+        )
     }
     while True:
         try:

@@ -37,7 +37,7 @@ from lorkd_deploy.profiling.profile import (
     read_profile,
 )
 from lorkd_deploy.profiling.rounds import measure_round
-from lorkd_deploy.profiling.selection import select_engines
+from lorkd_deploy.profiling.selection import EngineFilter, select_engines
 from lorkd_deploy.profiling.timing import percentile
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.schema import document_bytes
@@ -426,10 +426,10 @@ def test_an_engine_that_dies_leaves_the_profile_before_it(hospital: Hospital) ->
 
 def test_engines_that_were_not_proven_are_named(hospital: Hospital) -> None:
     bundle = load_bundle(hospital.run)
-    assert select_engines(hospital.run, bundle)[1] == []
+    assert select_engines(hospital.run, bundle, EngineFilter())[1] == []
     hospital.engine("warm", np.eye(3)[:, :2], parity="not run here")
     hospital.engine("cold", np.eye(3), parity="failed")
-    failed, unknown = select_engines(hospital.run, bundle)[1]
+    failed, unknown = select_engines(hospital.run, bundle, EngineFilter())[1]
     assert unknown.startswith("was not verified") and f": {WARM} (run `lorkd verify`" in unknown
     assert failed.startswith("failed verification") and f": {COLD} (run `lorkd verify`" in failed
     notes = benchmark(hospital.run, task=["warm"], teacher=False, rounds=1, seconds=0.001).notes

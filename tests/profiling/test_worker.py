@@ -16,9 +16,9 @@ import pytest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.profiling import worker
+from lorkd_deploy.profiling import calls
+from lorkd_deploy.profiling.calls import MOST_WINDOWS, timed_calls, warm_up
 from lorkd_deploy.profiling.process import EngineProcess, WorkerError
-from lorkd_deploy.profiling.worker import MOST_WINDOWS, _timed_calls, _warm_up
 from tests.tiny_bundle import forward, make_bundle
 
 Write = Callable[..., tuple[Path, str]]
@@ -175,7 +175,7 @@ def test_importing_the_worker_loads_neither_torch_nor_numpy() -> None:
 
 
 def test_a_call_is_timed_and_nothing_around_it() -> None:
-    calls = _timed_calls(lambda _: time.sleep(0.001), np.zeros((1, 3, 2, 2)), 7, 0)
+    calls = timed_calls(lambda _: time.sleep(0.001), np.zeros((1, 3, 2, 2)), 7, 0)
     assert len(calls) == 7
     assert min(calls) >= 1_000_000
 
@@ -205,18 +205,18 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(worker, "time", clock)
+    monkeypatch.setattr(calls, "time", clock)
     return clock
 
 
 def test_warm_up_ends_when_two_medians_agree(clock: Clock) -> None:
     run = clock.takes([8] * 4 + [4] * 4 + [2, 2, 900, 2] + [2] * 100)
     # 8 ms, 4 ms, 2 ms and another window that agrees; one outlier moves no median
-    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 4, 10) == (16, True)
+    assert warm_up(run, np.zeros((1, 3, 2, 2)), 4, 10) == (16, True)
 
 
 def test_a_warm_up_that_never_settles_is_given_up_and_told(clock: Clock) -> None:
     run = clock.takes(itertools.cycle([1, 1, 4, 4]))
-    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 2, 10) == (2 * MOST_WINDOWS, False)
-    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 2, 0) == (2, False)
-    assert _warm_up(run, np.zeros((1, 3, 2, 2)), 0, 10) == (0, True)
+    assert warm_up(run, np.zeros((1, 3, 2, 2)), 2, 10) == (2 * MOST_WINDOWS, False)
+    assert warm_up(run, np.zeros((1, 3, 2, 2)), 2, 0) == (2, False)
+    assert warm_up(run, np.zeros((1, 3, 2, 2)), 0, 10) == (0, True)

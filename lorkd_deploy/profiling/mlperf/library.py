@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.metrics.score import I64
-from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.scoring import inputs, open_task
-from lorkd_deploy.recipe import Recipe
+from lorkd_deploy.profiling.setup import Setup
 
 GENERATED = 64  # images, for an engine whose test images are not here
 
@@ -53,15 +50,14 @@ class Library:
         return first, max(place.stop for place in own.values()), moved
 
 
-def write_library(
-    file: Path, tasks: Sequence[TaskEntry], recipe: Recipe, bundle: Bundle, protocol: Protocol
-) -> Library:
-    """Prepare every test image of `tasks`, in the order of the recipe, and write them to `file`."""
-    specs = {task.name: task for task in recipe.tasks}
+def write_library(file: Path, setup: Setup) -> Library:
+    """Prepare every test image of the tasks, in the recipe's order, and write them to `file`."""
+    specs = {task.name: task for task in setup.recipe.tasks}
+    protocol = setup.protocol
     found = [
         (task, data)
-        for task in tasks
-        if (data := open_task(task, specs[task.name].data, recipe.data_folder))
+        for task in setup.tasks
+        if (data := open_task(task, specs[task.name].data, setup.recipe.data_folder))
     ]
     total = sum(len(data.test) for _, data in found)
     shape = (total + GENERATED, *protocol.input_shape)
@@ -71,7 +67,7 @@ def write_library(
     places, start = {}, 0
     for task, data in found:
         begin = start
-        for batch in inputs(data.test, bundle.manifest.preprocess):
+        for batch in inputs(data.test, setup.bundle.manifest.preprocess):
             rows[start : start + len(batch)] = batch
             start += len(batch)
         places[task.name] = Place(begin, start, data.test.labels)

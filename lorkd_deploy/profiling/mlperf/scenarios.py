@@ -6,14 +6,13 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.machine.environment import Load, environment, identity, load_average
-from lorkd_deploy.profiling.benchmark import engine_tasks
 from lorkd_deploy.profiling.best_batch import best_batch
-from lorkd_deploy.profiling.measuring import check_writable
 from lorkd_deploy.profiling.mlperf.library import write_library
 from lorkd_deploy.profiling.mlperf.loadgen import available
 from lorkd_deploy.profiling.mlperf.profile import (
@@ -26,11 +25,9 @@ from lorkd_deploy.profiling.mlperf.profile import (
 )
 from lorkd_deploy.profiling.mlperf.run import Plan, run_scenario
 from lorkd_deploy.profiling.notes import notes_of_scenarios, state_of, unscored
-from lorkd_deploy.profiling.protocol import protocol_of
-from lorkd_deploy.profiling.selection import select_engines
+from lorkd_deploy.profiling.selection import EngineFilter
+from lorkd_deploy.profiling.setup import Setup, set_up
 from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import write_part
 from lorkd_deploy.storage import exclusive
 
@@ -73,50 +70,49 @@ def benchmark_scenarios(
             fix="pip install 'lorkd-deploy[loadgen]' (there are wheels for x86-64, Python 3.10 to "
             "3.13)",
         )
-    folder = open_run(run)
-    bundle = load_bundle(folder.bundle)
-    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
-    engines, notes = select_engines(
-        folder.path, bundle, department=department, task=task, target=target, teacher=teacher
-    )
     largest = QUICK_BATCH if quick and largest_batch is None else largest_batch
-    given = {"threads": threads, "largest_batch": largest}
-    protocol = protocol_of(
-        recipe.benchmark,
-        [engine.name for engine in engines],
-        bundle.manifest.preprocess.size,
-        {name: value for name, value in given.items() if value is not None},
-    )
+    asked = EngineFilter(tuple(department), tuple(task), tuple(target), teacher)
+    setup = set_up(run, asked, {"threads": threads, "largest_batch": largest})
     settings = {
         "server_ms": server_ms,
         "quick": quick,
         "quick_ms": QUICK_MS,
         "search_ms": QUICK_SEARCH_MS if quick else SEARCH_MS,
     }
-    shown = progress or Silent()
-    check_writable(folder.profile)
-    with exclusive(folder.profile, "benchmark"), tempfile.TemporaryDirectory() as scratch:
-        before = load_average()
-        machine = environment().model_copy(update={"load": Load(before=before, after=before)})
-        tasks = engine_tasks(engines, bundle)
-        library = write_library(Path(scratch) / "inputs.npy", tasks, recipe, bundle, protocol)
-        notes += unscored([task for task in tasks if task.name not in library.tasks])
-        state = tuple(state_of(machine, protocol))
-        plan = Plan(library, protocol, settings, identity(machine), state, folder.profile)
-        runs = _earlier(folder.profile / LOADGEN, bundle)
-        for entry in _measure(engines, wanted, plan, dict(runs) if resume else {}, shown):
+    with exclusive(setup.run.profile, "benchmark"):
+        return _profile(setup, wanted, settings, resume=resume, progress=progress or Silent())
+
+
+def _profile(
+    setup: Setup,
+    wanted: Sequence[Scenario],
+    settings: dict[str, Any],
+    *,
+    resume: bool,
+    progress: Progress,
+) -> ScenarioProfile:
+    """Run the scenarios; what is there is written after each."""
+    file, bundle, before = setup.run.profile / LOADGEN, setup.bundle, load_average()
+    machine = environment().model_copy(update={"load": Load(before=before, after=before)})
+    with tempfile.TemporaryDirectory() as scratch:
+        library = write_library(Path(scratch) / "inputs.npy", setup)
+        notes = [*setup.notes, *unscored([t for t in setup.tasks if t.name not in library.tasks])]
+        state = tuple(state_of(machine, setup.protocol))
+        plan = Plan(library, setup.protocol, settings, identity(machine), state, setup.run.profile)
+        runs = _earlier(file, bundle)
+        done = dict(runs) if resume else {}
+        for entry in _measure(setup.engines, wanted, plan, done, progress):
             runs.pop((entry.engine, entry.scenario), None)  # what is new comes last
             runs[entry.engine, entry.scenario] = entry
+            load = Load(before=before, after=load_average())
             profile = ScenarioProfile(
                 bundle_sha256=bundle.sha256,
                 preprocess_sha256=bundle.manifest.preprocess_sha256,
-                environment=machine.model_copy(
-                    update={"load": Load(before=before, after=load_average())}
-                ),
+                environment=machine.model_copy(update={"load": load}),
                 runs=tuple(runs.values()),
                 notes=(*notes, *notes_of_scenarios(tuple(runs.values()), plan.machine)),
             )
-            write_part(folder.profile / LOADGEN, profile)
+            write_part(file, profile)
     return profile
 
 
