@@ -135,6 +135,5 @@ _DOING = {
     "stages": "answer an image file",
     "scenario": "answer LoadGen",
     "used": "tell its CPU time",
-    "memory": "tell its memory",
     "files": "tell its files",
 }
