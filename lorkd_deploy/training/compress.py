@@ -12,7 +12,6 @@ from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import DataError, UsageError
-from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.spectrum import Step, holding
 from lorkd_deploy.machine.packages import software
@@ -23,7 +22,7 @@ from lorkd_deploy.run import Run, claimed, open_run, refuse_bundle
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors, canonical_json, carry_over
 from lorkd_deploy.training.batches.setup import Setup, open_setup
-from lorkd_deploy.training.bundling.assemble import reference_logits
+from lorkd_deploy.training.bundling.reference import reference_logits
 from lorkd_deploy.training.networks.evaluate import scores, task_logits
 from lorkd_deploy.training.networks.restore import restored
 from lorkd_deploy.training.ranks.shrinking import (
@@ -82,8 +81,8 @@ def compress(
     with claimed(out, recipe, "compress") as new:
         setup = open_setup(recipe)
         _check_data(bundle, setup)
-        found = _compressed(bundle, setup, choose, progress or Silent())
-        return _write(source, bundle, new, setup=setup, rule=rule, found=found)
+        shrunk = _all_shrunk(bundle, setup, choose, progress or Silent())
+        return _write(source, bundle, new, setup=setup, rule=rule, shrunk=shrunk)
 
 
 def _rule(budget: str | None, energy: float | None, max_drop: float | None) -> tuple[str, Choice]:
@@ -95,66 +94,68 @@ def _rule(budget: str | None, energy: float | None, max_drop: float | None) -> t
         )
     if budget is not None:
         limit = parse_budget(budget)
-        return f"budget {budget}", lambda known, _: within_budget(known, limit)
+        return f"budget {budget}", lambda candidates, _: within_budget(candidates, limit)
     if energy is not None:
         if not 0 < energy <= 1:
             raise UsageError(f"energy is {energy}, wanted a share above 0 and at most 1")
-        return f"energy {energy:g}", lambda known, _: holding(known.steps, energy)
+        return f"energy {energy:g}", lambda candidates, _: holding(candidates.steps, energy)
     assert max_drop is not None
     if max_drop < 0:
         raise UsageError(f"max-drop is {max_drop}, wanted points of accuracy, at least 0")
-    return f"max-drop {max_drop:g}", lambda known, score: _within_drop(known, score, max_drop)
+    return f"max-drop {max_drop:g}", lambda candidates, scored: _within_drop(
+        candidates, scored, max_drop
+    )
 
 
-def _within_drop(known: Candidates, score: Score, points: float) -> Sequence[Step]:
+def _within_drop(candidates: Candidates, scored: Score, points: float) -> Sequence[Step]:
     """The shortest beginning of the steps that halving finds to be good enough.
 
     Accuracy need not rise with every step, so a shorter one might do too; what is given back was
     measured, and the whole expert is always good enough.
     """
-    steps = known.steps
-    least = score(known.task, known.tensors)["accuracy"] - points / 100
+    steps = candidates.steps
+    least = scored(candidates.task, candidates.tensors)["accuracy"] - points / 100
     low, high = -1, len(steps)  # `high` is good enough, `low` is not
     while high - low > 1:
         middle = (low + high) // 2
-        good = score(*known.after(steps[:middle]))["accuracy"] >= least - 1e-9
+        good = scored(*candidates.after(steps[:middle]))["accuracy"] >= least - 1e-9
         low, high = (low, middle) if good else (middle, high)
     return steps[:high]
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The network with the smaller experts, and its parts as a bundle keeps them."""
+class _Shrunk:
+    """One task's smaller expert: as a bundle keeps it, and what became of it."""
 
-    tasks: list[TaskEntry]
-    experts: dict[str, Tensors]
-    model: ExpertClassifier
-    told: list[CompressedTask]
+    task: TaskEntry
+    tensors: Tensors
+    report: CompressedTask
 
 
-def _compressed(bundle: Bundle, setup: Setup, choose: Choice, progress: Progress) -> _Found:
+def _shrunk(bundle: Bundle, setup: Setup, place: int, choose: Choice) -> _Shrunk:
+    """The expert of the task at `place`, by the steps that `choose` keeps."""
     manifest = bundle.manifest
-    tasks: list[TaskEntry] = []
-    experts: dict[str, Tensors] = {}
-    told = []
-    progress.start("compressing", len(manifest.tasks))
+    task = manifest.tasks[place]
+    tensors = bundle.expert(task.name)
+    scored = partial(_validated, bundle, setup, place)
+    candidates = candidates_of(task, tensors, manifest.layers, manifest.factorisation)
+    kept = choose(candidates, scored)
+    entry, smaller = candidates.after(kept)
+    before, after = scored(task, tensors), scored(entry, smaller)
+    report = candidates.report(kept, entry, smaller, validation_before=before, validation=after)
+    return _Shrunk(entry, smaller, report)
+
+
+def _all_shrunk(bundle: Bundle, setup: Setup, choose: Choice, progress: Progress) -> list[_Shrunk]:
+    shrunk = []
+    progress.start("compressing", len(bundle.manifest.tasks))
     try:
-        for place, task in enumerate(manifest.tasks):
-            tensors = bundle.expert(task.name)
-            on_validation = partial(_validated, bundle, setup, place)
-            known = candidates_of(task, tensors, manifest.layers, manifest.factorisation)
-            kept = choose(known, on_validation)
-            entry, smaller = known.after(kept)
-            tasks.append(entry)
-            experts[task.name] = smaller
-            before, after = on_validation(task, tensors), on_validation(entry, smaller)
-            told.append(
-                known.told(kept, entry, smaller, validation_before=before, validation=after)
-            )
+        for place, task in enumerate(bundle.manifest.tasks):
+            shrunk.append(_shrunk(bundle, setup, place, choose))
             progress.advance(task=task.name)
     finally:
         progress.stop()
-    return _Found(tasks, experts, restored(manifest, tasks, bundle.base, experts), told)
+    return shrunk
 
 
 def _validated(
@@ -167,15 +168,16 @@ def _validated(
 
 
 def _write(
-    source: Run, bundle: Bundle, new: Run, *, setup: Setup, rule: str, found: _Found
+    source: Run, bundle: Bundle, new: Run, *, setup: Setup, rule: str, shrunk: Sequence[_Shrunk]
 ) -> Compression:
-    tested = scores(found.model, setup.test, setup.kinds, setup.recipe.preprocess)
+    experts = {one.task.name: one.tensors for one in shrunk}
+    model = restored(bundle.manifest, [one.task for one in shrunk], bundle.base, experts)
+    tested = scores(model, setup.test, setup.kinds, setup.recipe.preprocess)
     tasks = [
-        task.model_copy(update={"metrics": {**task.metrics, "expert": of_task}})
-        for task, of_task in zip(found.tasks, tested, strict=True)
+        one.task.model_copy(update={"metrics": {**one.task.metrics, "expert": of_task}})
+        for one, of_task in zip(shrunk, tested, strict=True)
     ]
-    engines = {name: (place,) for place, name in enumerate(setup.names)}
-    logits = reference_logits(setup, found.model, known_inputs(bundle), engines)
+    logits = reference_logits(setup, model, known_inputs(bundle))
     for part in ("teacher", "history"):
         if (source.path / part).is_dir() and source.path != source.bundle:
             carry_over(source.path / part, new.path / part)
@@ -183,7 +185,7 @@ def _write(
         bundle,
         new.bundle,
         tasks=tasks,
-        experts=found.experts,
+        experts=experts,
         logits=logits,
         versions=software(),
         rule=rule,
@@ -193,7 +195,7 @@ def _write(
         bundle=str(written.path),
         rule=rule,
         compressed_from=bundle.sha256,
-        tasks=tuple(found.told),
+        tasks=tuple(one.report for one in shrunk),
     )
 
 

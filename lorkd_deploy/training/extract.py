@@ -23,9 +23,8 @@ from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.batches.setup import Setup, open_setup
-from lorkd_deploy.training.bundling.assemble import write_experts
+from lorkd_deploy.training.bundling.assemble import Sources, write_experts
 from lorkd_deploy.training.fitting.history import Fitted
-from lorkd_deploy.training.fitting.processes import best_device
 from lorkd_deploy.training.networks.evaluate import task_logits
 from lorkd_deploy.training.networks.finetuned import fine_tuned, load_whole
 from lorkd_deploy.training.networks.network import TaskNetwork
@@ -116,15 +115,16 @@ def extract(
         source = _Base(
             w0, with_experts(copy.deepcopy(w0), loaded), feature_dim(w0, loaded.preprocess.size)
         )
-        found = []
+        tuned = []
         shown.start("extracting", len(files))
         try:
             for place, file in enumerate(files):
-                found.append(_found(setup, place, source, file))
+                tuned.append(_tuned(setup, place, source, file))
                 shown.advance(task=setup.names[place])
         finally:
             shown.stop()
-        return _write(run, setup, w0, found, base=sha256_file(Path(base)), began=began)
+        model = _with_heads(setup, w0, tuned)
+        return _write(run, setup, model, tuned, base=sha256_file(Path(base)), began=began)
 
 
 def _files(recipe: Recipe, models: Mapping[str, str | Path]) -> list[Path]:
@@ -151,41 +151,41 @@ class _Base:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """One expert, and the fine-tuned model's head, scores on each split, and its file's sha256."""
+class _Tuned:
+    """A fine-tuned model: its difference from W0, head, scores, and its file's sha256."""
 
-    expert: Difference
+    difference: Difference
     head: nn.Linear
-    model: str
+    sha256: str
     validation: Score
     test: Score
 
 
-def _found(setup: Setup, place: int, base: _Base, file: Path) -> _Found:
-    """The expert of the task at `place` from its model's file."""
+def _tuned(setup: Setup, place: int, base: _Base, file: Path) -> _Tuned:
+    """The fine-tuned model of the task at `place`."""
     recipe, name = setup.recipe, setup.names[place]
     backbone = copy.deepcopy(base.w0)
     model = fine_tuned(backbone, file, recipe.student.prefix, base.features, setup.classes[place])
     before, after = base.w0.state_dict(), backbone.state_dict()
-    expert = difference(base.form, place, before, after, recipe.experts)
-    if expert.whole.change > 1:
+    found = difference(base.form, place, before, after, recipe.experts)
+    if found.whole.change > 1:
         log.warning(
             "the model of %s differs from the base by %.2g times the base's own size: was it "
             "fine-tuned from it?",
             name,
-            expert.whole.change,
+            found.whole.change,
         )
-    if expert.kept:
+    if found.kept:
         log.info(
             "%s keeps what differs from the base and can't be an expert (by relative size): %s",
             name,
-            expert.kept_in_words(),
+            found.kept_in_words(),
         )
-    model.to(best_device())
+    model.to(setup.processes.device)
     validation, test = (
         _score(setup, place, model, 0, images[place]) for images in (setup.val, setup.test)
     )
-    return _Found(expert, model.heads.head(0).cpu(), sha256_file(file), validation, test)
+    return _Tuned(found, model.heads.head(0).cpu(), sha256_file(file), validation, test)
 
 
 def _score(setup: Setup, place: int, model: TaskNetwork, task: int, images: Images) -> Score:
@@ -195,56 +195,58 @@ def _score(setup: Setup, place: int, model: TaskNetwork, task: int, images: Imag
 
 
 def _write(
-    run: Run, setup: Setup, w0: nn.Module, found: Sequence[_Found], *, base: str, began: float
+    run: Run,
+    setup: Setup,
+    model: ExpertClassifier,
+    tuned: Sequence[_Tuned],
+    *,
+    base: str,
+    began: float,
 ) -> Extraction:
-    experts = with_experts(w0, setup.recipe, [one.expert.ranks for one in found])
-    model = ExpertClassifier(experts, found[0].head.in_features, setup.classes).eval()
-    for place, one in enumerate(found):
-        experts.load_expert(place, one.expert.state)
-        model.heads.head(place).load_state_dict(one.head.state_dict())
-    device = best_device()
-    model.to(device)
-    told = [_told(setup, place, one, model) for place, one in enumerate(found)]
+    tasks = [_described(setup, place, one, model) for place, one in enumerate(tuned)]
     fitted = Fitted(
         steps=0,
         best_step=0,
         history=[],
         seconds=time.perf_counter() - began,
         waiting=0.0,
-        notes={"extracted": {"base": base, "tasks": told}},
+        notes={"extracted": {"base": base, "tasks": tasks}},
     )
-    written = write_experts(
-        run.path,
-        setup,
-        model,
-        fitted,
-        device=device,
-        extracted_from=base,
-        models=[one.model for one in found],
-    )
+    sources = Sources(base, tuple(one.sha256 for one in tuned))
+    written = write_experts(run, setup, model, fitted, sources)
     return Extraction(
         run=str(run.path),
         bundle=written.bundle,
         base=base,
         tasks=tuple(
             ExtractedTask.model_validate({**task, "test": result.expert})
-            for task, result in zip(told, written.tasks, strict=True)
+            for task, result in zip(tasks, written.tasks, strict=True)
         ),
-        skipped_layers=experts.skipped,
+        skipped_layers=model.backbone.skipped,
     )
 
 
-def _told(setup: Setup, place: int, one: _Found, model: TaskNetwork) -> dict[str, Any]:
+def _with_heads(setup: Setup, w0: nn.Module, tuned: Sequence[_Tuned]) -> ExpertClassifier:
+    """W0 with the experts and heads of all tasks, in evaluation mode."""
+    experts = with_experts(w0, setup.recipe, [one.difference.ranks for one in tuned])
+    model = ExpertClassifier(experts, tuned[0].head.in_features, setup.classes).eval()
+    for place, one in enumerate(tuned):
+        experts.load_expert(place, one.difference.state)
+        model.heads.head(place).load_state_dict(one.head.state_dict())
+    return model.to(setup.processes.device)
+
+
+def _described(setup: Setup, place: int, one: _Tuned, model: TaskNetwork) -> dict[str, Any]:
     """The fields of `ExtractedTask` but for the expert's scores on the test split."""
-    expert, name = one.expert, setup.names[place]
+    found, name = one.difference, setup.names[place]
     return {
         "task": name,
         "department": setup.departments[name],
-        "model": one.model,
-        **expert.whole.model_dump(),
-        "layers": [layer.model_dump() for layer in expert.layers],
-        "kept": [kept.model_dump() for kept in expert.kept],
-        "parameters": expert.parameters,
+        "model": one.sha256,
+        **found.whole.model_dump(),
+        "layers": [layer.model_dump() for layer in found.layers],
+        "kept": [kept.model_dump() for kept in found.kept],
+        "parameters": found.parameters,
         "validation_fine_tuned": one.validation,
         "validation": _score(setup, place, model, place, setup.val[place]),
         "test_fine_tuned": one.test,

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,17 +13,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from lorkd_deploy.progress import Silent
+from lorkd_deploy.experts import Outputs
 from lorkd_deploy.recipe import Recipe, parse_recipe
+from lorkd_deploy.run import Run
 from lorkd_deploy.training.batches.loader import Batch
-from lorkd_deploy.training.batches.setup import Setup, open_setup
-from lorkd_deploy.training.fitting import batch_statistics
-from lorkd_deploy.training.fitting.checkpoint import Checkpoints
-from lorkd_deploy.training.fitting.loop import Loss, fit
-from lorkd_deploy.training.fitting.losses import batch_accuracy, label_loss, transfer_loss
-from lorkd_deploy.training.fitting.processes import Processes, joined
-from lorkd_deploy.training.networks.evaluate import network_input, scores
-from lorkd_deploy.training.networks.student import Student, build_student
+from lorkd_deploy.training.batches.setup import open_setup
+from lorkd_deploy.training.fitting import sharing
+from lorkd_deploy.training.fitting.job import Job
+from lorkd_deploy.training.fitting.loop import fit
+from lorkd_deploy.training.fitting.objective import Objective
+from lorkd_deploy.training.fitting.transfer import softened_divergence
+from lorkd_deploy.training.networks.student import build_student
+from lorkd_deploy.training.processes import Processes, joined
 from tests.tiny_recipe import tiny_recipe
 
 STEPS = 10
@@ -58,7 +58,7 @@ class Here(nn.SyncBatchNorm):
 def recipe(backbone: str = "without_batch_statistics") -> Recipe:
     """Three images a step of three tasks, so that one is often absent, here or altogether."""
     train = {
-        "epochs": 1,
+        "epochs": 3 * STEPS / (48 + 32 + 16),
         "batch_size": 3,
         "temperature": 1,
         "lr": 0.1,
@@ -83,60 +83,33 @@ def train(folder: Path, backbone: str, processes: Processes) -> None:
     """Ten steps of one student."""
     setup = open_setup(recipe(backbone), processes)
     torch.manual_seed(processes.index)  # the first one's weights have to win
-    student = build_student(setup, None)
-    student.projection = nn.Linear(12, student.classifier.heads.head(0).in_features)
-    student.double()
+    classifier = build_student(setup).classifier
+    transfer = PooledTransfer(classifier.heads.head(0).in_features)
+    job = Job("decompose", Run(folder, folder / "bundle"), setup)
+    objective = Objective(classifier, setup, job.spec, transfer=transfer).double()
     # Images come in float32, and the first figures differ in what rounding leaves of them.
-    student.classifier.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
-
-    def validate() -> dict[str, float]:
-        found = scores(student.classifier, setup.val, setup.kinds, setup.recipe.preprocess,
-                       processes)  # fmt: skip
-        each = zip(setup.names, found, strict=True)
-        return {"score": 1.0} | {f"{task}/{k}": v for task, of in each for k, v in of.items()}
-
-    fitted = fit(
-        student,
-        setup.loader(setup.recipe.train, STEPS),
-        setup.recipe.train,
-        objective=_objective(student, setup),
-        validate=validate,
-        checkpoints=Checkpoints(folder / "checkpoints", "recipe"),
-        steps=STEPS,
-        validate_steps=STEPS,
-        seed=1,
-        resume=False,
-        progress=Silent(),
-        what="decompose",
-        processes=processes,
-    )
+    classifier.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
+    fitted = fit(job, objective)
+    assert fitted.steps == STEPS
     if processes.leads:
-        state = {k: v.contiguous() for k, v in student.state_dict().items()}
+        state = {k: v.contiguous() for k, v in objective.state_dict().items()}
         figures = {f"figures/{k}": torch.tensor(v) for k, v in fitted.history[-1].items()}
-        folder.mkdir(exist_ok=True)
         save_file(state | figures, folder / f"{processes.count}.safetensors")
 
 
-def _objective(student: Student, setup: Setup) -> Callable[[Batch], Loss]:
-    def objective(batch: Batch) -> Loss:
-        x = network_input(batch.images, setup.recipe.preprocess, torch.device("cpu")).double()
-        output = student.classifier(x, batch.route(x.device))
-        labels = [torch.from_numpy(part) for part in batch.labels]
-        parts = {
-            "labels": label_loss(output.logits, labels, setup.kinds),
-            "transfer": transfer_loss(student.projection(_teacher(x)), output.features, 2.0),
-        }
-        return Loss(parts, batch_accuracy(output.logits, labels, setup.kinds))
+class PooledTransfer(nn.Module):
+    """Twelve numbers an image, which stand for a teacher's features, projected to `width`."""
 
-    return objective
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(12, width)
 
-
-def _teacher(x: Tensor) -> Tensor:
-    """Twelve numbers an image, which stand for a teacher's features."""
-    return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+    def forward(self, batch: Batch, x: Tensor, output: Outputs) -> Tensor:
+        pooled = nn.functional.adaptive_avg_pool2d(x.double(), 2).flatten(1)
+        return softened_divergence(self.projection(pooled), output.features, 2.0)
 
 
 if __name__ == "__main__":
-    batch_statistics.ABLE = {"cpu"}
-    batch_statistics._synchronised = Here.around  # torch's own refuses the CPU
+    sharing.ABLE = {"cpu"}
+    sharing._synchronised = Here.around  # torch's own refuses the CPU
     run(Path(sys.argv[1]))

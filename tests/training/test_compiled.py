@@ -17,32 +17,30 @@ from torch import nn
 
 from lorkd_deploy import add_experts
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.progress import Silent
+from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.recipe import TrainSpec, load_recipe, parse_recipe
+from lorkd_deploy.run import Run
 from lorkd_deploy.training.batches.setup import open_setup
-from lorkd_deploy.training.decompose import fit_student
-from lorkd_deploy.training.fitting.checkpoint import Checkpoints
 from lorkd_deploy.training.fitting.compiled import compiled
+from lorkd_deploy.training.fitting.job import Job
+from lorkd_deploy.training.fitting.student import fit_student
 from lorkd_deploy.training.networks.network import TeacherNetwork
-from lorkd_deploy.training.networks.student import Student, build_student
+from lorkd_deploy.training.networks.student import build_student
 from tests.stopping import KilledError, StopAt
 from tests.tiny_backbone import backbone
 
 TESTS = Path(__file__).parents[1]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-CPU = torch.device("cpu")
 
 
-def _trained(folder: Path, compile: bool, **options: Any) -> Student:
+def _trained(folder: Path, compile: bool, **options: Any) -> ExpertClassifier:
     recipe = tiny_recipe(transfer={"kind": "none"}, experts={"rank": 2, "alpha": 6})
     short = {"compile": compile, "epochs": 1, "lr": 0.01, "shift": 0.1}
     setup = open_setup(parse_recipe(recipe | {"train": recipe["train"] | short}, where="test"))
     torch.manual_seed(0)
-    student = build_student(setup, None)
-    checkpoints = Checkpoints(folder / "checkpoints", setup.recipe.sha256)
-    defaults = {"device": CPU, "resume": False, "progress": Silent()}
-    fit_student(student, None, setup, checkpoints, **(defaults | options))
-    return student
+    student = build_student(setup)
+    fit_student(Job("decompose", Run(folder, folder / "bundle"), setup, **options), student, None)
+    return student.classifier
 
 
 @pytest.mark.slow
@@ -62,8 +60,8 @@ def test_a_student_learns_the_same_and_goes_on_where_it_was_killed(tmp_path: Pat
     # Nothing of it is left in what is scored, exported and copied.
     assert not any("forward" in vars(module) for module in fast.modules())
     x = torch.randn(5, 3, 16, 16)
-    copied = copy.deepcopy(fast.classifier).eval()
-    dense, head = fast.classifier.dense(1)
+    copied = copy.deepcopy(fast).eval()
+    dense, head = fast.dense(1)
     with torch.no_grad():
         torch.testing.assert_close(copied(x, 1).logits[1], head(dense(x)))
 

@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     claim(path, recipe)
     setup = open_setup(recipe)
     torch.manual_seed(0)
-    model = build_student(setup, None).classifier
+    model = build_student(setup).classifier
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name.endswith("running_var"):
             nn.init.uniform_(tensor.data, 0.5, 2)
@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for layer in (m for m in model.modules() if hasattr(m, "alpha")):
             layer.B.data[task, :, layer.factors(task)[1].shape[1] :] = 0
     fitted = Fitted(steps=0, best_step=0, seconds=0.0, waiting=0.0, history=[])
-    write_experts(path, setup, model, fitted, device=torch.device("cpu"))
+    write_experts(claim(path, setup.recipe), setup, model, fitted)
     return path
 
 

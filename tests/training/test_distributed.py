@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -25,7 +24,7 @@ from safetensors.torch import load_file
 from lorkd_deploy import load_bundle
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.batches.sampler import MixedSampler
-from lorkd_deploy.training.fitting.processes import TIMEOUT
+from lorkd_deploy.training.processes import TIMEOUT
 from tests.tiny_recipe import write_recipe
 from tests.training import ten_steps
 
@@ -101,7 +100,7 @@ def test_ten_steps_of_two_processes_are_those_of_one(stepped: Path, backbone: st
         torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9, msg=name)
     moved = [k for k in one if k.endswith(".B") and one[k].abs().max() > 1e-3]
     assert moved, "the experts have learnt nothing"
-    assert all(0 < float(one[f"figures/{task}/auc"]) < 1 for task in ("cells", "xray", "fundus"))
+    assert all(0 < float(one[f"figures/auc/{task}"]) < 1 for task in ("cells", "xray", "fundus"))
 
 
 def test_those_ten_steps_have_tasks_absent_here_and_absent_altogether() -> None:
@@ -161,13 +160,15 @@ def test_killed_is_named_and_resumed_equals_uninterrupted(
     shutil.copytree(taught, killed)
     process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", killed, **HELD)
     with ended(process):
-        _, victim = _ranks(process, killed / "checkpoints" / "decompose")
+        first, victim = _ranks(process, killed / "checkpoints" / "decompose")
         victim.send_signal(signal.SIGKILL)
+        psutil.wait_procs([first], timeout=TIMEOUT)
+        assert not first.is_running(), "the broken connection told nothing"
         code, _, err = finish(process)
     assert code != 0
-    assert f"rank 0: error: rank 1 (pid {victim.pid} on " in err
-    assert _silence(err) < TIMEOUT, "the broken connection told nothing"
+    assert "rank 0: error: rank 1 has died" in err
     assert "--resume" in err
+    assert f"Signal 9 (SIGKILL) received by PID {victim.pid}" in err, "torchrun's own words"
     assert not (killed / "bundle").exists()
 
     torchrun("-m", "lorkd_deploy", "decompose", recipe, "--out", killed, "--resume")
@@ -185,14 +186,13 @@ def test_one_that_hangs_is_named_within_the_timeout(
     with ended(process):
         first, second = _ranks(process, run / "checkpoints" / "decompose")
         second.suspend()
-        gone, _ = psutil.wait_procs([first], timeout=SLOW_MACHINE)
-        assert gone == [first], "it waits for ever"
+        gone, _ = psutil.wait_procs([first], timeout=TIMEOUT)
+        assert gone == [first], "not the timeout that was asked for"
         with suppress(psutil.NoSuchProcess):
             second.kill()  # torchrun does, half a minute later
         code, _, err = finish(process)
     assert code != 0
-    assert f"rank 1 (pid {second.pid} on " in err
-    assert 6 <= _silence(err) < TIMEOUT, "not the timeout that was asked for"
+    assert "rank 0: error: rank 1 has died, or did not answer for 6 s" in err
     assert not (run / "bundle").exists()
 
 
@@ -277,13 +277,6 @@ def _ranks(process: subprocess.Popen[str], saved: Path) -> list[psutil.Process]:
     children = psutil.Process(process.pid).children()
     by_rank = {child.environ().get("RANK"): child for child in children}
     return [by_rank["0"], by_rank["1"]]
-
-
-def _silence(err: str) -> int:
-    """For how many seconds nothing was heard of the one that is named."""
-    found = re.search(r"has died: nothing was heard of it for (\d+) s", err)
-    assert found, err
-    return int(found[1])
 
 
 def _weights(run: Path) -> dict[str, str]:

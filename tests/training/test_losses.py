@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lorkd_deploy.training.fitting.losses import (
-    balanced_weights,
-    batch_accuracy,
-    label_loss,
-    logit_transfer,
-    transfer_loss,
-)
+from lorkd_deploy.training.batches.setup import balanced_weights
+from lorkd_deploy.training.fitting.losses import batch_accuracy, label_loss
+from lorkd_deploy.training.fitting.transfer import logit_divergence, softened_divergence
 
 torch.manual_seed(0)
 
@@ -92,14 +88,14 @@ def test_transfer_is_the_papers_divergence(tau: float) -> None:
     teacher, student = torch.randn(6, 8) * 5, torch.randn(6, 8) * 5
     p, q = (torch.softmax(v / tau, 1) for v in (teacher, student))
     expected = tau**2 * (p * (p.log() - q.log())).sum(1).mean()
-    torch.testing.assert_close(transfer_loss(teacher, student, tau), expected)
-    assert transfer_loss(teacher, teacher, tau).abs() < 1e-6
+    torch.testing.assert_close(softened_divergence(teacher, student, tau), expected)
+    assert softened_divergence(teacher, teacher, tau).abs() < 1e-6
 
 
 def test_transfer_reaches_projection_and_student() -> None:
     teacher = torch.randn(3, 4, requires_grad=True)
     student = torch.randn(3, 4, requires_grad=True)
-    transfer_loss(teacher, student, 2.0).backward()
+    softened_divergence(teacher, student, 2.0).backward()
     for tensor in (teacher, student):
         gradient: Tensor | None = tensor.grad
         assert gradient is not None
@@ -109,9 +105,10 @@ def test_transfer_reaches_projection_and_student() -> None:
 def test_logit_transfer_weights_tasks_by_their_samples() -> None:
     known = [torch.randn(3, 2), torch.randn(1, 5), torch.randn(0, 4)]
     learnt = [torch.randn(3, 2), torch.randn(1, 5), torch.randn(0, 4)]
-    found = logit_transfer(known, learnt, ["multiclass"] * 3, 4.0)
+    found = logit_divergence(known, learnt, ["multiclass"] * 3, 4.0)
     expected = (
-        3 * transfer_loss(known[0], learnt[0], 4.0) + transfer_loss(known[1], learnt[1], 4.0)
+        3 * softened_divergence(known[0], learnt[0], 4.0)
+        + softened_divergence(known[1], learnt[1], 4.0)
     ) / 4
     torch.testing.assert_close(found, expected)
 
@@ -120,7 +117,7 @@ def test_multilabel_transfer_is_the_binary_divergence() -> None:
     known, learnt, tau = torch.randn(3, 5), torch.randn(3, 5), 2.0
     p, q = torch.sigmoid(known / tau), torch.sigmoid(learnt / tau)
     each = p * (p.log() - q.log()) + (1 - p) * ((1 - p).log() - (1 - q).log())
-    found = logit_transfer([known], [learnt], ["multilabel"], tau)
+    found = logit_divergence([known], [learnt], ["multilabel"], tau)
     torch.testing.assert_close(found, tau**2 * each.mean())
 
 

@@ -12,18 +12,18 @@ import torch
 from tiny_recipe import tiny_recipe
 
 from lorkd_deploy.errors import TrainingError
-from lorkd_deploy.progress import Silent
+from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.training import decompose as module
+from lorkd_deploy.run import Run
 from lorkd_deploy.training.batches.setup import Setup, open_setup
-from lorkd_deploy.training.decompose import fit_student
-from lorkd_deploy.training.fitting.checkpoint import Checkpoints
+from lorkd_deploy.training.fitting import objective as module
 from lorkd_deploy.training.fitting.history import Fitted
+from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.loop import schedule
-from lorkd_deploy.training.networks.student import Student, build_student
+from lorkd_deploy.training.fitting.student import fit_student
+from lorkd_deploy.training.networks.student import build_student
 from tests.stopping import KilledError, StopAt
 
-CPU = torch.device("cpu")
 STEPS = 18
 
 
@@ -34,16 +34,15 @@ def _setup(student: str = "backbone", **train: Any) -> Setup:
     return open_setup(parse_recipe(recipe, where="test"))
 
 
-def _fit(setup: Setup, folder: Path, **options: Any) -> tuple[Student, Fitted]:
+def _fit(setup: Setup, folder: Path, **options: Any) -> tuple[ExpertClassifier, Fitted]:
     torch.manual_seed(0)
-    student = build_student(setup, None)
-    checkpoints = Checkpoints(folder / "checkpoints", setup.recipe.sha256)
-    defaults = {"device": CPU, "resume": False, "progress": Silent()}
-    fitted = fit_student(student, None, setup, checkpoints, **(defaults | options))
-    return student, fitted
+    student = build_student(setup)
+    job = Job("decompose", Run(folder, folder / "bundle"), setup, **options)
+    fitted = fit_student(job, student, None)
+    return student.classifier, fitted
 
 
-def _assert_equal(one: Student, other: Student) -> None:
+def _assert_equal(one: ExpertClassifier, other: ExpertClassifier) -> None:
     torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
@@ -62,23 +61,23 @@ def test_a_training_with_everything_on_goes_on_bit_for_bit(tmp_path: Path) -> No
     for last in (5, 11):
         with pytest.raises(KilledError):
             _fit(setup, tmp_path / "killed", progress=StopAt(last), resume=last > 5)
-        saved = list((tmp_path / "killed" / "checkpoints").iterdir())
+        saved = list((tmp_path / "killed" / "checkpoints" / "decompose").iterdir())
         assert len(saved) == 2
     resumed, _ = _fit(setup, tmp_path / "killed", resume=True)
     _assert_equal(resumed, whole)
 
 
 def test_a_stopped_training_has_its_history_and_resume_goes_on_with_it(tmp_path: Path) -> None:
-    setup, file = _setup(epochs=2.5), tmp_path / "history.json"
+    setup, file = _setup(epochs=2.5), tmp_path / "history" / "bundle.json"
     _, whole = _fit(setup, tmp_path / "whole")
     for last, validated in ((1, []), (9, [6]), (14, [6, 12])):
         with pytest.raises(KilledError):
-            _fit(setup, tmp_path, history=file, progress=StopAt(last), resume=last > 9)
+            _fit(setup, tmp_path, progress=StopAt(last), resume=last > 9)
         found = json.loads(file.read_text())
         assert [entry["step"] for entry in found["validations"]] == validated
         assert not found["finished"] and found["steps"] == max(validated, default=0)
         assert found["parts"] == 1 and 0 <= found["waiting_for_data"] <= 1
-    _fit(setup, tmp_path, history=file, resume=True)
+    _fit(setup, tmp_path, resume=True)
     assert json.loads(file.read_text())["validations"] == whole.history
 
 
@@ -97,7 +96,7 @@ def test_precisions_and_memory_formats_keep_the_numbers(
     from where they began, within a fraction of its length.
     """
     torch.manual_seed(0)
-    start = build_student(_setup(), None).state_dict()
+    start = build_student(_setup()).classifier.state_dict()
     plain, known = _fit(_setup(epochs=1, channels_last=True), tmp_path / "plain")
     other, found = _fit(_setup(epochs=1, **changed), tmp_path / "other")
     assert (known.precision, found.precision) == ("fp32", changed.get("precision", "fp32"))
@@ -117,7 +116,7 @@ def test_a_batch_smaller_than_the_number_of_tasks(tmp_path: Path) -> None:
     student, fitted = _fit(_setup(batch_size=2, epochs=0.5), tmp_path)
     assert fitted.steps == 24
     assert all(value.isfinite().all() for value in student.state_dict().values())
-    trained = student.classifier.backbone.expert_state(2)
+    trained = student.backbone.expert_state(2)
     assert float(trained["5.B"].abs().max()) > 0
 
 
@@ -168,10 +167,10 @@ def test_auto_batch_says_so_where_everything_or_nothing_fits(
 
 def test_tensorboard_has_every_step_once_though_the_training_was_killed(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    setup, folder = _setup(epochs=1), tmp_path / "tensorboard"
+    setup, folder = _setup(epochs=1), tmp_path / "tensorboard" / "decompose"
     with pytest.raises(KilledError):
-        _fit(setup, tmp_path, tensorboard=folder, progress=StopAt(4))
-    _, fitted = _fit(setup, tmp_path, tensorboard=folder, resume=True)
+        _fit(setup, tmp_path, tensorboard=True, progress=StopAt(4))
+    _, fitted = _fit(setup, tmp_path, tensorboard=True, resume=True)
     found = events.EventAccumulator(str(folder))
     found.Reload()
     tags = set(found.Tags()["scalars"])

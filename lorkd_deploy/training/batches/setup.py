@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lorkd_deploy.data import TaskData, open_data
 from lorkd_deploy.errors import DataError, LorkdError, RecipeError
@@ -14,8 +17,7 @@ from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
 from lorkd_deploy.training.batches.loader import Augment, Images, Loader
 from lorkd_deploy.training.batches.sampler import MixedSampler
-from lorkd_deploy.training.fitting.losses import balanced_weights, class_counts
-from lorkd_deploy.training.fitting.processes import Processes
+from lorkd_deploy.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Setup:
             max(1, round(spec.validate_every * epoch)),
         )
 
-    def class_weights(self, spec: TrainSpec, device: torch.device) -> list[torch.Tensor | None]:
+    def class_weights(self, spec: TrainSpec, device: torch.device) -> list[Tensor | None]:
         """Each task's weights by class for `label_loss`, on `device`."""
         if spec.class_weights == "none":
             return [None] * len(self.data)
@@ -91,7 +93,7 @@ class Setup:
 def open_setup(recipe: Recipe, processes: Processes | None = None) -> Setup:
     """Open every task's data; the first fault names its task."""
     processes = processes or Processes()
-    with processes.one_a_machine_first():
+    with processes.one_per_machine_first():
         data = tuple(_open(task, recipe.data_folder) for task in recipe.tasks)
     return Setup(recipe, data, processes)
 
@@ -115,3 +117,24 @@ def _check_every_class(task: TaskSpec, data: TaskData) -> None:
             where=f"{data.provenance['source']} {data.provenance['name']}",
             fix="add training images of it, or leave the class out of data and recipe",
         )
+
+
+def class_counts(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    """How many images show each class of labels `(n,)`, or finding of `(n, K)`: `(K,)`."""
+    if labels.ndim == 2:
+        return np.asarray(labels.sum(axis=0), np.int64)
+    return np.bincount(labels, minlength=classes)
+
+
+def balanced_weights(labels: npt.NDArray[np.int64], classes: int, kind: Kind) -> Tensor:
+    """Weights by which each class of a task counts the same: n / (K · n_class), float32.
+
+    `(K,)` for the labels `(n,)` of a task with K classes; `(2, L)`, absent and present, for the
+    labels `(n, L)` of a multi-label task, whose findings are a pair of classes each. They average
+    to 1 over the images. A class without an image gets 0.
+    """
+    counts = class_counts(labels, classes)
+    if kind == "multilabel":
+        counts = np.stack([len(labels) - counts, counts])
+    weights = np.where(counts > 0, len(labels) / (len(counts) * np.maximum(counts, 1)), 0.0)
+    return torch.from_numpy(weights.astype(np.float32))

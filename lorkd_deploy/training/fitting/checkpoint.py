@@ -31,7 +31,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class State:
-    """Everything a training needs to go on: `step` is the next one to run."""
+    """Everything a training needs to continue: `step` is the next one to run."""
 
     step: int
     tensors: Tensors

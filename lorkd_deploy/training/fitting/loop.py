@@ -5,31 +5,73 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorkd_deploy.errors import TrainingError
-from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import TrainSpec
-from lorkd_deploy.training.batches.loader import Loader
-from lorkd_deploy.training.fitting.auto_batch import fitting_parts
+from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.fitting.autocast import chosen_precision
-from lorkd_deploy.training.fitting.batch_statistics import shared_statistics
-from lorkd_deploy.training.fitting.checkpoint import Checkpoints, State, Tensors, pack, unpack
+from lorkd_deploy.training.fitting.checkpoint import State, Tensors, pack, unpack
 from lorkd_deploy.training.fitting.compiled import compiled
-from lorkd_deploy.training.fitting.history import Fitted
-from lorkd_deploy.training.fitting.processes import ALONE, Processes
-from lorkd_deploy.training.fitting.tensorboard import Scalars, open_scalars
-from lorkd_deploy.training.fitting.update import Loss, Objective, Update
+from lorkd_deploy.training.fitting.history import Fitted, write_history
+from lorkd_deploy.training.fitting.job import Job
+from lorkd_deploy.training.fitting.objective import Loss, Objective
+from lorkd_deploy.training.fitting.sharing import share_state, shared_statistics
+from lorkd_deploy.training.fitting.tensorboard import Scalars
+from lorkd_deploy.training.fitting.update import Update, fitting_parts
+from lorkd_deploy.training.networks.evaluate import scores, summary
 
 log = logging.getLogger(__name__)
+
+
+def fit(job: Job, objective: Objective, notes: Mapping[str, Any] | None = None) -> Fitted:
+    """Train what of `objective` can be trained, and leave its best state by validation in it.
+
+    That is the state with the highest mean AUC over the tasks. Every step's randomness comes from
+    the recipe's seed and the step, so a resumed training ends with the same weights, bit for bit on
+    the CPU, as an uninterrupted one. Each of the job's processes calls this with its own share of
+    every batch; the first one writes. `notes` are further facts for the history, which is written
+    at the start, at each validation and where the training can't continue.
+
+    Raises `TrainingError` where the loss or a weight is not finite, naming the step and the cause.
+    """
+    training = _Training(job, objective, notes or {})
+    spec, seed, now = job.spec, job.setup.recipe.seed, training.now
+    statistics = shared_statistics(objective.train(), job.processes)
+    with training.shown(), statistics, compiled(objective.network, spec):
+        training.record()
+        for batch in training.loader.batches(now.step):
+            objective.train()
+            torch.manual_seed(_mixed(seed, batch.step, job.processes.index))
+            loss = training.update.gradients(batch)
+            if not math.isfinite(float(loss.total)):
+                raise training.not_finite(batch.step, loss)
+            lr = spec.lr * schedule(spec, batch.step, training.steps)
+            training.update.apply(lr)
+            now.step = batch.step + 1
+            training.report(batch, loss, lr)
+            if now.step % training.validate_steps == 0 or now.step == training.steps:
+                training.validate(loss)
+            if training.must_save():
+                training.save()
+    objective.load_state_dict(training.best)
+    return training.fitted()
+
+
+def schedule(spec: TrainSpec, step: int, steps: int) -> float:
+    """Factor on the learning rate at `step` (from 0): linear warm-up, then cosine to zero."""
+    warm = round(spec.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if spec.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 @dataclass
@@ -46,179 +88,152 @@ class _Progress:
     parts: int = 0  # 0: as the recipe says
 
 
-def _no_record(fitted: Fitted) -> None:
-    """Where nobody asks for the history."""
+class _Training:
+    """A training under way: weights, optimiser and best state, and what is shown and saved."""
 
+    def __init__(self, job: Job, objective: Objective, notes: Mapping[str, Any]) -> None:
+        self.steps, self.validate_steps = job.setup.steps(job.spec)
+        self.loader = job.setup.loader(job.spec, self.steps)
+        self._precision = chosen_precision(job.spec.precision, job.device)
+        self.update = Update(objective, job.spec, self._precision, job.processes)
+        self._job, self._objective, self._notes = job, objective, notes
+        share_state(objective, job.processes)
+        self.now, self.best = _Progress(), _copy(objective)
+        self._resume()
+        self.update.parts = self.now.parts or job.spec.accumulate
+        if job.auto_batch and self.now.step < self.steps:
+            batch = self.loader.at(self.now.step)
+            parts = fitting_parts(job, objective, self._precision, batch, self.update.parts)
+            self.update.parts = job.processes.most(parts)
+        self.now.parts = self.update.parts
+        self._scalars = Scalars(job.events, self.now.step)
+        self._began, self._saved = time.perf_counter() - self.now.seconds, time.monotonic()
 
-def fit(
-    model: nn.Module,
-    loader: Loader,
-    spec: TrainSpec,
-    *,
-    objective: Objective,
-    validate: Callable[[], dict[str, float]],
-    checkpoints: Checkpoints,
-    steps: int,
-    validate_steps: int,
-    seed: int,
-    resume: bool,
-    progress: Progress,
-    what: str,
-    auto_batch: bool = False,
-    tensorboard: Path | None = None,
-    record: Callable[[Fitted], None] = _no_record,
-    processes: Processes = ALONE,
-) -> Fitted:
-    """Train `model` for `steps` steps and leave the best state by `validate()["score"]` in it.
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The length of its progress bar; where it can't continue, the history says how far."""
+        progress = self._job.progress
+        progress.start(self._job.name, self.steps)
+        progress.advance(self.now.step)
+        try:
+            yield
+        except TrainingError:
+            self.record()
+            raise
+        finally:
+            progress.stop()
+            self._scalars.close()
 
-    Every step's randomness comes from `(seed, step)`, so a resumed training ends with the same
-    weights, bit for bit on the CPU, as an uninterrupted one. `auto_batch` lets a batch that does
-    not fit into memory pass in parts; `tensorboard` is a folder for the figures of every step;
-    `record` is given the training so far: at its start, at each validation, where it can't go on.
-    Each of the `processes` calls this with its own share of every batch; the first one writes.
-    Raises `TrainingError` where the loss is not finite, naming the step and the cause.
-    """
-    precision = chosen_precision(spec.precision, next(model.parameters()).device)
-    update = Update(model, spec, precision, processes)
-    processes.share_state(model)
-    now, best = _Progress(), _copy(model)
-    if not resume and processes.leads and checkpoints:
-        log.warning("starting afresh: the checkpoints here would go on with --resume")
-    if resume and (saved := processes.first(checkpoints.load)) is not None:
-        now, best = _restore(saved, model, update)
-        log.info("resumed at step %d of %d", now.step, steps)
-    update.parts = now.parts or spec.accumulate
-    if auto_batch and now.step < steps:
-        fitting = fitting_parts(
-            model, lambda: Update(model, spec, precision), loader.at(now.step), objective,
-            parts=update.parts, section=_section(what),
-        )  # fmt: skip
-        update.parts = processes.most(fitting)
-    now.parts = update.parts
-    so_far = partial(_so_far, now, loader, update, precision, processes)
-    record = record if processes.leads else _no_record
-    scalars = open_scalars(tensorboard if processes.leads else None, now.step)
-    began, saved_at = time.perf_counter() - now.seconds, time.monotonic()
-    progress.start(what, steps)
-    progress.advance(now.step)
-    whole_batch = shared_statistics(model.train(), processes)
-    with (
-        closing(scalars),
-        _stopped(progress, lambda: record(so_far())),
-        whole_batch,
-        compiled(model, spec),
-    ):
-        record(so_far())
-        for batch in loader.batches(now.step):
-            model.train()
-            torch.manual_seed(_mixed(seed, batch.step, processes.index))
-            result = update.gradients(batch, objective)
-            parts = result.parts
-            if not math.isfinite(float(torch.stack(list(parts.values())).sum())):
-                raise _not_finite(model, batch.step, what, parts)
-            lr = spec.lr * schedule(spec, batch.step, steps)
-            update.apply(lr)
-            now.step = batch.step + 1
-            now.seconds = time.perf_counter() - began
-            rate = batch.total * now.step / max(now.seconds, 1e-9)
-            losses = _report(progress, scalars, now.step, result, lr=lr, rate=rate)
-            if now.step % validate_steps == 0 or now.step == steps:
-                _check_weights(model, batch.step, what)
-                best = _validated(model, now, best, validate(), losses)
-                found = {f"validation/{name}": value for name, value in now.history[-1].items()}
-                scalars.add(now.step, found | {"waiting for data": so_far().waited})
-                record(so_far())
-            due = time.monotonic() - saved_at >= 60 * spec.checkpoint_minutes
-            if due and now.step < steps and processes.leads:
-                now.waiting += loader.waiting
-                loader.waiting = 0.0
-                _check_weights(model, batch.step, what)
-                _save(checkpoints, model, update, now, best)
-                saved_at = time.monotonic()
-    model.load_state_dict(best)
-    return so_far()
+    def report(self, batch: Batch, loss: Loss, lr: float) -> None:
+        """Show the step that was just done."""
+        now = self.now
+        now.seconds = time.perf_counter() - self._began
+        rate = batch.total * now.step / max(now.seconds, 1e-9)
+        losses = {name: float(value) for name, value in loss.parts.items()}
+        accuracy = float(loss.accuracy)
+        shown = {name: f"{value:.3f}" for name, value in losses.items()}
+        self._job.progress.advance(1, **shown, accuracy=f"{accuracy:.2f}", images=f"{rate:.0f}/s")
+        figures = {"lr": lr, "accuracy": accuracy, "images per second": rate}
+        self._scalars.add(now.step, {f"loss/{n}": v for n, v in losses.items()} | figures)
 
+    def validate(self, loss: Loss) -> None:
+        """Score every task on its validation split, and keep the state if it is the best."""
+        self._check_weights()
+        setup, now = self._job.setup, self.now
+        network, preprocess = self._objective.network, setup.recipe.preprocess
+        found = summary(
+            scores(network, setup.val, setup.kinds, preprocess, setup.processes), setup.names
+        )
+        losses = {name: float(value) for name, value in loss.parts.items()}
+        now.history.append({"step": now.step, **losses, **found})
+        log.info("step %d: %s", now.step, ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
+        if found["score"] > now.best_score:
+            now.best_score, now.best_step = found["score"], now.step
+            self.best = _copy(self._objective)
+        figures = {f"validation/{name}": value for name, value in now.history[-1].items()}
+        self._scalars.add(now.step, figures | {"waiting for data": self.fitted().waited})
+        self.record()
 
-def _so_far(
-    now: _Progress, loader: Loader, update: Update, precision: str, processes: Processes
-) -> Fitted:
-    shared = {"processes": processes.count} if processes.count > 1 else {}
-    notes = {"parts": update.parts} | shared
-    waiting = now.waiting + loader.waiting
-    return Fitted(now.step, now.best_step, now.history, now.seconds, waiting, precision, notes)
+    def record(self) -> None:
+        """Write the history so far."""
+        if self._job.processes.leads:
+            write_history(self._job.history, self.fitted(), self._job.device, finished=False)
 
+    def fitted(self) -> Fitted:
+        """The training so far."""
+        now, count = self.now, self._job.processes.count
+        shared = {"processes": count} if count > 1 else {}
+        return Fitted(
+            now.step,
+            now.best_step,
+            now.history,
+            now.seconds,
+            now.waiting + self.loader.waiting,
+            self._precision,
+            {"parts": self.update.parts, **shared, **self._notes},
+        )
 
-@contextmanager
-def _stopped(progress: Progress, keep: Callable[[], None]) -> Iterator[None]:
-    """Whose bar ends with the block; `keep` is called where the training can't go on."""
-    try:
-        yield
-    except TrainingError:
-        keep()
-        raise
-    finally:
-        progress.stop()
+    def must_save(self) -> bool:
+        """Whether this process writes a checkpoint after this step."""
+        due = time.monotonic() - self._saved >= 60 * self._job.spec.checkpoint_minutes
+        return due and self.now.step < self.steps and self._job.processes.leads
 
+    def save(self) -> None:
+        """Write a checkpoint."""
+        now = self.now
+        now.waiting += self.loader.waiting
+        self.loader.waiting = 0.0
+        self._check_weights()
+        now.scaler = self.update.scaler.state_dict()
+        tensors = pack("model", _copy(self._objective)) | pack("best", self.best)
+        tensors |= pack("optimizer", self.update.tensors())
+        best_score = now.best_score if math.isfinite(now.best_score) else None  # JSON has no inf
+        facts = {**now.__dict__, "best_score": best_score}
+        self._job.checkpoints.save(State(now.step, tensors, facts))
+        self._saved = time.monotonic()
 
-def schedule(spec: TrainSpec, step: int, steps: int) -> float:
-    """Factor on the learning rate at `step` (from 0): linear warm-up, then cosine to zero."""
-    warm = round(spec.warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    if spec.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    def _resume(self) -> None:
+        """Continue from the last checkpoint, if that is asked for and there is one."""
+        job, checkpoints = self._job, self._job.checkpoints
+        if not job.resume:
+            if job.processes.leads and checkpoints:
+                log.warning("starting afresh: --resume would continue from the checkpoints here")
+            return
+        saved = job.processes.first(checkpoints.load)
+        if saved is None:
+            return
+        try:
+            self._objective.load_state_dict(unpack("model", saved.tensors))
+        except RuntimeError as exc:
+            raise TrainingError(f"the checkpoint doesn't fit the model: {exc}") from exc
+        self.now = _Progress(**saved.facts)
+        if self.now.best_score is None:
+            self.now.best_score = -math.inf
+        self.update.restore(unpack("optimizer", saved.tensors), self.now.scaler)
+        best = unpack("best", saved.tensors)
+        self.best = {name: value.to(job.device) for name, value in best.items()}
+        log.info("resumed at step %d of %d", self.now.step, self.steps)
 
+    def _check_weights(self) -> None:
+        """So that neither the best state nor a checkpoint is one that can't be continued from."""
+        if any(not torch.isfinite(v).all() for v in self._objective.state_dict().values()):
+            raise self.not_finite(self.now.step - 1)
 
-def _report(
-    progress: Progress, scalars: Scalars, step: int, loss: Loss, *, lr: float, rate: float
-) -> dict[str, float]:
-    """Show the step that was just done; returns its losses by name."""
-    losses = {name: float(value) for name, value in loss.parts.items()}
-    shown = {name: f"{value:.3f}" for name, value in losses.items()}
-    progress.advance(1, **shown, accuracy=f"{loss.accuracy:.2f}", images=f"{rate:.0f}/s")
-    figures = {"lr": lr, "accuracy": loss.accuracy, "images per second": rate}
-    scalars.add(step, {f"loss/{name}": v for name, v in losses.items()} | figures)
-    return losses
-
-
-def _validated(
-    model: nn.Module,
-    now: _Progress,
-    best: Tensors,
-    scores: dict[str, float],
-    losses: dict[str, float],
-) -> Tensors:
-    now.history.append({"step": now.step, **losses, **scores})
-    log.info("step %d: %s", now.step, ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-    if scores["score"] <= now.best_score:
-        return best
-    now.best_score, now.best_step = scores["score"], now.step
-    return _copy(model)
-
-
-def _check_weights(model: nn.Module, step: int, what: str) -> None:
-    """So that neither the best state nor a checkpoint is one that can't be gone on from."""
-    if any(not torch.isfinite(v).all() for v in model.state_dict().values()):
-        raise _not_finite(model, step, what, {})
-
-
-def _not_finite(model: nn.Module, step: int, what: str, parts: dict[str, Tensor]) -> TrainingError:
-    bad = [name for name, value in parts.items() if not math.isfinite(float(value))]
-    names = [n for n, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    causes = [f"the {' and '.join(bad) or 'summed'} loss is not finite"] if parts else []
-    if names:
-        causes.append(f"{len(names)} weights hold NaN or infinity, {names[0]} first")
-    section = _section(what)
-    return TrainingError(
-        f"training stopped at step {step}: {'; '.join(causes)}",
-        fix=f"lower {section}.lr, or lengthen {section}.warmup, and start in a new --out: the same "
-        "recipe would end here again",
-    )
-
-
-def _section(what: str) -> str:
-    return "teacher.train" if what == "teacher" else "train"
+    def not_finite(self, step: int, loss: Loss | None = None) -> TrainingError:
+        """The error for weights, or the `loss`, that are not finite after `step`."""
+        parts = loss.parts if loss else {}
+        bad = [name for name, value in parts.items() if not math.isfinite(float(value))]
+        state = self._objective.state_dict()
+        names = [n for n, value in state.items() if not torch.isfinite(value).all()]
+        causes = [f"the {' and '.join(bad) or 'summed'} loss is not finite"] if parts else []
+        if names:
+            causes.append(f"{len(names)} weights hold NaN or infinity, {names[0]} first")
+        section = self._job.section
+        return TrainingError(
+            f"training stopped at step {step}: {'; '.join(causes)}",
+            fix=f"lower {section}.lr, or lengthen {section}.warmup, and start in a new --out: the "
+            "same recipe would end here again",
+        )
 
 
 def _mixed(seed: int, step: int, process: int) -> int:
@@ -227,30 +242,3 @@ def _mixed(seed: int, step: int, process: int) -> int:
 
 def _copy(model: nn.Module) -> Tensors:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _save(
-    checkpoints: Checkpoints, model: nn.Module, update: Update, now: _Progress, best: Tensors
-) -> None:
-    now.scaler = update.scaler.state_dict()
-    tensors = pack("model", _copy(model)) | pack("best", best)
-    tensors |= pack("optimizer", update.tensors())
-    checkpoints.save(State(now.step, tensors, {**now.__dict__, "best_score": _plain(now)}))
-
-
-def _plain(now: _Progress) -> float | None:
-    return now.best_score if math.isfinite(now.best_score) else None  # JSON has no infinity
-
-
-def _restore(saved: State, model: nn.Module, update: Update) -> tuple[_Progress, Tensors]:
-    try:
-        model.load_state_dict(unpack("model", saved.tensors))
-    except RuntimeError as exc:
-        raise TrainingError(f"the checkpoint doesn't fit the model: {exc}") from exc
-    facts = dict(saved.facts)
-    facts["best_score"] = -math.inf if facts["best_score"] is None else facts["best_score"]
-    now = _Progress(**facts)
-    update.restore(unpack("optimizer", saved.tensors), now.scaler)
-    device = next(model.parameters()).device
-    best = {name: value.to(device) for name, value in unpack("best", saved.tensors).items()}
-    return now, best

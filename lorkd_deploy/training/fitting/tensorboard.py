@@ -6,31 +6,21 @@ import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from lorkd_deploy.errors import RuntimeUnavailableError
 
 
-class Scalars(Protocol):
-    """Figures by name and step; `close` at the end."""
+class Scalars:
+    """Event files in `folder`, of steps after the first `done`; None: nothing is written.
 
-    def add(self, step: int, values: Mapping[str, float]) -> None: ...
+    What files there have of later steps is of a training that was killed.
+    """
 
-    def close(self) -> None: ...
-
-
-class NoScalars:
-    """The default: keeps nothing."""
-
-    def add(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoard:
-    """Event files in `folder`; what they have of steps after `done` is of a killed training."""
-
-    def __init__(self, folder: Path, done: int) -> None:
+    def __init__(self, folder: Path | None, done: int) -> None:
+        self._writer: Any = None
+        if folder is None:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         if not done:
@@ -38,16 +28,15 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        """Figures by name."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
-
-
-def open_scalars(folder: Path | None, done: int) -> Scalars:
-    """TensorBoard's files in `folder` for the steps after the first `done`; None: none."""
-    return NoScalars() if folder is None else TensorBoard(folder, done)
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def check_tensorboard() -> None:

@@ -2,78 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.errors import TrainingError
+from lorkd_deploy.errors import TrainingError, is_out_of_memory
 from lorkd_deploy.experts import hold_absent
 from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.fitting.autocast import autocast
-from lorkd_deploy.training.fitting.processes import ALONE, Processes
+from lorkd_deploy.training.fitting.job import Job
+from lorkd_deploy.training.fitting.objective import Loss
+from lorkd_deploy.training.fitting.sharing import merged_buffers, sum_gradients
+from lorkd_deploy.training.processes import ALONE, Processes
 
+log = logging.getLogger(__name__)
+_ACCURACY = "accuracy"
 _LEAST_SCALE = 2.0**-10  # far below what any training settles at: its gradients are never finite
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The parts of one batch's loss by name (`labels`, `transfer`), and its accuracy to show."""
-
-    parts: dict[str, Tensor]
-    accuracy: float
-
-
-Objective = Callable[[Batch], Loss]
 
 
 class Update:
     """The optimiser of one training, and what stands between a batch and its step.
 
-    `precision` is what `chosen_precision` says; `parts` how many a batch passes in.
+    `objective` maps a batch to its `Loss`; `precision` is what `chosen_precision` says; `parts` how
+    many a batch passes in.
 
     fp16 has no room for small gradients: there the loss is multiplied by a scale that torch's
     `GradScaler` fits to them, and a step whose gradients overflow is left out.
     """
 
     def __init__(
-        self, model: nn.Module, spec: TrainSpec, precision: str, processes: Processes = ALONE
+        self, objective: nn.Module, spec: TrainSpec, precision: str, processes: Processes = ALONE
     ) -> None:
-        self._model = model
+        self._objective = objective
         self._spec = spec
         self._processes = processes
         self._precision = precision
         self.parts = spec.accumulate
-        self._device = next(model.parameters()).device
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._device = next(objective.parameters()).device
+        self._parameters = [p for p in objective.parameters() if p.requires_grad]
         self._optimizer = _optimizer(self._parameters, spec)
         hold_absent(self._optimizer)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
 
-    def gradients(self, batch: Batch, objective: Objective) -> Loss:
+    def gradients(self, batch: Batch) -> Loss:
         """Forward and backward of the whole batch; returns its mean loss, detached.
 
         Where it is shared between processes, gradients, buffers and loss are those of all.
         """
-        buffers = self._processes.buffers(self._model)
         self._optimizer.zero_grad(set_to_none=True)
-        total: dict[str, Tensor] = {}
-        accuracy = 0.0
-        for part in batch.split(self.parts):
-            with autocast(self._device, self._precision):
-                result = objective(part)
-            loss = torch.stack(list(result.parts.values())).sum() * part.share
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            accuracy += part.share * result.accuracy
-            for name, value in result.parts.items():
-                total[name] = total.get(name, 0.0) + value.detach() * part.share
-        self._processes.sum_gradients(self._parameters)
-        self._processes.merge_buffers(self._model, buffers)
-        accuracy, total = self._processes.total(accuracy, total)
-        return Loss(total, accuracy)
+        means: dict[str, Tensor] = {}
+        with merged_buffers(self._objective, self._processes):
+            for part in batch.split(self.parts):
+                with autocast(self._device, self._precision):
+                    loss: Loss = self._objective(part)
+                total = loss.total * part.share
+                self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+                for name, value in {**loss.parts, _ACCURACY: loss.accuracy}.items():
+                    means[name] = means.get(name, 0.0) + value.detach() * part.share
+            sum_gradients(self._parameters, self._processes)
+        means = self._processes.totals(means)
+        return Loss(parts=means, accuracy=means.pop(_ACCURACY))
 
     def apply(self, lr: float) -> None:
         """Step with these gradients; raises `TrainingError` where fp16 can't hold them at all."""
@@ -124,3 +115,52 @@ def _optimizer(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.O
         weight_decay=spec.weight_decay,
         foreach=True,
     )
+
+
+def fitting_parts(job: Job, objective: nn.Module, precision: str, batch: Batch, parts: int) -> int:
+    """`parts`, doubled until one whole update of `batch` fits; `objective` stays as it was.
+
+    Each try is a forward, backward and step of an optimiser of its own, so that its state is
+    counted too. Raises `TrainingError` where not even one image at a time fits. On a CPU a system
+    that promises more memory than it has ends the process instead: nothing can be found there.
+    """
+    images = len(batch.images)
+    before = {name: value.detach().clone() for name, value in objective.state_dict().items()}
+    while not _fits(job.spec, objective, precision, batch, parts):
+        objective.load_state_dict(before)
+        if parts >= images:
+            raise TrainingError(
+                "not even one image at a time fits into memory",
+                fix="lower preprocess.size, choose a smaller architecture, or a GPU with more",
+            )
+        log.info("%d images at a time don't fit into memory", -(-images // parts))
+        parts = min(2 * parts, images)
+    objective.load_state_dict(before)
+    size = -(-images // parts)
+    if parts > 1:
+        log.warning(
+            "batches of %d images pass %d at a time (as %s.accumulate: %d asks for)",
+            images, size, job.section, parts,
+        )  # fmt: skip
+    else:
+        log.info("batches of %d images fit into memory", size)
+    return parts
+
+
+def _fits(spec: TrainSpec, objective: nn.Module, precision: str, batch: Batch, parts: int) -> bool:
+    objective.train()
+    try:
+        update = Update(objective, spec, precision)
+        update.parts = parts
+        update.gradients(batch)
+        update.apply(0.0)
+    except (MemoryError, RuntimeError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        fits = False  # what the failed try held is free once its frames are, below
+    else:
+        fits = True
+    objective.zero_grad(set_to_none=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return fits

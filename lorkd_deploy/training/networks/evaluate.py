@@ -12,8 +12,8 @@ import torch
 from lorkd_deploy.metrics.score import Kind, score
 from lorkd_deploy.preprocess import U8, Preprocess
 from lorkd_deploy.training.batches.loader import Images
-from lorkd_deploy.training.fitting.processes import ALONE, Processes
 from lorkd_deploy.training.networks.network import TaskNetwork
+from lorkd_deploy.training.processes import ALONE, Processes
 
 F32 = npt.NDArray[np.float32]
 

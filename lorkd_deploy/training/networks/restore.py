@@ -1,16 +1,20 @@
-"""The unfused network again, from the tensors that a bundle keeps of it."""
+"""Unfused networks again, from the tensors that bundles keep of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
 from lorkd_deploy import models
 from lorkd_deploy.bundle.manifest import HEAD, HEAD_TENSORS, Manifest, TaskEntry
+from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts import ExpertClassifier, add_experts
 from lorkd_deploy.storage import Tensors
+from lorkd_deploy.training.batches.setup import Setup
+from lorkd_deploy.training.networks.network import TeacherNetwork, place
 
 
 def restored(
@@ -38,8 +42,8 @@ def restored(
         )
         model.load_base({name: torch.tensor(array) for name, array in base.items()})
         classifier = ExpertClassifier(model, features, [len(task.classes) for task in tasks])
-        for place, task in enumerate(tasks):
-            _load(classifier, place, experts[task.name], (task.alpha or alpha) / alpha)
+        for index, task in enumerate(tasks):
+            _load(classifier, index, experts[task.name], (task.alpha or alpha) / alpha)
     except (UsageError, ModelError, RuntimeError) as exc:  # ranks, names or shapes that differ
         said = (str(exc).splitlines() or [""])[0]
         raise ModelError(
@@ -50,11 +54,50 @@ def restored(
     return classifier.eval()
 
 
-def _load(classifier: ExpertClassifier, place: int, tensors: Tensors, scale: float) -> None:
+def _load(classifier: ExpertClassifier, task: int, tensors: Tensors, scale: float) -> None:
     """One task's factors, norms and head; `scale` is its own α over the model's."""
     state = {name: torch.tensor(array) for name, array in tensors.items()}
     head = {name.removeprefix(HEAD): state.pop(name) for name in HEAD_TENSORS}
     if scale != 1.0:
         state |= {name: value * scale for name, value in state.items() if name.endswith(".B")}
-    classifier.backbone.load_expert(place, state)
-    classifier.heads.head(place).load_state_dict(head)
+    classifier.backbone.load_expert(task, state)
+    classifier.heads.head(task).load_state_dict(head)
+
+
+class Teacher(NamedTuple):
+    """The frozen foundation model in evaluation mode, on the CPU, and its bundle's sha256."""
+
+    network: TeacherNetwork
+    sha256: str
+
+
+def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Teacher:
+    """The foundation model of a teacher's bundle.
+
+    Raises `ModelError` where it wasn't trained on all of the tasks, with the same classes; without
+    `heads` it need not be: its features are those of any image.
+    """
+    if heads and not has_heads_for(bundle, setup):
+        raise ModelError(
+            "the teacher in this run was trained on other tasks or another preprocessing",
+            where=bundle.path,
+            fix="run `lorkd teacher` with this recipe in a new --out",
+        )
+    backbone = models.build(bundle.manifest.architecture)
+    size = setup.recipe.preprocess.size
+    model = TeacherNetwork(backbone, models.feature_dim(backbone, size), setup.classes)
+    backbone.load_state_dict({k: torch.tensor(v) for k, v in bundle.base.items()}, strict=False)
+    for index, task in enumerate(setup.names if heads else ()):
+        state = {k.removeprefix(HEAD): torch.tensor(v) for k, v in bundle.expert(task).items()}
+        model.heads.head(index).load_state_dict(state)
+    model.requires_grad_(False)
+    place(model, torch.device("cpu"), channels_last=setup.recipe.train.channels_last)
+    return Teacher(model.eval(), bundle.sha256)
+
+
+def has_heads_for(bundle: Bundle, setup: Setup) -> bool:
+    """Whether a teacher has a head for each task, on inputs that are prepared the same."""
+    heads = {task.name: len(task.classes) for task in bundle.manifest.tasks}
+    wanted = zip(setup.names, setup.classes, strict=True)
+    same = bundle.manifest.preprocess == setup.recipe.preprocess
+    return same and all(heads.get(name) == classes for name, classes in wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,27 +15,21 @@ from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.experts.ranks import Rank
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.training.batches.setup import Setup
-from lorkd_deploy.training.fitting.compiled import compiled
 from lorkd_deploy.training.networks.network import TeacherNetwork
-from lorkd_deploy.training.ranks.auto_rank import check_budget
 
 log = logging.getLogger(__name__)
 
 
-class Student(nn.Module):
-    """What is trained: the classifier with experts and, for feature transfer, the projection.
-
-    `projection` maps the teacher's pooled features to the student's width (2048 → 1024 in the
-    paper); it is trained and thrown away.
+class Student(NamedTuple):
+    """What a training begins with: the classifier with experts and, under feature transfer, a map
+    of the teacher's pooled features to the student's width.
     """
 
-    def __init__(self, classifier: ExpertClassifier, projection: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.projection = projection
+    classifier: ExpertClassifier
+    projection: nn.Module
 
 
-def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
+def build_student(setup: Setup, teacher: TeacherNetwork | None = None) -> Student:
     """The recipe's student with experts, heads and, if features are transferred, a projection.
 
     It is run once: raises `ModelError` where a forward passes by layers with experts.
@@ -55,8 +50,8 @@ def build_student(setup: Setup, mentor: TeacherNetwork | None) -> Student:
         experts.eval()(torch.zeros(2, 3, recipe.preprocess.size, recipe.preprocess.size), 0)
     experts.train()
     projection: nn.Module = nn.Identity()
-    if mentor is not None and recipe.transfer.kind == "features":
-        projection = nn.Linear(mentor.features, features)
+    if teacher is not None and recipe.transfer.kind == "features":
+        projection = nn.Linear(teacher.features, features)
     return Student(ExpertClassifier(experts, features, setup.classes), projection)
 
 
@@ -73,11 +68,3 @@ def with_experts(
         factorisation=recipe.experts.factorisation,
         skip=recipe.experts.skip,
     )
-
-
-def check_student(setup: Setup) -> None:
-    """Find out what can't be done before the hours that the recipe's teacher may take."""
-    student = build_student(setup, None)
-    check_budget(setup, student.classifier)
-    with compiled(student, setup.recipe.train):
-        pass

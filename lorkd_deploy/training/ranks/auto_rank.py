@@ -19,8 +19,8 @@ from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.lowrank.budget import Budget, parse_budget
 from lorkd_deploy.storage import Tensors
 from lorkd_deploy.training.batches.setup import Setup
-from lorkd_deploy.training.bundling.assemble import layer_entries, own_tensors, task_entries
 from lorkd_deploy.training.networks.evaluate import scores
+from lorkd_deploy.training.networks.stored import layer_entries, own_tensors, task_entries
 from lorkd_deploy.training.ranks.shrinking import (
     CompressedTask,
     affordable,
@@ -53,22 +53,22 @@ def truncate_to_budget(setup: Setup, model: ExpertClassifier) -> tuple[Compresse
     recipe, layers = setup.recipe, layer_entries(model.backbone)
     entries, own = task_entries(setup, {}, model.backbone), own_tensors(setup, model)
     before = _validation(setup, model)
-    chosen = {}
+    reports = {}
     for place in _without_a_rank(setup):
         name = setup.names[place]
-        known = candidates_of(entries[place], own[name], layers, recipe.experts.factorisation)
-        kept = within_budget(known, budget)
-        entry, own[name] = known.after(kept)
-        chosen[place] = partial(known.told, kept, entry, own[name])
+        candidates = candidates_of(entries[place], own[name], layers, recipe.experts.factorisation)
+        kept = within_budget(candidates, budget)
+        entry, own[name] = candidates.after(kept)
+        reports[place] = partial(candidates.report, kept, entry, own[name])
     model.backbone.set_factors([_factors(own[name]) for name in setup.names])
     after = _validation(setup, model)
-    told = tuple(
-        tell(validation_before=before[place], validation=after[place])
-        for place, tell in chosen.items()
+    truncated = tuple(
+        report(validation_before=before[place], validation=after[place])
+        for place, report in reports.items()
     )
-    for task in told:
+    for task in truncated:
         _log(task)
-    return told
+    return truncated
 
 
 def _budget(setup: Setup) -> Budget | None:

@@ -130,14 +130,14 @@ def _same(name: str, base: State, tuned: State) -> bool:
 
 
 def _kept(name: str, base: State, tuned: State) -> KeptTensor:
-    own, known = tuned[name], base[name]
+    own, shared = tuned[name], base[name]
     if not own.is_floating_point():
         raise ModelError(
             f"{name} holds other whole numbers than the base's",
             where=name,
             fix="they are part of the graph, which is one for all: fine-tune without changing them",
         )
-    change = _ratio(*(float(v.double().square().sum()) for v in (own - known, known)))
+    change = _ratio(*(float(v.double().square().sum()) for v in (own - shared, shared)))
     return KeptTensor(tensor=name, change=change, bytes=4 * own.numel())
 
 

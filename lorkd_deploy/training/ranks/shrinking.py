@@ -53,7 +53,7 @@ class Candidates:
         ranks = ranks_of(steps, [layer.name for layer in self.layers])
         return truncated(self.task, self.tensors, self.spectra, ranks)
 
-    def told(
+    def report(
         self,
         kept: Sequence[Step],
         entry: TaskEntry,
@@ -89,14 +89,18 @@ def candidates_of(
     return Candidates(task, tensors, spectra_of(task, tensors, layers, factorisation), layers)
 
 
-def within_budget(known: Candidates, budget: Budget) -> Sequence[Step]:
+def within_budget(candidates: Candidates, budget: Budget) -> Sequence[Step]:
     """The steps that the budget pays for, where norms and head have to be paid for first.
 
     Raises `UsageError` where those alone exceed it.
     """
-    name = known.task.name
-    left = affordable(budget, {name: known.tensors})[name]
-    return known.steps if factor_parameters(known.tensors) <= left else within(known.steps, left)
+    name = candidates.task.name
+    left = affordable(budget, {name: candidates.tensors})[name]
+    return (
+        candidates.steps
+        if factor_parameters(candidates.tensors) <= left
+        else within(candidates.steps, left)
+    )
 
 
 def affordable(budget: Budget, experts: Mapping[str, Tensors]) -> dict[str, int]:
