@@ -18,7 +18,8 @@ from PIL import Image
 from lorkd_deploy import cli
 from lorkd_deploy.cli.shared.options import key_value
 from lorkd_deploy.data import open_data
-from lorkd_deploy.recipe import PhantomData, load_recipe
+from lorkd_deploy.data.phantom import PhantomData
+from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.runtime import parse_options
 from lorkd_deploy.storage import read_tensors
 from tests.command_line import parse

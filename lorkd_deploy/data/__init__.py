@@ -1,93 +1,55 @@
-"""Images and labels of one task, whatever they come from; one module a source.
+"""Images and labels of one task, whatever they come from; one module per source.
 
-A source is a module here, named as in the recipe (`image-folder` → `image_folder.py`), with
-`load(spec, folders) -> TaskData`, and `fetch(spec, folders)` if it can get its files from a
-network. What every source has to keep is checked once, in `open_data`.
+A source is a module here with a section of the recipe, a `DataSource` that loads what it names:
+the module is all that a new source takes. What every source has to keep is checked once, in
+`open_data`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Annotated, Union
 
 import numpy as np
-import numpy.typing as npt
+from pydantic import Field
 
+from lorkd_deploy.data.source import (
+    I64,
+    SPLITS,
+    U8,
+    DataSource,
+    Split,
+    TaskData,
+    data_folders,
+    image_sha256,
+)
 from lorkd_deploy.errors import DataError
 
+__all__ = [
+    "SPLITS",
+    "U8",
+    "DataSource",
+    "DataSpec",
+    "Split",
+    "TaskData",
+    "data_folders",
+    "image_sha256",
+    "open_data",
+]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+_SECTIONS = tuple(sorted(DataSource.__subclasses__(), key=lambda section: section.__module__))
 if TYPE_CHECKING:
-    from lorkd_deploy.recipe import DataSpec
-
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images uint8 `(H, W)`, `(H, W, 1)` or `(H, W, 3)`, by index, and their labels.
-
-    `images` may be one array or a sequence that reads on request. `labels` is int64: class
-    numbers `(N,)`, or 0 and 1 `(N, L)` for multi-label tasks.
-    """
-
-    images: Sequence[U8]
-    labels: I64
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, eq=False)
-class TaskData:
-    """One label set with its three splits, which never share an entry.
-
-    `provenance` says where the images come from, as JSON values and without a machine's paths:
-    `source` and `name` always, hash, licence and the like where there are any.
-    """
-
-    classes: tuple[str, ...]
-    kind: Literal["multiclass", "multilabel"]
-    train: Split
-    val: Split
-    test: Split
-    provenance: dict[str, Any]
-
-
-class OnRequest(Sequence[U8]):
-    """`count` images that `make` gives as one array, when the first of them is asked for.
-
-    So a device that checks an engine on test images never holds the training images.
-    """
-
-    def __init__(self, count: int, make: Callable[[], U8]) -> None:
-        self._count = count
-        self._make = make
-        self._array: U8 | None = None
-        self._lock = threading.Lock()  # loader threads may ask at once
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        with self._lock:
-            if self._array is None:
-                self._array = self._make()
-        return self._array[index]
-
-
-class _Source(Protocol):
-    def load(self, spec: Any, folders: Sequence[Path]) -> TaskData: ...
+    DataSpec = DataSource
+else:
+    DataSpec = Annotated[Union[_SECTIONS], Field(discriminator="source")]  # noqa: UP007
 
 
 def open_data(
-    spec: DataSpec, folder: str | Path | None = None, *, download: bool = False
+    spec: DataSource, folder: str | Path | None = None, *, download: bool = False
 ) -> TaskData:
     """Open what a recipe's `data:` names; files are looked for in `data_folders(folder)`.
 
@@ -95,37 +57,10 @@ def open_data(
     that can fetch its files do so; without it nothing leaves this machine. Raises `DataError` for
     data that is missing, damaged or contradicts itself, `UsageError` for an unknown set.
     """
-    source = import_module(f"{__name__}.{spec.source.replace('-', '_')}")
     folders = data_folders(folder)
-    if download and hasattr(source, "fetch"):
-        source.fetch(spec, folders)
-    return _checked(cast(_Source, source).load(spec, folders))
-
-
-def data_folders(given: str | Path | None = None) -> list[Path]:
-    """Where data is looked for: the given folder, `$LORKD_DATA`, `~/.medmnist`, in this order."""
-    named = (given, os.environ.get("LORKD_DATA"), Path("~/.medmnist"))
-    return list(dict.fromkeys(Path(place).expanduser() for place in named if place))
-
-
-def locate(path: str, folders: Sequence[Path]) -> Path:
-    """The file or folder that `path` names; a relative one in `folders`, then where we are."""
-    wanted = Path(path).expanduser()
-    places = [wanted] if wanted.is_absolute() else [f / wanted for f in (*folders, Path())]
-    for place in places:
-        if place.exists():
-            return place
-    raise DataError(
-        f"there is no data at {path!r}",
-        where="looked at " + ", ".join(str(place) for place in places),
-        fix="put it there, or name its folder by data_folder in the recipe or by LORKD_DATA",
-    )
-
-
-def image_sha256(image: U8) -> bytes:
-    """SHA-256 (32 bytes) of one raw image: its shape, its type and its values in C order."""
-    head = f"{image.dtype.str} {image.shape}\n".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).digest()
+    if download:
+        spec.fetch(folders)
+    return _checked(spec.load(folders))
 
 
 def _checked(data: TaskData) -> TaskData:

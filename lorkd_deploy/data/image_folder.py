@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from lorkd_deploy.data import SPLITS, U8, Split, TaskData, locate
+from lorkd_deploy.data.source import SPLITS, U8, DataSource, Split, TaskData, locate
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.preprocess import read_image
-from lorkd_deploy.recipe import ImageFolderData
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -32,29 +31,36 @@ class ImageFiles(Sequence[U8]):
         return read_image(self.paths[index])
 
 
-def load(spec: ImageFolderData, folders: Sequence[Path]) -> TaskData:
-    """The classes are the folders below `train`, by name; `val` and `test` must have the same.
+class ImageFolderData(DataSource):
+    """`train/val/test/CLASS/*.png|jpg` below one folder."""
 
-    Files are ordered by class, then by name. Raises `DataError` for a split or class that is
-    missing, and later `ImageError` for a file that is no usable image.
-    """
-    root = locate(spec.path, folders)
-    classes = _folders(root / "train")
-    splits: dict[str, Split] = {}
-    listing: list[list[Any]] = []
-    for name in SPLITS:
-        found = _folders(root / name)
-        _same_classes(classes, found, root / name)
-        files = [_files(root / name / kind) for kind in classes]
-        labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(f) for f in files])
-        splits[name] = Split(ImageFiles([path for group in files for path in group]), labels)
-        listing += [[p.relative_to(root).as_posix(), p.stat().st_size] for g in files for p in g]
-    provenance = {
-        "source": "image-folder",
-        "name": root.resolve().name,
-        "listing_sha256": sha256_bytes(canonical_json(listing)),  # of names and sizes in bytes
-    }
-    return TaskData(tuple(classes), "multiclass", **splits, provenance=provenance)
+    source: Literal["image-folder"]
+    path: str
+
+    def load(self, folders: Sequence[Path]) -> TaskData:
+        """The classes are the folders below `train`, by name; `val` and `test` must have the same.
+
+        Files are ordered by class, then by name. Raises `DataError` for a split or class that is
+        missing, and later `ImageError` for a file that is no usable image.
+        """
+        root = locate(self.path, folders)
+        classes = _folders(root / "train")
+        splits: dict[str, Split] = {}
+        listing: list[list[Any]] = []
+        for name in SPLITS:
+            found = _folders(root / name)
+            _same_classes(classes, found, root / name)
+            files = [_files(root / name / kind) for kind in classes]
+            labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(f) for f in files])
+            paths = [path for group in files for path in group]
+            splits[name] = Split(ImageFiles(paths), labels)
+            listing += [[p.relative_to(root).as_posix(), p.stat().st_size] for p in paths]
+        provenance = {
+            "source": self.source,
+            "name": root.resolve().name,
+            "listing_sha256": sha256_bytes(canonical_json(listing)),  # of names and sizes in bytes
+        }
+        return TaskData(tuple(classes), "multiclass", **splits, provenance=provenance)
 
 
 def _folders(split: Path) -> list[str]:

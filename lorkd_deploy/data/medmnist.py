@@ -15,43 +15,51 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lorkd_deploy.data import TaskData
+from pydantic import Field
+
 from lorkd_deploy.data.npz import read_archive
+from lorkd_deploy.data.source import DataSource, TaskData
 from lorkd_deploy.errors import DataError, unknown_name
-from lorkd_deploy.recipe import MedMnistData
 
 PATIENCE = 30  # s without an answer, after which a download is given up
 
 
-def load(spec: MedMnistData, folders: Sequence[Path]) -> TaskData:
-    """The official file of the set, from the first folder that has it.
+class MedMnistData(DataSource):
+    """One of the 12 two-dimensional MedMNIST v2 sets."""
 
-    RetinaMNIST's ordinal grades are classes; ChestMNIST's 14 findings are a multi-label task.
-    Raises `DataError` for a file whose MD5 isn't the official one, `UsageError` for no such set.
-    """
-    info, name = _described(spec)
-    expected = info["md5"][str(spec.size)]
-    found = _find(name, folders)
-    if found is None:
-        raise _missing(name, folders, "nothing is downloaded here")
-    _check_md5(found, expected)
-    splits, _ = read_archive(found)
-    provenance = {
-        "source": "medmnist",
-        "name": name,
-        "md5": expected,
-        "licence": info["licence"],
-    }
-    return TaskData(tuple(info["classes"]), info["kind"], **splits, provenance=provenance)
+    source: Literal["medmnist"]
+    name: str = Field(description="breastmnist, pneumoniamnist, …")
+    size: Literal[28, 64, 128, 224] = 28
 
+    def load(self, folders: Sequence[Path]) -> TaskData:
+        """The official file of the set, from the first folder that has it.
 
-def fetch(spec: MedMnistData, folders: Sequence[Path]) -> None:
-    """Download the set's file into the last folder, `~/.medmnist`, where no folder has it yet."""
-    info, name = _described(spec)
-    if _find(name, folders) is None:
-        _download(info["python_class"], spec.size, name, folders)
+        RetinaMNIST's ordinal grades are classes; ChestMNIST's 14 findings are a multi-label task.
+        Raises `DataError` for a file whose MD5 isn't the official one, `UsageError` for no such
+        set.
+        """
+        info, name = _described(self)
+        expected = info["md5"][str(self.size)]
+        found = _find(name, folders)
+        if found is None:
+            raise _missing(name, folders, "nothing is downloaded here")
+        _check_md5(found, expected)
+        splits, _ = read_archive(found)
+        provenance = {
+            "source": self.source,
+            "name": name,
+            "md5": expected,
+            "licence": info["licence"],
+        }
+        return TaskData(tuple(info["classes"]), info["kind"], **splits, provenance=provenance)
+
+    def fetch(self, folders: Sequence[Path]) -> None:
+        """Download the set's file into the last folder, `~/.medmnist`, if no folder has it yet."""
+        info, name = _described(self)
+        if _find(name, folders) is None:
+            _download(info["python_class"], self.size, name, folders)
 
 
 def _described(spec: MedMnistData) -> tuple[dict[str, Any], str]:

@@ -12,11 +12,20 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from lorkd_deploy.data import I64, SPLITS, U8, OnRequest, Split, TaskData, locate
+from lorkd_deploy.data.source import (
+    I64,
+    SPLITS,
+    U8,
+    DataSource,
+    OnRequest,
+    Split,
+    TaskData,
+    locate,
+)
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.preprocess import SMALLEST_SIDE
-from lorkd_deploy.recipe import NpzData
 from lorkd_deploy.storage import sha256_file
 
 Kind = Literal["multiclass", "multilabel"]
@@ -24,25 +33,32 @@ _KEYS = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-def load(spec: NpzData, folders: Sequence[Path]) -> TaskData:
-    """A file of the user's own.
+class NpzData(DataSource):
+    """A NumPy archive with the keys of MedMNIST (`train_images`, `train_labels`, …)."""
 
-    Images are uint8 `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`. Labels are whole numbers:
-    classes `(N,)` or `(N, 1)`, or findings `(N, L)` of 0 and 1, which make a multi-label task.
-    Classes without a name in the recipe are called class-0, class-1, …
-    """
-    path = locate(spec.path, folders)
-    splits, kind = read_archive(path)
-    if spec.classes:
-        classes = spec.classes
-    else:
-        labels = splits["train"].labels
-        # The training labels alone say how many classes there are: one that only the test
-        # split has is a fault, not a class.
-        count = labels.shape[1] if kind == "multilabel" else max(int(labels.max(initial=0)), 0) + 1
-        classes = tuple(f"class-{number}" for number in range(count))
-    provenance = {"source": "npz", "name": path.name, "sha256": sha256_file(path)}
-    return TaskData(classes, kind, **splits, provenance=provenance)
+    source: Literal["npz"]
+    path: str = Field(description="a file; a relative path is looked for in the data folders")
+    classes: tuple[str, ...] | None = Field(default=None, description="names, in label order")
+
+    def load(self, folders: Sequence[Path]) -> TaskData:
+        """A file of the user's own.
+
+        Images are uint8 `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`. Labels are whole numbers:
+        classes `(N,)` or `(N, 1)`, or findings `(N, L)` of 0 and 1, which make a multi-label task.
+        Classes without a name in the recipe are called class-0, class-1, …
+        """
+        path = locate(self.path, folders)
+        splits, kind = read_archive(path)
+        classes = self.classes or _numbered(splits["train"].labels, kind)
+        provenance = {"source": self.source, "name": path.name, "sha256": sha256_file(path)}
+        return TaskData(classes, kind, **splits, provenance=provenance)
+
+
+def _numbered(labels: I64, kind: Kind) -> tuple[str, ...]:
+    # The training labels alone say how many classes there are: one that only the test split has
+    # is a fault, not a class.
+    count = labels.shape[1] if kind == "multilabel" else max(int(labels.max(initial=0)), 0) + 1
+    return tuple(f"class-{number}" for number in range(count))
 
 
 def read_archive(path: Path) -> tuple[dict[str, Split], Kind]:

@@ -16,18 +16,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from lorkd_deploy.data import I64, SPLITS, U8, OnRequest, Split, TaskData
-from lorkd_deploy.recipe import PhantomData
+from lorkd_deploy.data.source import I64, SPLITS, U8, DataSource, OnRequest, Split, TaskData
 
 Plane = npt.NDArray[Any]  # float32 `(n, 64, 64)`, a side of length 1 where values repeat
 SIDE = 64  # px
-_DRAWS = 64  # random numbers an image may use
-_NOISE = SIDE * SIDE // 8  # further random words an image: one byte a pixel
+_DRAWS = 64  # random numbers that an image may use
+_NOISE = SIDE * SIDE // 8  # further random words per image: one byte per pixel
 _X = np.arange(SIDE, dtype=np.float32)[None, None, :] - np.float32((SIDE - 1) / 2)
 _Y = _X.transpose(0, 2, 1)
 
@@ -100,7 +100,7 @@ _CELLS: dict[str, Callable[[Plane, Plane, Plane], Plane]] = {
 
 
 def _cells(draw: Draws, kind: str) -> Plane:
-    """Three or four cells of one shape, one a quarter of the image at most, turned at random."""
+    """Three or four cells of one shape, at most one per quarter of the image, turned at random."""
     shape = _CELLS[kind]
     spared = draw(0, 8)  # 4 and more: none
     total: Plane = np.zeros((1, 1, 1), np.float32)
@@ -179,21 +179,31 @@ SETS = {
 }
 
 
-def load(spec: PhantomData, folders: Sequence[Path]) -> TaskData:
-    """One of the four sets; classes take turns, so every split is balanced. Needs no file."""
-    classes = SETS[spec.name].classes
-    splits = {}
-    for split in SPLITS:
-        count: int = getattr(spec, split)
-        labels = np.arange(count, dtype=np.int64) % len(classes)
-        splits[split] = Split(OnRequest(count, partial(draw, spec, split, labels)), labels)
-    provenance = {
-        "source": "phantom",
-        "name": spec.name,
-        "seed": spec.seed,
-        "note": "procedurally drawn, no patient's data; not for claims of accuracy",
-    }
-    return TaskData(classes, "multiclass", **splits, provenance=provenance)
+class PhantomData(DataSource):
+    """Procedurally drawn images, for the demo and for CI; never for a claim of accuracy."""
+
+    source: Literal["phantom"]
+    name: Literal["cells", "fundus", "tissue", "xray"]
+    train: int = Field(default=512, ge=8)
+    val: int = Field(default=128, ge=8)
+    test: int = Field(default=256, ge=8)
+    seed: int = 0
+
+    def load(self, folders: Sequence[Path]) -> TaskData:
+        """One of the four sets; classes take turns, so every split is balanced. Needs no file."""
+        classes = SETS[self.name].classes
+        splits = {}
+        for split in SPLITS:
+            count: int = getattr(self, split)
+            labels = np.arange(count, dtype=np.int64) % len(classes)
+            splits[split] = Split(OnRequest(count, partial(draw, self, split, labels)), labels)
+        provenance = {
+            "source": self.source,
+            "name": self.name,
+            "seed": self.seed,
+            "note": "procedurally drawn, no patient's data; not for claims of accuracy",
+        }
+        return TaskData(classes, "multiclass", **splits, provenance=provenance)
 
 
 def draw(spec: PhantomData, split: str, labels: I64) -> U8:
@@ -207,10 +217,10 @@ def draw(spec: PhantomData, split: str, labels: I64) -> U8:
     channels = (3,) if drawing.colour else ()
     images = np.empty((len(labels), SIDE, SIDE, *channels), np.uint8)
     for number, name in enumerate(drawing.classes):
-        rows = labels == number
-        draws = Draws(uniform[rows])
-        look = Draws(uniform[rows, ::-1])  # from the other end: the same for every class
-        images[rows] = _developed(drawing.marks(draws, name), noise[rows], look, drawing)
+        own = labels == number
+        draws = Draws(uniform[own])
+        look = Draws(uniform[own, ::-1])  # from the other end: the same for every class
+        images[own] = _developed(drawing.marks(draws, name), noise[own], look, drawing)
     return images
 
 

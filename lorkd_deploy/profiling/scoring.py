@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.data import Split, TaskData, open_data
+from lorkd_deploy.data import DataSource, Split, TaskData, open_data
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics import decisions
@@ -27,7 +27,6 @@ from lorkd_deploy.profiling.process import EngineProcess, WorkerError
 from lorkd_deploy.profiling.profile import Difference, Flips, Score, answers_name, labels_name
 from lorkd_deploy.profiling.setup import Setup
 from lorkd_deploy.progress import Progress
-from lorkd_deploy.recipe import DataSpec
 from lorkd_deploy.storage import canonical_json
 
 F32 = npt.NDArray[np.float32]
@@ -50,7 +49,7 @@ class TaskAnswers:
     from_recipe: bool = False
 
 
-def open_task(task: TaskEntry, spec: DataSpec, folder: str | None) -> TaskData | None:
+def open_task(task: TaskEntry, spec: DataSource, folder: str | None) -> TaskData | None:
     """The data that the bundle's model was tested on, or None where it isn't here."""
     try:
         data = open_data(spec, folder)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lorkd_deploy.data import TaskData, open_data
+from lorkd_deploy.data.image_folder import ImageFolderData
 from lorkd_deploy.errors import DataError, ImageError
-from lorkd_deploy.recipe import ImageFolderData
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 
 from lorkd_deploy.data import TaskData, open_data
 from lorkd_deploy.data import medmnist as source
+from lorkd_deploy.data.medmnist import MedMnistData
 from lorkd_deploy.errors import DataError, UsageError
-from lorkd_deploy.recipe import MedMnistData
 from tests.data.archives import arrays, real_data, save
 
 FILE = "breastmnist_64.npz"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.data import TaskData, open_data
+from lorkd_deploy.data.npz import NpzData
 from lorkd_deploy.errors import DataError
-from lorkd_deploy.recipe import NpzData
 from tests.data.archives import arrays, real_data, save
 
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.data import Split, TaskData, image_sha256, open_data
-from lorkd_deploy.data.phantom import SETS, Draws, wave
-from lorkd_deploy.recipe import PhantomData
+from lorkd_deploy.data.phantom import SETS, Draws, PhantomData, wave
 
 KNOWN = {
     "cells": "863d6006568a600d",

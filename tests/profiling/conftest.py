@@ -13,6 +13,7 @@ import pytest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import manifest_json
 from lorkd_deploy.data import open_data
+from lorkd_deploy.data.npz import NpzData
 from lorkd_deploy.deploy.artifact import (
     Artifact,
     EngineFile,
@@ -21,7 +22,7 @@ from lorkd_deploy.deploy.artifact import (
     write_artifact,
 )
 from lorkd_deploy.deploy.parity import Parity
-from lorkd_deploy.recipe import NpzData, Recipe
+from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.storage import sha256_file
 from tests.tiny_bundle import make_bundle
 from tests.trial_target import RUNTIME, WEIGHT, install_target

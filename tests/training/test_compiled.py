@@ -120,6 +120,5 @@ def test_nothing_to_compile_is_an_error() -> None:
         pass
 
 
-def test_it_is_an_option_that_leaves_old_recipes_as_they_were() -> None:
+def test_it_is_off_unless_a_recipe_asks_for_it() -> None:
     assert not load_recipe("demo").train.compile
-    assert "compile" not in load_recipe("demo").model_dump()["train"]

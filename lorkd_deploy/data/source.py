@@ -1,0 +1,116 @@
+"""What every source of images gives: the section of a recipe that names it, and a task's data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.errors import DataError
+from lorkd_deploy.schema import Part
+
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images uint8 `(H, W)`, `(H, W, 1)` or `(H, W, 3)`, by index, and their labels.
+
+    `images` may be one array or a sequence that reads on request. `labels` is int64: class
+    numbers `(N,)`, or 0 and 1 `(N, L)` for multi-label tasks.
+    """
+
+    images: Sequence[U8]
+    labels: I64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """One label set with its three splits, which never share an entry.
+
+    `provenance` says where the images come from, as JSON values and without a machine's paths:
+    `source` and `name` always, hash, licence and the like where there are any.
+    """
+
+    classes: tuple[str, ...]
+    kind: Literal["multiclass", "multilabel"]
+    train: Split
+    val: Split
+    test: Split
+    provenance: dict[str, Any]
+
+
+class OnRequest(Sequence[U8]):
+    """`count` images that `make` gives as one array, when the first of them is asked for.
+
+    So a device that checks an engine on test images never holds the training images.
+    """
+
+    def __init__(self, count: int, make: Callable[[], U8]) -> None:
+        self._count = count
+        self._make = make
+        self._array: U8 | None = None
+        self._lock = threading.Lock()  # loader threads may ask at once
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        with self._lock:
+            if self._array is None:
+                self._array = self._make()
+        return self._array[index]
+
+
+class DataSource(Part):
+    """Base of a task's `data:` section; a source is one module of this room with one of these.
+
+    Its `source` is a `Literal` with the source's name, its other fields are the section's keys.
+    """
+
+    source: str
+
+    def load(self, folders: Sequence[Path]) -> TaskData:
+        """The task's data; files are looked for in `folders`, and nothing is downloaded."""
+        raise NotImplementedError
+
+    def fetch(self, folders: Sequence[Path]) -> None:
+        """Download what `load` needs and none of `folders` has, where the source can."""
+
+
+def data_folders(given: str | Path | None = None) -> list[Path]:
+    """Where data is looked for: the given folder, `$LORKD_DATA`, `~/.medmnist`, in this order."""
+    named = (given, os.environ.get("LORKD_DATA"), Path("~/.medmnist"))
+    return list(dict.fromkeys(Path(place).expanduser() for place in named if place))
+
+
+def locate(path: str, folders: Sequence[Path]) -> Path:
+    """The file or folder that `path` names; a relative one in `folders`, then where we are."""
+    wanted = Path(path).expanduser()
+    places = [wanted] if wanted.is_absolute() else [f / wanted for f in (*folders, Path())]
+    for place in places:
+        if place.exists():
+            return place
+    raise DataError(
+        f"there is no data at {path!r}",
+        where="looked at " + ", ".join(str(place) for place in places),
+        fix="put it there, or name its folder by data_folder in the recipe or by LORKD_DATA",
+    )
+
+
+def image_sha256(image: U8) -> bytes:
+    """SHA-256 (32 bytes) of one raw image: its shape, its type and its values in C order."""
+    head = f"{image.dtype.str} {image.shape}\n".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).digest()

@@ -1,0 +1,51 @@
+"""The recipe: what one run does, as YAML checked by pydantic."""
+
+from lorkd_deploy.recipe.engines import (
+    BenchmarkSpec,
+    CalibrationSpec,
+    ExportSpec,
+    ParitySpec,
+    ToleranceSpec,
+)
+from lorkd_deploy.recipe.loading import load_recipe, parse_recipe, shipped_recipes
+from lorkd_deploy.recipe.networks import ExpertSpec, NormKind, StudentSpec, TeacherSpec
+from lorkd_deploy.recipe.recipe import NAME, DepartmentSpec, Recipe, TaskSpec
+from lorkd_deploy.recipe.training import (
+    AugmentSpec,
+    ColorJitter,
+    GaussianBlur,
+    RandomErasing,
+    RandomResizedCrop,
+    Rotation,
+    TrainSpec,
+    TransferSpec,
+    VerticalFlip,
+)
+
+__all__ = [
+    "NAME",
+    "AugmentSpec",
+    "BenchmarkSpec",
+    "CalibrationSpec",
+    "ColorJitter",
+    "DepartmentSpec",
+    "ExpertSpec",
+    "ExportSpec",
+    "GaussianBlur",
+    "NormKind",
+    "ParitySpec",
+    "RandomErasing",
+    "RandomResizedCrop",
+    "Recipe",
+    "Rotation",
+    "StudentSpec",
+    "TaskSpec",
+    "TeacherSpec",
+    "ToleranceSpec",
+    "TrainSpec",
+    "TransferSpec",
+    "VerticalFlip",
+    "load_recipe",
+    "parse_recipe",
+    "shipped_recipes",
+]

@@ -1,0 +1,119 @@
+"""The recipe's sections on networks: the teacher, the student, and the student's experts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+
+from lorkd_deploy.errors import UsageError
+from lorkd_deploy.lowrank.budget import parse_budget
+from lorkd_deploy.lowrank.delta import Factorisation
+from lorkd_deploy.recipe.training import TrainSpec
+from lorkd_deploy.schema import Part
+
+NormKind = Literal["shared", "per_task"]
+
+
+def _in_one_message(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError as exc:
+        raise ValueError(
+            "a rank is a number of at least 1, or layer patterns with numbers of at least 0, such "
+            'as {"*": 4, "stage4.*": 8}; experts.rank may be auto, with experts.budget'
+        ) from exc
+
+
+# One number, or by pattern of layer names; the pattern that fits most closely counts.
+_Ranks = Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
+Rank = Annotated[_Ranks, WrapValidator(_in_one_message)]
+RankOrAuto = Annotated[Literal["auto"] | _Ranks, WrapValidator(_in_one_message)]
+
+
+class TeacherSpec(Part):
+    """The foundation model: trained by this recipe, or imported and given task heads."""
+
+    architecture: str = Field(
+        default="torchvision:resnet50",
+        description="torchvision:NAME, timm:NAME or pkg.module:function (images → features)",
+    )
+    checkpoint: str | None = Field(
+        default=None, description="safetensors, or a torch file that loads with weights_only=True"
+    )
+    prefix: dict[str, str] = Field(
+        default_factory=dict, description="key prefixes to replace, e.g. {'module.': ''}"
+    )
+    fit: Literal["all", "heads", "none"] = Field(
+        default="all",
+        description="what training changes: everything, only the task heads, or nothing "
+        "(the checkpoint has the heads: map its keys to 'backbone.' and 'heads.tasks.INDEX.')",
+    )
+    train: TrainSpec = TrainSpec()
+
+
+class StudentSpec(Part):
+    """The light network whose weights become W0."""
+
+    architecture: str = "torchvision:shufflenet_v2_x1_0"
+    checkpoint: str | None = None
+    prefix: dict[str, str] = Field(default_factory=dict)
+
+
+class ExpertSpec(Part):
+    """The low-rank experts (LoRKD, section 3)."""
+
+    rank: RankOrAuto = Field(
+        default=4,
+        description='a number, or by layer: {"*": 4, "stage4.*": 8}; auto: trained at '
+        "highest_rank, then each layer's by the singular values of its ΔW, within budget",
+    )
+    budget: str | None = Field(
+        default=None,
+        description="with rank: auto, at most this for each task: 0.3MB of its file (factors, "
+        "head, norms of its own), or '40000 parameters' of its factors",
+    )
+    highest_rank: Rank = Field(default=8, description="with rank: auto, the rank in training")
+    alpha: float = Field(default=16, gt=0, description="ΔW is scaled by alpha / rank")
+    norm: NormKind = "shared"
+    factorisation: Factorisation = Field(
+        default="interleaved",
+        description="of kernels larger than a pixel: interleaved, the papers', or separable, a "
+        "convolution to rank channels and a 1 × 1 behind it",
+    )
+    skip: tuple[str, ...] = Field(
+        default=(), description='layers without experts, by name or pattern: ["*.attn.*"]'
+    )
+
+    @field_validator("budget")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_budget(value)
+            except UsageError as exc:
+                raise ValueError(f"{exc.what}: {exc.fix}") from exc
+        return value
+
+    @model_validator(mode="after")
+    def _budget_and_auto(self) -> ExpertSpec:
+        if self.rank == "auto" and self.budget is None:
+            raise ValueError(
+                "rank: auto needs a budget for each task: budget: 0.3MB, or 40000 parameters"
+            )
+        for key in ("budget", "highest_rank"):
+            if self.rank != "auto" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for rank: auto, the rank here is {self.rank}")
+        return self
+
+    @property
+    def trained_rank(self) -> int | dict[str, int]:
+        """The rank that experts are trained at."""
+        return self.highest_rank if self.rank == "auto" else self.rank

@@ -1,0 +1,94 @@
+"""The recipe itself: departments, their tasks with their data, and a section for each stage."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lorkd_deploy.data import DataSpec
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.recipe.engines import BenchmarkSpec, CalibrationSpec, ExportSpec, ParitySpec
+from lorkd_deploy.recipe.networks import ExpertSpec, Rank, StudentSpec, TeacherSpec
+from lorkd_deploy.recipe.training import TrainSpec, TransferSpec
+from lorkd_deploy.schema import Part
+from lorkd_deploy.storage import canonical_json, sha256_bytes
+
+NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
+RESERVED = {"teacher"}  # RUN/export/teacher holds the foundation model's engines
+
+
+def _checked_name(value: str) -> str:
+    if not NAME.match(value):
+        raise ValueError("a name has lower-case letters, digits, '-' and '_', 63 at most")
+    if value in RESERVED:
+        raise ValueError(f"the name {value!r} is reserved")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+
+
+class TaskSpec(Part):
+    """One label set and one expert."""
+
+    name: Name
+    data: DataSpec
+    rank: Rank | None = Field(default=None, description="overrides experts.rank for this task")
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="probability from which an answer is positive, for sensitivity and "
+        "specificity; unset: chosen on the validation split (Youden)",
+    )
+
+
+class DepartmentSpec(Part):
+    """Who deploys: owns one or more tasks and gets an engine for each."""
+
+    name: Name
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1)
+
+
+class Recipe(Part):
+    """Everything one run needs to know."""
+
+    name: Name
+    description: str = ""
+    seed: int = Field(default=0, ge=0)
+    data_folder: str | None = Field(
+        default=None, description="looked in before LORKD_DATA and ~/.medmnist"
+    )
+    departments: tuple[DepartmentSpec, ...] = Field(min_length=1)
+    preprocess: Preprocess
+    teacher: TeacherSpec = TeacherSpec()
+    student: StudentSpec = StudentSpec()
+    experts: ExpertSpec = ExpertSpec()
+    transfer: TransferSpec = TransferSpec()
+    train: TrainSpec = TrainSpec()
+    parity: ParitySpec = ParitySpec()
+    calibration: CalibrationSpec = CalibrationSpec()
+    export: ExportSpec = ExportSpec()
+    benchmark: BenchmarkSpec = BenchmarkSpec()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Recipe:
+        departments = [d.name for d in self.departments]
+        tasks = [t.name for t in self.tasks]
+        for kind, names in (("department", departments), ("task", tasks)):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"{kind} named twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """Every task, in the recipe's order: the order of the experts."""
+        return tuple(task for department in self.departments for task in department.tasks)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the resolved recipe: `--resume` and later stages refuse another one."""
+        return sha256_bytes(canonical_json(self.model_dump(mode="json")))
