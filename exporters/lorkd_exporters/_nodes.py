@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorkd_deploy.deploy.nodes import layer_of
+
 if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]
 
@@ -14,8 +16,6 @@ def with_nodes(said: str, onnx_path: Path) -> str:
     """`said`, and the nodes (at most three) whose own name stands in it, with the layer that each
     came from; where it has no node's name, those whose operator stands in it."""
     import onnx
-
-    from lorkd_deploy.deploy.layer_names import layer_of
 
     whole = {word.rstrip(".:") for word in re.findall(r"[\w/.:-]+", said)}
     words = whole | set(re.findall(r"\w+", said))

@@ -68,6 +68,10 @@ class Bundle:
             raise unknown_name("engine", engine, engines, where=self.path)
         return engines[engine]
 
+    def department(self, engine: str) -> str:
+        """The department of an engine; the teacher's engine is nobody's and stands for itself."""
+        return layout.TEACHER if engine == layout.TEACHER else self.task(engine).department
+
     def logits(self, engine: str) -> dict[str, npt.NDArray[Any]]:
         """The reference logits of an engine and what belongs to them, as they were written."""
         self.engine(engine)

@@ -17,11 +17,10 @@ import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.chain import FUSED, Stage, opened_stage
-from lorkd_deploy.deploy.cut_model import Cuttable
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.layer_names import layer_of
-from lorkd_deploy.deploy.origin import given_model
+from lorkd_deploy.deploy.nodes import Cuttable, layer_of
 from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.deploy.source_model import source_model
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import F32, EngineSpec, RunOptions, exporter
@@ -75,7 +74,7 @@ def drill_down(artifact: Artifact, reference: Reference) -> Drilled:
     rebuilt = own.suffix != ".onnx"
     if rebuilt:
         able = exporter(artifact.target).probe()
-        given = given_model(fused, bundle, artifact.engine, artifact.precision, able)
+        given = source_model(fused, bundle, artifact.engine, artifact.precision, able)
     else:
         given = own.read_bytes()
     cut = Cuttable(given)

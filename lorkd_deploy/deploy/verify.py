@@ -20,9 +20,9 @@ from lorkd_deploy.deploy.artifact import (
 from lorkd_deploy.deploy.chain import stages
 from lorkd_deploy.deploy.drilldown import Drilled
 from lorkd_deploy.deploy.drilldown import drill_down as drill
-from lorkd_deploy.deploy.origin import Origin, origin_of
 from lorkd_deploy.deploy.parity import Parity, not_run_here
 from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.deploy.source_model import Remade, remade
 from lorkd_deploy.errors import ArtifactError, LorkdError, with_fix
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.progress import Progress, Silent
@@ -112,10 +112,10 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
         check_files(artifact)
         if faults:
             return Verification(engine=name, passed=False, reasons=tuple(faults))
-        origin = origin_of(artifact, reference.bundle)
-        if origin.fault is not None:
-            return Verification(engine=name, passed=False, reasons=(origin.fault,))
-        parity, facts = _parity(artifact, reference, origin)
+        made = remade(artifact, reference.bundle)
+        if made.fault is not None:
+            return Verification(engine=name, passed=False, reasons=(made.fault,))
+        parity, facts = _parity(artifact, reference, made)
         ran = parity.status != "not run here"
         drilled = drill(artifact, reference) if drill_down and ran else None
     except LorkdError as exc:
@@ -133,26 +133,26 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
         passed=parity.status == "passed",
         reasons=reasons,
         parity=parity,
-        onnx_not_here=origin.not_here,
+        onnx_not_here=made.not_here,
         drilled=drilled,
     )
 
 
 def _parity(
-    artifact: Artifact, reference: Reference, origin: Origin
+    artifact: Artifact, reference: Reference, made: Remade
 ) -> tuple[Parity, dict[str, Any]]:
     """The engine's parity, and what the runtime says that it did."""
     able = exporter(artifact.target).probe()
     if not able.can_run:
         return not_run_here(artifact.target, able), {}
     own = artifact.files[0].sha256
-    chain = stages(origin.fused, origin.given, artifact.precision, own)
+    chain = stages(made.fused, made.source, artifact.precision, own)
     with open_engine(artifact, RunOptions(threads=usable_cpus())) as runner:
         parity = reference.check(artifact.engine, runner, artifact.precision, chain)
         facts = runner.facts
     between = artifact.precision in able.converted and artifact.onnx_sha256 != own
-    if origin.given is None and between and parity.links_not_here is None:
-        missing = f"the {artifact.precision} ONNX model: {origin.not_here}"
+    if made.source is None and between and parity.links_not_here is None:
+        missing = f"the {artifact.precision} ONNX model: {made.not_here}"
         return parity.model_copy(update={"links_not_here": missing}), facts
     return parity, facts
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorkd_deploy.deploy import export as export_module
+from lorkd_deploy.deploy import build as build_module
 from lorkd_deploy.deploy.artifact import find_artifacts, open_engine
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.verify import verify
@@ -115,14 +115,14 @@ def test_two_exports_at_once_one_wins_and_the_other_is_told(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     building, told = threading.Event(), threading.Event()
-    real = export_module.onnx_model
+    real = build_module.onnx_model
 
     def slow(*args: Any) -> bytes:
         building.set()
         assert told.wait(timeout=60)
         return real(*args)
 
-    monkeypatch.setattr(export_module, "onnx_model", slow)
+    monkeypatch.setattr(build_module, "onnx_model", slow)
     first = threading.Thread(target=export, args=(run,), kwargs={"task": ["eye"]})
     first.start()
     try:

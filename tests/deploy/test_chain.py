@@ -13,7 +13,7 @@ import pytest
 from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.data import open_data
-from lorkd_deploy.deploy import export as export_module
+from lorkd_deploy.deploy import build as build_module
 from lorkd_deploy.deploy import parity as parity_module
 from lorkd_deploy.deploy.artifact import Artifact, open_engine, read_artifact
 from lorkd_deploy.deploy.export import export
@@ -102,7 +102,7 @@ def test_a_fused_model_that_is_wrong_is_told_apart_from_its_target(
         tensors["head.bias"][0] += 2e-3
         return onnx_model(bundle, engine, tensors=tensors)
 
-    monkeypatch.setattr(export_module, "onnx_model", faulty)
+    monkeypatch.setattr(build_module, "onnx_model", faulty)
     with pytest.raises(GateError, match="the fused model itself, before any target: eye, 8 gen"):
         export(run, precision="fp16", task=["eye"])
 

@@ -14,10 +14,9 @@ from onnx import TensorProto, helper
 from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.cut_model import OUTPUT, Cuttable
 from lorkd_deploy.deploy.drilldown import Drilled, drill_down, first_difference
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.layer_names import layer_of
+from lorkd_deploy.deploy.nodes import OUTPUT, Cuttable, layer_of
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.deploy.verify import Verification, verify
 from lorkd_deploy.errors import RuntimeUnavailableError

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.deploy import export as export_module
+from lorkd_deploy.deploy import build as build_module
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, read_artifact
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
@@ -47,7 +47,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
         tensors = {name: value.copy() for name, value in bundle.fuse(engine).items()}
         return onnx_model(bundle, engine, tensors=change(bundle, tensors) or tensors)
 
-    monkeypatch.setattr(export_module, "onnx_model", faulty)
+    monkeypatch.setattr(build_module, "onnx_model", faulty)
 
 
 def test_one_engine_a_task_each_proven(run: Path) -> None:
@@ -240,7 +240,7 @@ def test_stopped_or_out_of_space_leaves_the_state_before(
     def stop(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(export_module, moment, stop)
+    monkeypatch.setattr(build_module, moment, stop)
     expected = LorkdError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         export(run)
@@ -295,7 +295,7 @@ def test_nothing_of_this_machine_is_in_an_engine(run: Path, tmp_path: Path) -> N
         assert props["lorkd.preprocess_sha256"] == artifact.preprocess_sha256
         for file in artifact.folder.iterdir():
             text = file.read_bytes()
-            for place in (tmp_path, Path.home(), Path(export_module.__file__).parent):
+            for place in (tmp_path, Path.home(), Path(build_module.__file__).parent):
                 assert str(place).encode() not in text, f"{place} in {file.name}"
 
 

@@ -15,9 +15,9 @@ import pytest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.data import open_data
 from lorkd_deploy.deploy.artifact import Artifact, open_engine
-from lorkd_deploy.deploy.calibration import calibration_images
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.source_model import calibration_images
 from lorkd_deploy.errors import DataError, GateError, ModelError, RuntimeUnavailableError
 from lorkd_deploy.precisions import passes as precision
 from lorkd_deploy.precisions.passes import float16, int8
@@ -80,7 +80,7 @@ def test_the_target_says_what_to_use_beside_float16(
     parsed = onnx.load_from_string(model)
     parsed.graph.initializer[-1].raw_data = np.full(3, 7e4, np.float32).tobytes()
     large = parsed.SerializeToString()
-    monkeypatch.setattr("lorkd_deploy.deploy.export.onnx_model", lambda *_: large)
+    monkeypatch.setattr("lorkd_deploy.deploy.build.onnx_model", lambda *_: large)
     with pytest.raises(ModelError) as caught:
         export(run, precision="fp16", task=["eye"])
     assert str(caught.value.fix).endswith(": fp32, int8")
