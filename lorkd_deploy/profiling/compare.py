@@ -5,63 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.errors import LorkdError
-from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.profiling.figures import (
-    OF_ANSWERS,
-    OF_CALLS,
-    OF_ENGINE,
-    RATIO,
-    SIZE,
-    Figure,
-    Measured,
-    measured,
+from lorkd_deploy.profiling.changes import (
+    Answered,
+    Change,
+    answer_changes,
+    comparable,
+    measured_changes,
 )
+from lorkd_deploy.profiling.figures import OF_ENGINE, measured
 from lorkd_deploy.profiling.gates import ROUNDS
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
     PROFILE,
-    EngineProfile,
     Profile,
-    Score,
     answers_name,
     labels_name,
     read_profile,
 )
-from lorkd_deploy.profiling.resampling import (
-    LEAST_ROUNDS,
-    MARGIN,
-    resampled_medians,
-    seeded,
-)
-from lorkd_deploy.profiling.scoring import TaskAnswers, difference
 from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import read_tensors, sha256_file
-
-Verdict = Literal["better", "worse", "no change shown", "too few rounds"]
-
-
-class Change(Part):
-    """One figure of one engine in both runs.
-
-    `change` is second over first of times, throughput, memory and sizes (`relative`), else second
-    minus first, with its 95 % interval. A ratio is called a change where its interval lies wholly
-    outside 1 ± 2 %, a difference where it excludes zero.
-    """
-
-    engine: str
-    metric: str
-    first: float
-    second: float
-    change: Interval
-    relative: bool
-    verdict: Verdict
 
 
 class RunChanges(Part):
@@ -81,8 +49,20 @@ class RunChanges(Part):
 
 @dataclass(frozen=True)
 class _Side:
+    """One of the two runs; `answers` as `answers.safetensors` has them, empty without that file."""
+
     profile: Profile
     answers: dict[str, npt.NDArray[Any]]
+
+    def answered(self, engine: str) -> dict[str, Answered]:
+        """By task what `engine` answered, where its answers were kept."""
+        found = {}
+        for score in self.profile.engine(engine).scores:
+            labels = self.answers.get(labels_name(score.task))
+            given = self.answers.get(answers_name(score.task, engine))
+            if labels is not None and given is not None:
+                found[score.task] = Answered(score, labels, given)
+        return found
 
 
 def compare(run1: str | Path, run2: str | Path) -> RunChanges:
@@ -94,19 +74,18 @@ def compare(run1: str | Path, run2: str | Path) -> RunChanges:
     `LorkdError` where a run has no readable profile, or no engine is in both.
     """
     first, second = _side(run1), _side(run2)
-    theirs = {engine.engine: engine for engine in second.profile.engines}
-    both = [(e, theirs[e.engine]) for e in first.profile.engines if e.engine in theirs]
+    theirs = {engine.engine for engine in second.profile.engines}
+    both = [e.engine for e in first.profile.engines if e.engine in theirs]
     if not both:
         raise LorkdError(
             "the two runs have measured no engine of the same name",
             where=f"{run1}, {run2}",
             fix="compare runs of the same departments, tasks and targets",
         )
-    changes = [change for pair in both for change in _changes(first, second, *pair)]
     return RunChanges(
         first=first.profile.created,
         second=second.profile.created,
-        changes=tuple(changes),
+        changes=tuple(change for engine in both for change in _changes(engine, first, second)),
         notes=tuple(_notes(first.profile, second.profile)),
     )
 
@@ -125,99 +104,13 @@ def _side(run: str | Path) -> _Side:
     return _Side(profile, read_tensors(answers) if known else {})
 
 
-def _changes(
-    first: _Side, second: _Side, before: EngineProfile, after: EngineProfile
-) -> Iterator[Change]:
-    old, new = measured(before, first.profile), measured(after, second.profile)
-    timings = {timing.batch: timing for timing in after.timings}
-    for timing in before.timings:
-        if timing.batch in timings:
-            place = "" if timing is before.latency else f" at batch {timing.batch}"
-            for figure in OF_CALLS:
-                yield from _by_rounds(figure, old.at(timing), new.at(timings[timing.batch]), place)
-    for figure in (RATIO, *OF_ENGINE):
-        yield from _by_rounds(figure, old, new)
-    yield _of_size(before, after)
-    scores = {score.task: score for score in after.scores}
-    for score in before.scores:
-        if score.task in scores:
-            yield from _quality(first, second, before.engine, score, scores[score.task])
-
-
-def _by_rounds(figure: Figure, old: Measured, new: Measured, place: str = "") -> Iterator[Change]:
-    """Second over first, by resampling the rounds of each; nothing where one has none by round, or
-    a round that isn't above zero: no ratio can be given of that."""
-    before, after = (np.asarray(figure.rounds(of), np.float64) for of in (old, new))
-    if not len(before) or not len(after) or min(*before, *after) <= 0:
-        return
-    generator = seeded()  # one for both: runs of their own aren't paired
-    drawn = resampled_medians(after, generator) / resampled_medians(before, generator)
-    value = float(np.median(after) / np.median(before))
-    low, high = (float(v) for v in np.percentile(drawn, (2.5, 97.5)))
-    few = min(len(before), len(after)) < LEAST_ROUNDS
-    yield Change(
-        engine=old.engine.engine,
-        metric=f"{figure.compared or figure.key}{place}",
-        first=float(np.median(before)),
-        second=float(np.median(after)),
-        change=Interval(value=value, low=low, high=high),
-        relative=True,
-        verdict="too few rounds" if few else _verdict(figure, low, high),
-    )
-
-
-def _of_size(before: EngineProfile, after: EngineProfile) -> Change:
-    """Of the files, in bytes: the same in every round, so that its interval is the ratio itself."""
-    ratio = after.bytes / before.bytes
-    return Change(
-        engine=before.engine,
-        metric=SIZE.compared,
-        first=before.bytes,
-        second=after.bytes,
-        change=Interval(value=ratio, low=ratio, high=ratio),
-        relative=True,
-        verdict=_verdict(SIZE, ratio, ratio),
-    )
-
-
-def _verdict(figure: Figure, low: float, high: float) -> Verdict:
-    """Of a ratio with this interval."""
-    if low <= 1 + MARGIN and high >= 1 - MARGIN:
-        return "no change shown"
-    return "better" if (low > 1) == figure.more_is_better else "worse"
-
-
-def _quality(
-    first: _Side, second: _Side, engine: str, before: Score, after: Score
-) -> Iterator[Change]:
-    """Differences over the same images; none where the two runs were not given the same."""
-    task = before.task
-    labels = [side.answers.get(labels_name(task)) for side in (first, second)]
-    given = [side.answers.get(answers_name(task, engine)) for side in (first, second)]
-    if any(part is None for part in (*labels, *given)):
-        return
-    (old_labels, new_labels), (old, new) = labels, given
-    assert old_labels is not None and new_labels is not None
-    assert old is not None and new is not None
-    if not np.array_equal(old_labels, new_labels) or old.shape != new.shape:
-        return
-    limits = {"before": before.thresholds, "after": after.thresholds}
-    answers = TaskAnswers(task, old_labels, {"before": old, "after": new}, limits)
-    found = difference(answers, "after", "before")
-    for figure in OF_ANSWERS:
-        change, was, now = (figure.of(values) for values in (found, before, after))
-        if change and was and now:
-            moved = change.low > 0 or change.high < 0
-            up = (change.value > 0) == figure.more_is_better
-            yield Change(
-                engine=engine,
-                metric=f"{task} {figure.key}",
-                first=was.value,
-                second=now.value,
-                change=change,
-                relative=False,
-                verdict=("better" if up else "worse") if moved else "no change shown",
-            )
+def _changes(engine: str, first: _Side, second: _Side) -> Iterator[Change]:
+    old, new = (measured(p.engine(engine), p) for p in (first.profile, second.profile))
+    yield from measured_changes(old, new)
+    after = second.answered(engine)
+    for task, before in first.answered(engine).items():
+        if task in after:
+            yield from answer_changes(engine, before, after[task])
 
 
 def _notes(first: Profile, second: Profile) -> Iterator[str]:
@@ -235,9 +128,9 @@ def _notes(first: Profile, second: Profile) -> Iterator[str]:
             yield f"{name} differs: {old.get(name, 'absent')}, then {new.get(name, 'absent')}"
     of_engines = [measured(engine, p) for p in (first, second) for engine in p.engines]
     unfit = {
-        figure.compared or figure.key
+        figure.compared_as
         for figure in OF_ENGINE
-        if any(value <= 0 for of in of_engines for value in figure.rounds(of))
+        if not all(comparable(figure, of) for of in of_engines)
     }
     if unfit:
         yield (

@@ -81,7 +81,7 @@ def measured(engine: EngineProfile, profile: Profile, task: str | None = None) -
 
 @dataclass(frozen=True)
 class Figure:
-    """`key` is its name in `--assert`, `compared` the one in `lorkd compare` where that is another.
+    """`key` is its name in `--assert`; in `lorkd compare` it may have another, `name_in_compare`.
 
     `scale` makes `unit` of what `read` gives: 100 makes points of a fraction. It is shown with
     `decimals`, or with three significant figures where that is None. `title` heads its column and
@@ -96,8 +96,13 @@ class Figure:
     scale: float = 1
     decimals: int | None = None
     hint: str = ""
-    compared: str = ""
+    name_in_compare: str = ""
     by_round: Callable[[Measured], Sequence[float]] | None = None
+
+    @property
+    def compared_as(self) -> str:
+        """Its name in `lorkd compare`."""
+        return self.name_in_compare or self.key
 
     def value(self, of: Measured) -> float | None:
         """The figure in `unit`: the median of a spread, an interval without its bounds."""
@@ -214,14 +219,14 @@ START = Figure(
     "ms",
     lambda m: m.engine.cold_start.process_to_first_answer,
     hint="start of the process to the first answer",
-    compared="process_to_first_answer_ms",
+    name_in_compare="process_to_first_answer_ms",
 )
 UNCACHED_START = Figure(
     "uncached_start_ms",
     "From start, not cached",
     "ms",
     lambda m: m.engine.cold_start.uncached_process_to_first_answer,
-    compared="uncached_process_to_first_answer_ms",
+    name_in_compare="uncached_process_to_first_answer_ms",
 )
 END_TO_END = Figure(
     "end_to_end_ms",
@@ -259,7 +264,7 @@ SIZE = Figure(
     lambda m: m.engine.bytes,
     scale=1 / MIB,
     hint="the engine's files, weights included",
-    compared="size_bytes",
+    name_in_compare="size_bytes",
 )
 OF_ENGINE = (LOAD, FIRST, START, UNCACHED_START, END_TO_END, LOADED, PEAK, GPU, JOULES, SIZE)
 

@@ -52,29 +52,15 @@ class KeptRounds:
         *,
         resume: bool,
     ) -> None:
-        self.folder = folder
-        self.protocol = protocol
+        self.folder, self.protocol = folder, protocol
         plan = _plan(protocol, engines) | {"machine": machine}
-        file = folder / PLAN
-        if file.is_file() and resume:
-            known = read_document(file, LorkdError, AFRESH)
-            differ = [key for key in plan if key != "best_batches" and plan[key] != known.get(key)]
-            if "machine" in differ:
-                was = known.get("machine") or {}
-                parts = [key for key in machine if machine[key] != was.get(key)]
-                differ[differ.index("machine")] = f"the machine ({', '.join(parts)})"
-            if differ:
-                raise UsageError(
-                    f"the benchmark that was stopped here was another one: {', '.join(differ)} "
-                    "differ",
-                    where=folder,
-                    fix="give the same options on the same machine and packages, or leave out "
-                    "--resume to measure afresh",
-                )
-            found = known["best_batches"]
-            self.protocol = protocol.model_copy(update={"best_batches": found})
+        stopped = (folder / PLAN).is_file()
+        if stopped and resume:
+            known = read_document(folder / PLAN, LorkdError, AFRESH)
+            _check_same(plan, known, folder)
+            self.protocol = protocol.model_copy(update={"best_batches": known["best_batches"]})
             return
-        if file.is_file():
+        if stopped:
             log.info("the rounds of a benchmark that was stopped are dropped (no --resume)")
             shutil.rmtree(folder)
         elif resume:
@@ -129,6 +115,22 @@ class KeptRounds:
 
     def _write_plan(self, plan: dict[str, Any]) -> None:
         write_atomic(self.folder / PLAN, document_bytes(plan))
+
+
+def _check_same(plan: dict[str, Any], known: dict[str, Any], folder: Path) -> None:
+    """Raise `UsageError` where the benchmark that was stopped had another plan."""
+    differ = [key for key in plan if key != "best_batches" and plan[key] != known.get(key)]
+    if "machine" in differ:
+        now, was = plan["machine"], known.get("machine") or {}
+        parts = [key for key in now if now[key] != was.get(key)]
+        differ[differ.index("machine")] = f"the machine ({', '.join(parts)})"
+    if differ:
+        raise UsageError(
+            f"the benchmark that was stopped here was another one: {', '.join(differ)} differ",
+            where=folder,
+            fix="give the same options on the same machine and packages, or leave out --resume to "
+            "measure afresh",
+        )
 
 
 def _plan(protocol: Protocol, engines: Sequence[Artifact]) -> dict[str, Any]:
