@@ -1,7 +1,7 @@
-"""`lorkd doctor`: what works on this machine, and what to do about the rest. Needs no torch.
+"""`lorkd doctor`: what works on this machine, and how to mend the rest. Needs no torch.
 
-Whatever loads foreign libraries is tried in a process of its own, so that a broken one is a line
-in the answer and not the end of the doctor.
+Whatever loads foreign libraries is tried in a process of its own, so that a broken one becomes a
+line in the answer instead of the end of the doctor.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ print(json.dumps(dataclasses.asdict(exporter({target!r}).probe())))
 
 
 class Check(Part):
-    """One thing that was looked at. `limited`: works in part; `missing`: not installed or not
-    there; `broken`: there, and fails. `fix` says what to do, None where there is nothing to."""
+    """One thing that was checked. `limited`: works in part; `missing`: not installed, or not there;
+    `broken`: there, but fails. `fix` says what to do; None where nothing needs doing."""
 
     name: str
     status: Literal["ok", "limited", "missing", "broken"]
@@ -68,7 +68,7 @@ class Check(Part):
 
 
 def doctor() -> list[Check]:
-    """Look at Python, CPU, torch, GPU, every target's runtime, data, report and disk, in order."""
+    """Check Python, CPU, torch, GPU, each target's runtime, data, report and disk, in order."""
     names = targets()
     with ThreadPoolExecutor(max_workers=4) as pool:
         training = pool.submit(lambda: list(_training()))
@@ -108,7 +108,7 @@ def _cpu() -> Check:
 
 
 def _training() -> Iterator[Check]:
-    """The packages of the half with torch, and the GPU: what is there, and what torch can use."""
+    """The packages of the half with torch, and the GPU: what is there and what torch can use."""
     installed = tuple(name for name in _TRAINING if find_spec(name) is not None)
     answer, error = _ask(_IMPORTS % (installed,)) if installed else ({}, "")
     torch = (answer or {}).get("torch", {})
@@ -175,7 +175,7 @@ def _report() -> Check:
 
 
 def _data() -> Iterator[Check]:
-    """Each folder that data is looked for in, and how many data sets lie in it."""
+    """Each folder that is searched for data, and how many data sets lie in it."""
     folders = data_folders()
     if not any(folder.is_dir() for folder in folders):
         yield Check(

@@ -66,8 +66,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 def folder_atomic(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place only if the block succeeds.
 
-    A block that raises, or a process that is killed, leaves the previous `path` whole. There must
-    be one writer at a time (`exclusive`): what a killed one left is cleared away here.
+    A block that raises, or a process that is killed, leaves the previous `path` whole. Only one
+    writer may be at work (`exclusive`): whatever a killed one left is cleared away first.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _exchanged(fresh: Path, path: Path) -> bool:
 
 
 def clear_after_a_kill(parent: Path, pattern: str) -> None:
-    """Put right what a killed `folder_atomic` left below `parent`, of folders named `pattern`.
+    """Put right what a killed `folder_atomic` left below `parent`, for folders named `pattern`.
 
     What it had moved away comes back, and what it had not finished is removed.
     """
@@ -118,7 +118,7 @@ def clear_after_a_kill(parent: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, doing: str) -> Iterator[None]:
-    """Hold `folder` for one writer at a time; a second one is told, not queued."""
+    """Hold `folder` for one writer at a time; a second one gets an error instead of waiting."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as stream:
         try:
@@ -135,9 +135,9 @@ def exclusive(folder: Path, doing: str) -> Iterator[None]:
 
 
 def carry_over(folder: Path, place: Path) -> None:
-    """The same files at another place, linked where that can be done.
+    """Put the same files at another place, as hard links where that is possible.
 
-    For files that are replaced whole and never changed, as a run's are.
+    Only for files that are replaced whole and never edited, as those of a run are.
     """
     with folder_atomic(place) as fresh:
         shutil.copytree(folder, fresh, copy_function=_link, dirs_exist_ok=True)
@@ -173,7 +173,7 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None 
 
 
 def tensor_bytes(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
-    """What `write_tensors` writes."""
+    """The bytes that `write_tensors` writes."""
     from safetensors.numpy import save
 
     ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}

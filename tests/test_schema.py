@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.artifact import ARTIFACT, artifact_folders, read_artifact
 from lorkd_deploy.errors import ArtifactError, BundleError, LorkdError
+from lorkd_deploy.profiling.mlperf.profile import LOADGEN, ScenarioProfile, read_scenarios
+from lorkd_deploy.profiling.profile import PROFILE, read_profile
+from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.run import RUN, claim, open_run
 from lorkd_deploy.schema import Part, document_bytes, read_document, read_part, write_part
+from tests.reporting.run_folder import TASKS, build_run
 from tests.tiny_bundle import make_bundle
 
 AGAIN = "write it again"
@@ -65,6 +72,43 @@ def test_every_byte_of_a_manifest_counts(tmp_path: Path) -> None:
         file.write_bytes(flipped)
         with pytest.raises(BundleError, match=r"^manifest\.json"):
             load_bundle(tmp_path / "bundle")
+
+
+def written(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
+    """A file of each kind that is read back, below `folder`, and how it is read."""
+    run = build_run(folder / "run", tasks=TASKS[:1])
+    artifact = next(iter(artifact_folders(run / "export")))
+    claim(folder / "claimed", load_recipe("demo"))
+    profile = read_profile(run / "profile" / PROFILE)
+    scenarios = ScenarioProfile(
+        bundle_sha256="0" * 64,
+        preprocess_sha256="1" * 64,
+        environment=profile.environment,
+        runs=(),
+    )
+    write_part(folder / LOADGEN, scenarios)
+    return {
+        "artifact": (artifact / ARTIFACT, lambda file: read_artifact(file.parent)),
+        "profile": (run / "profile" / PROFILE, read_profile),
+        "scenarios": (folder / LOADGEN, read_scenarios),
+        "run": (folder / "claimed" / RUN, lambda file: open_run(file.parent)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["artifact", "profile", "scenarios", "run"])
+def test_a_flipped_bit_of_any_other_file_is_found(tmp_path: Path, kind: str) -> None:
+    file, read = written(tmp_path)[kind]
+    read(file)
+    whole = file.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 200)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        with pytest.raises(LorkdError, match=rf"^{file.name} ") as caught:
+            read(file)
+        assert caught.value.fix
+    file.write_bytes(whole)
+    read(file)
 
 
 def test_a_digest_that_is_missing_changed_or_there_twice(file: Path) -> None:

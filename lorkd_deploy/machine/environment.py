@@ -1,4 +1,4 @@
-"""What of the machine bears on a measured figure. No host name, no user, no path."""
+"""Everything about the machine that bears on a measured figure: no host name, no user, no path."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def environment(root: Path = Path("/")) -> Environment:
 
 
 def identity(machine: Environment) -> dict[str, Any]:
-    """What has to be equal before figures may stand together, as JSON: processors and software."""
+    """What has to be equal before figures may be compared, as JSON: processors and software."""
     parts = machine.model_dump(mode="json")
     return {key: parts[key] for key in ("cpu", "architecture", "gpus", "python", "packages")}
 
@@ -83,7 +83,7 @@ def load_average() -> tuple[float, float, float]:
 
 
 def disturbances(machine: Environment, load: Load, threads: int) -> Iterator[str]:
-    """What of the machine's state may have disturbed the figures, a sentence each."""
+    """What in the machine's state may have disturbed the figures, one sentence for each."""
     others = load.before[0]
     if others > 0.25 * machine.allowed_cpus:
         yield (

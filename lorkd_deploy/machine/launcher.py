@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, as its launcher says in the environment.
+"""Which process this is, and of how many, as its launcher says in the environment.
 
 `torchrun`, `accelerate launch` and `srun torchrun` set `RANK` and `WORLD_SIZE`. Nothing is
 imported for it, so that a process alone pays nothing.

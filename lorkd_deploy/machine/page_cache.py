@@ -1,4 +1,4 @@
-"""Starting an engine whose files are not in memory: let the kernel forget them, and check it."""
+"""Make the kernel forget files, so that an engine starts from the disk, and check that it did."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 def forget(files: Iterable[Path]) -> float | None:
     """Ask the kernel to drop these files' pages from its cache; → the share of their bytes that
-    is out of it now, None where this system can't be asked.
+    is no longer in it, None where this system can't be asked.
 
-    It needs no rights. What another process maps (Python itself, for one) stays: therefore the
-    share.
+    It takes no special rights. Pages that another process maps (Python's own, for one) stay, which
+    is why the share is returned.
     """
     if not hasattr(os, "posix_fadvise"):
         return None

@@ -57,7 +57,7 @@ def _microjoules(file: Path) -> Callable[[], float]:
 
 @dataclass(frozen=True)
 class Power:
-    """The machine's meters and what they show while nothing of ours runs, watts."""
+    """The machine's meters, and the power in watts that they show while nothing of ours runs."""
 
     meters: tuple[Meter, ...]
     idle: float

@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny_recipe import tiny_recipe
 
-from lorkd_deploy.errors import TrainingError
+from lorkd_deploy.errors import LorkdError, TrainingError
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import Run
+from lorkd_deploy.schema import read_document
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.fitting import objective as module
 from lorkd_deploy.training.fitting.history import Fitted
@@ -73,7 +74,7 @@ def test_a_stopped_training_has_its_history_and_resume_goes_on_with_it(tmp_path:
     for last, validated in ((1, []), (9, [6]), (14, [6, 12])):
         with pytest.raises(KilledError):
             _fit(setup, tmp_path, progress=StopAt(last), resume=last > 9)
-        found = json.loads(file.read_text())
+        found = read_document(file, LorkdError, "")  # its digest is right
         assert [entry["step"] for entry in found["validations"]] == validated
         assert not found["finished"] and found["steps"] == max(validated, default=0)
         assert found["parts"] == 1 and 0 <= found["waiting_for_data"] <= 1

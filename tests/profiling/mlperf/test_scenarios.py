@@ -166,7 +166,8 @@ def test_a_failed_run_leaves_the_logs_of_the_one_before(hospital: Hospital) -> N
 def test_what_was_killed_midway_goes_on(hospital: Hospital) -> None:
     hospital.engine("cold", np.eye(3), sleep=0.05)  # so that the kill comes before it is done
     call = (
-        "from lorkd_deploy.profiling import scenarios as s; s.QUICK_MS, s.QUICK_SEARCH_MS = 50, 20;"
+        "from lorkd_deploy.profiling.mlperf import scenarios as s;"
+        "s.QUICK_MS, s.QUICK_SEARCH_MS = 50, 20;"
         f"s.benchmark_scenarios({str(hospital.run)!r}, ['single-stream'], quick=True)"
     )
     file = hospital.run / "profile" / LOADGEN
