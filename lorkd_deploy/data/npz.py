@@ -174,7 +174,7 @@ def _labels(path: Path, key: str) -> I64:
         raise DataError(
             f"the labels have shape {labels.shape}; (N,), (N, 1) or (N, findings) is needed",
             where=f"{path}, {key}",
-            fix="save one class number an image",
+            fix="save one class number per image",
         )
     labels = labels.astype(np.int64)
     return labels[:, 0] if labels.shape[1:] == (1,) else labels

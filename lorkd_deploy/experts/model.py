@@ -106,7 +106,8 @@ class ExpertModel(nn.Module):
         router.count(self.tasks, self.training)
         try:
             output = functional_call(self.module, own, (x,)) if own else self.module(x)
-            self._check_called()
+            kinds = (ExpertConv2d, ExpertLinear, PerTaskNorm)
+            router.check_called(m.name for m in self.module.modules() if isinstance(m, kinds))
             return output
         finally:
             router.route = None
@@ -215,25 +216,6 @@ class ExpertModel(nn.Module):
     def _experts(self) -> list[tuple[str, ExpertConv2d | ExpertLinear]]:
         modules = self.module.named_modules()
         return [(n, m) for n, m in modules if isinstance(m, ExpertConv2d | ExpertLinear)]
-
-    def _check_called(self) -> None:
-        bound = [
-            m.name
-            for m in self.module.modules()
-            if isinstance(m, ExpertConv2d | ExpertLinear | PerTaskNorm)
-        ]
-        missing = [name for name in bound if name not in self._router.called]
-        if missing:
-            shown = ", ".join(repr(name) for name in missing[:5])
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise ModelError(
-                f"the forward never calls {shown}{more}, so its experts have no effect (such a "
-                "layer's weight is read directly, as MultiheadAttention reads out_proj's, or the "
-                "layer isn't used)",
-                where=missing[0],
-                fix=f"leave it without experts: `skip: {missing[:5]!r}` of add_experts, or of the "
-                "recipe's `experts`",
-            )
 
     def _check_task(self, task: int) -> None:
         if not 0 <= task < self.tasks:

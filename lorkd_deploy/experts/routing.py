@@ -7,7 +7,7 @@ most √(2N) different counts in a batch of N samples, however many tasks there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
@@ -212,3 +212,18 @@ class Router:
             )
         self.called.add(layer)
         return self.route
+
+    def check_called(self, layers: Iterable[str]) -> None:
+        """Raise `ModelError` where the forward that has ended passed by one of `layers`."""
+        missing = [name for name in layers if name not in self.called]
+        if missing:
+            shown = ", ".join(repr(name) for name in missing[:5])
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise ModelError(
+                f"the forward never calls {shown}{more}, so its experts have no effect (such a "
+                "layer's weight is read directly, as MultiheadAttention reads out_proj's, or the "
+                "layer isn't used)",
+                where=missing[0],
+                fix=f"leave it without experts: `skip: {missing[:5]!r}` of add_experts, or of the "
+                "recipe's `experts`",
+            )

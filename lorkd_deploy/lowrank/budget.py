@@ -1,4 +1,4 @@
-"""How large a task's expert may be, as it is written in a recipe or on the command line."""
+"""How large one task's expert may be, as it is written in a recipe or on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEXT = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]+)\s*")
 
 @dataclass(frozen=True)
 class Budget:
-    """At most `amount` of `unit` a task: bytes of its file, or parameters of its factors.
+    """At most `amount` of `unit` per task: bytes of its file, or parameters of its factors.
 
     A task's file holds its factors, its head and, where they are its own, its norms.
     """
@@ -22,7 +22,7 @@ class Budget:
     unit: str
 
     def factors(self, fixed_bytes: int) -> int:
-        """Parameters that the factors may have, where the rest of the file takes `fixed_bytes`.
+        """How many float32 parameters the factors may have beside `fixed_bytes` of the file.
 
         Negative where the rest alone is too large.
         """
@@ -40,5 +40,5 @@ def parse_budget(text: str) -> Budget:
             return Budget(int(number * _UNITS[unit]), "bytes")
     raise UsageError(
         f"{text!r} is no budget",
-        fix="write bytes a task (0.3MB, 300kB, 0.3MiB) or parameters a task (40000 parameters)",
+        fix="write bytes per task (0.3MB, 300kB, 0.3MiB) or parameters per task (40000 parameters)",
     )

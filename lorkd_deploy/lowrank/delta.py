@@ -13,8 +13,8 @@ FACTORISATIONS: tuple[Factorisation, ...] = ("interleaved", "separable")
 def delta_weight(a: Array, b: Array, scale: float | Array, shape: Sequence[int]) -> Array:
     """ΔW = view((scale · B) @ A, shape), a new array (LoRKD, CVPR 2024, section 3).
 
-    For a weight `shape` `a` and `b` are as `factor_shapes` says; which factorisation they are of
-    can be told by that. Leading dimensions (a stack of tasks) are kept, and `scale` may be an
+    For a weight `shape`, `a` and `b` have the shapes of `factor_shapes`, in either factorisation:
+    the formula is the same. Leading dimensions (a stack of tasks) are kept, and `scale` may be an
     array that broadcasts against `b`. NumPy arrays and torch tensors alike: training, fusion and
     tests call this one function.
     """

@@ -40,7 +40,10 @@ class Spectrum:
         return self.unit * (len(self.left) + int(self.right.shape[1]))
 
     def factors(self, rank: int, alpha: float) -> tuple[F32, F32]:
-        """A and B of `rank` such that α / rank · B A is the nearest to ΔW, float32."""
+        """A and B, float32, such that α / rank · B A is the matrix of that rank nearest to ΔW.
+
+        Their shapes are those of `factor_shapes`.
+        """
         inner = rank * self.unit
         a, b = self.right[:inner], self.left[:, :inner] * (rank / alpha)
         return np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
@@ -68,7 +71,10 @@ def spectrum_of_factors(
     shape: Sequence[int],
     factorisation: Factorisation,
 ) -> Spectrum:
-    """The spectrum of scale · B A, for the weight `shape` that it is viewed as."""
+    """The spectrum of scale · B A, which is viewed as a weight of `shape`; computed in float64.
+
+    `a` and `b` have the shapes of `factor_shapes`. ΔW itself is never built.
+    """
     unit = columns_per_rank(shape, factorisation)
     # Two thin QR factorisations leave a small matrix with the same singular values.
     q_left, r_left = np.linalg.qr(b.astype(np.float64) * scale)
@@ -79,7 +85,7 @@ def spectrum_of_factors(
 
 @dataclass(frozen=True)
 class Step:
-    """One more in rank on `layer`: the energy that it brings, the parameters that it takes."""
+    """One more in rank on `layer`: the energy that it adds, and the parameters that it costs."""
 
     layer: str
     energy: float
@@ -87,7 +93,7 @@ class Step:
 
 
 def steps_by_worth(spectra: Mapping[str, Spectrum]) -> list[Step]:
-    """Every step of one task's layers, most energy a parameter first; empty ones are left out.
+    """Every step of one task's layers, most energy per parameter first; empty ones are left out.
 
     Within a layer the order is that of its ranks: any beginning of the list is an expert.
     """
@@ -110,7 +116,7 @@ def ranks_of(steps: Iterable[Step], layers: Iterable[str]) -> dict[str, int]:
 
 
 def within(steps: Sequence[Step], parameters: int) -> list[Step]:
-    """The steps that a budget pays for; a layer whose next step is too dear stays as it is."""
+    """The steps that fit into `parameters` together; one that doesn't ends its layer's steps."""
     taken: list[Step] = []
     closed: set[str] = set()
     for step in steps:

@@ -27,8 +27,8 @@ class ToleranceSpec(Part):
 class ParitySpec(Part):
     """The proof that an engine equals the model it came from."""
 
-    inputs: int = Field(default=64, ge=1, description="generated inputs a task")
-    test_images: int = Field(default=256, ge=0, description="at most this many a task")
+    inputs: int = Field(default=64, ge=1, description="generated inputs per task")
+    test_images: int = Field(default=256, ge=0, description="at most this many per task")
     images: Literal["reference", "bundle"] = Field(
         default="reference",
         description="reference: index and hash only; bundle: ship the images beside the weights",
@@ -48,7 +48,7 @@ class ParitySpec(Part):
 class CalibrationSpec(Part):
     """The training images that int8 is calibrated on; never any of the test split."""
 
-    images: int = Field(default=256, ge=1, description="for an engine")
+    images: int = Field(default=256, ge=1, description="per engine")
     seed: int = Field(default=0, ge=0)
 
 
@@ -62,8 +62,8 @@ class BenchmarkSpec(Part):
     """The measuring protocol; see `lorkd benchmark --help`."""
 
     rounds: int = Field(default=5, ge=1)
-    seconds: float = Field(default=3, gt=0, description="at least this long a round")
-    iterations: int = Field(default=100, ge=1, description="images a round at least")
+    seconds: float = Field(default=3, gt=0, description="at least this long per round")
+    iterations: int = Field(default=100, ge=1, description="at least this many images per round")
     warmup: int = Field(default=20, ge=0)
     threads: int = Field(default=1, ge=1)
     batch_sizes: tuple[int, ...] = (1, 8, 32)
@@ -76,5 +76,6 @@ class BenchmarkSpec(Part):
     )
     uncached: bool = Field(
         default=True,
-        description="start each engine once more a round, with its files out of the system's cache",
+        description="start each engine once more in every round, without its files in the system's "
+        "cache",
     )

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorkd_deploy import delta_weight
 from lorkd_deploy.errors import ModelError, UsageError
@@ -343,3 +344,31 @@ def test_a_route_of_another_batch_or_model_is_an_error() -> None:
             model(X, task=route_of_counts(counts, X.device))
     with pytest.raises(UsageError, match="empty"):
         route_of_counts([0, 0], X.device)
+
+
+class Waits(TorchDispatchMode):
+    """The operations that on a GPU would wait for it: each tells the CPU a tensor's values."""
+
+    names = ("_local_scalar_dense", "nonzero", "bincount", "equal", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.partition(".")[0]
+        masks = [i for i in args[1] if i is not None] if name == "index" else []
+        if name in self.names or any(i.dtype == torch.bool for i in masks):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_route_planned_from_counts_waits_for_no_gpu() -> None:
+    model = ExpertClassifier(_student("per_task"), 5, [2, 4, 3])
+    route = route_of_counts([4, 0, 3], X.device)
+    with Waits() as waits:
+        sum(rows.sum() for rows in model(X, task=route).logits).backward()
+    assert waits.seen == []
+    with Waits() as waits:
+        model(X, task=IDS)
+    assert "bincount" in waits.seen

@@ -37,8 +37,7 @@ class MixedSampler:
     """Draws `batch_size` images per step across tasks by temperature.
 
     A task of `n` images is drawn with weight `n^(1 / temperature)`, so that a small task is not
-    drowned by a large one (method.md, mistake 7). Within a task every image is seen once before
-    any is seen again.
+    drowned by a large one. Within a task every image is seen once before any is seen again.
     """
 
     def __init__(
