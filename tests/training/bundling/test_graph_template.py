@@ -291,7 +291,7 @@ def test_network_and_head_stay_as_they_were(case: Case) -> None:
 
 SCRIPT = """
 import hashlib, sys, torch
-from tests.training.test_template import SIZE, Mixed, nn
+from tests.training.bundling.test_graph_template import SIZE, Mixed, nn
 from lorkd_deploy.training.bundling.graph_template import graph_template
 torch.manual_seed(int(sys.argv[1]))
 made = graph_template(Mixed(), nn.Linear(6, 4), SIZE)
@@ -304,7 +304,7 @@ def test_fresh_processes_give_the_same_bytes(case: Case) -> None:
     import hashlib
 
     environment = os.environ | {"PYTHONHASHSEED": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT, "3"],
         capture_output=True,

@@ -1,9 +1,11 @@
-"""What a recipe or a flag asks of the loop, on a student that trains in seconds."""
+"""What a recipe or a flag asks of the loop, on a student that trains in seconds; its schedule."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tiny_recipe import tiny_recipe
 
 from lorkd_deploy.errors import LorkdError, TrainingError
 from lorkd_deploy.experts import ExpertClassifier
-from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.recipe import TrainSpec, parse_recipe
 from lorkd_deploy.run import Run
 from lorkd_deploy.schema import read_document
 from lorkd_deploy.training.batches.setup import Setup, open_setup
@@ -182,3 +184,35 @@ def test_tensorboard_has_every_step_once_though_the_training_was_killed(tmp_path
     (last,) = found.Scalars("validation/score")
     assert last.value == pytest.approx(fitted.history[-1]["score"])
     assert 0 <= found.Scalars("waiting for data")[-1].value < 1
+
+
+def _factors(steps: int = 100, **spec: object) -> list[float]:
+    return [schedule(TrainSpec.model_validate(spec), step, steps) for step in range(steps)]
+
+
+def test_warm_up_rises_to_the_whole_rate_and_the_cosine_falls_to_almost_nothing() -> None:
+    found = _factors(warmup=0.1)
+    assert found[0] == pytest.approx(0.1), "the first step learns too"
+    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert found[9] == found[10] == 1, "the end of the warm-up is the cosine's beginning"
+    assert found[55] == pytest.approx(0.5), "half of the way down"
+    assert found[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert 0 < found[99] < 1e-3, "zero would be a step for nothing"
+    assert all(now > then for now, then in pairwise(found[10:]))
+
+
+def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
+    found = _factors(warmup=0)
+    assert found[0] == 1
+    assert found[50] == pytest.approx(0.5)
+
+
+def test_constant_is_constant_after_the_warm_up() -> None:
+    found = _factors(warmup=0.2, schedule="constant")
+    assert found[:2] == pytest.approx([0.05, 0.1])
+    assert found[19:] == [1.0] * 81
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_trainings_learn(steps: int) -> None:
+    assert all(factor > 0 for factor in _factors(steps, warmup=0.5))

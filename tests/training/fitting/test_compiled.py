@@ -29,7 +29,7 @@ from lorkd_deploy.training.networks.student import build_student
 from tests.stopping import KilledError, StopAt
 from tests.tiny_backbone import backbone
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
