@@ -32,8 +32,8 @@ from lorkd_deploy.run import Run, claimed
 
 T = TypeVar("T")
 F32 = npt.NDArray[np.float32]
-TIMEOUT = 120.0  # s for which a process may keep the others waiting; LORKD_RANK_TIMEOUT
-LONGEST = timedelta(hours=3)  # for which one may work alone (downloads, tests, export)
+TIMEOUT = 120.0  # s for which a process may keep others waiting in a step; LORKD_RANK_TIMEOUT
+LONGEST = timedelta(hours=3)  # for which one may work alone: downloads, tests, export
 RESUME = "the last checkpoint is whole: start all processes again with --resume"
 
 
@@ -81,7 +81,8 @@ class Processes:
                 outcome[0] = make()
             except LorkdError as exc:
                 failed, outcome[1] = exc, (exc.what, exc.exit_code)
-        with self._at_leisure():
+        self.wait()
+        with self.together():
             dist.broadcast_object_list(outcome, 0)
         if failed is not None:
             raise failed
@@ -108,17 +109,15 @@ class Processes:
         if self.count > 1 and not waits:
             self.wait()
 
-    def wait(self) -> None:
-        """Until all are here, however long one of them works alone."""
-        if self.count > 1:
-            with self._at_leisure():
-                dist.barrier()
-
-    def meet(self) -> None:
-        """Until all are here: raises `TrainingError`, in process 0 naming the one that is lost."""
+    def wait(self, timeout: timedelta = LONGEST) -> None:
+        """Until all are here; process 0 names the one that is lost, or later than `timeout`."""
         if self.count > 1:
             with self.together():
-                dist.monitored_barrier(timeout=self.timeout)
+                dist.monitored_barrier(timeout=timeout)
+
+    def meet(self) -> None:
+        """Until all are here, in a step, which has no place for one to work alone."""
+        self.wait(self.timeout)
 
     def sum(self, flat: Tensor) -> Tensor:
         """`flat`, which then holds its sum over the processes."""
@@ -164,19 +163,11 @@ class Processes:
         except RuntimeError as exc:
             raise self.lost(exc) from exc
 
-    @contextmanager
-    def _at_leisure(self) -> Iterator[None]:
-        with self.together():
-            dist.set_timeout(LONGEST)
-            yield
-            dist.set_timeout(self.timeout)
-
     def lost(self, exc: RuntimeError) -> TrainingError:
         """The error for what torch says of a collective operation that broke."""
-        named = re.search(r"Rank (\d+) failed to pass", str(exc))
-        seconds = self.timeout.total_seconds()
+        named = re.search(r"Rank (\d+) failed to pass monitoredBarrier in (\d+) ms", str(exc))
         return TrainingError(
-            f"rank {named[1]} has died, or did not answer for {seconds:g} s (LORKD_RANK_TIMEOUT)"
+            f"rank {named[1]} has died, or did not answer for {int(named[2]) / 1000:g} s"
             if named
             else f"another process has died, or did not answer: {str(exc).splitlines()[0]}",
             fix=RESUME,
@@ -239,6 +230,7 @@ def _join(index: int, count: int) -> Processes:
         atexit.register(_leave)  # not after one training: a program may have more
     processes = Processes(index, count, device, timeout)
     processes.wait()
+    dist.set_timeout(timeout)
     return processes
 
 

@@ -25,7 +25,7 @@ from lorkd_deploy.storage import (
 from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.fitting.autocast import autocast, chosen_precision
 from lorkd_deploy.training.fitting.job import Job
-from lorkd_deploy.training.networks.evaluate import network_input
+from lorkd_deploy.training.networks.network import network_input
 from lorkd_deploy.training.networks.restore import Teacher
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,7 @@ from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.fitting.losses import batch_accuracy, label_loss
-from lorkd_deploy.training.networks.evaluate import network_input
-from lorkd_deploy.training.networks.network import TaskNetwork
+from lorkd_deploy.training.networks.network import TaskNetwork, network_input
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,12 @@ import numpy.typing as npt
 import torch
 
 from lorkd_deploy.metrics.score import Kind, score
-from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.training.batches.loader import Images
-from lorkd_deploy.training.networks.network import TaskNetwork
+from lorkd_deploy.training.networks.network import TaskNetwork, network_input
 from lorkd_deploy.training.processes import ALONE, Processes
 
 F32 = npt.NDArray[np.float32]
-
-
-def network_input(
-    images: U8, preprocess: Preprocess, device: torch.device, *, channels_last: bool = True
-) -> torch.Tensor:
-    """uint8 `(N, S, S, 3)` → normalised float32 `(N, 3, S, S)` on `device`."""
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.from_numpy(preprocess.normalise(images)).to(device, memory_format=order)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The teacher as a network: a plain backbone with the same task heads as a student."""
+"""Networks with a head per task: the teacher as one, what all of them take, and where they lie."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.experts import ExpertClassifier, Outputs, Route, TaskHeads
+from lorkd_deploy.preprocess import U8, Preprocess
 
 
 class TeacherNetwork(nn.Module):
@@ -25,10 +26,18 @@ class TeacherNetwork(nn.Module):
         return Outputs(features, self.heads(features, task))
 
 
+TaskNetwork = TeacherNetwork | ExpertClassifier
+
+
+def network_input(
+    images: U8, preprocess: Preprocess, device: torch.device, *, channels_last: bool = True
+) -> torch.Tensor:
+    """uint8 `(N, S, S, 3)` → normalised float32 `(N, 3, S, S)` on `device`."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.from_numpy(preprocess.normalise(images)).to(device, memory_format=order)
+
+
 def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:
     """Move `model` to `device`, its convolutions' weights in the asked order of memory."""
     order = torch.channels_last if channels_last else torch.contiguous_format
     model.to(device, memory_format=order)  # type: ignore[call-overload]
-
-
-TaskNetwork = TeacherNetwork | ExpertClassifier

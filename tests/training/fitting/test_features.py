@@ -18,8 +18,7 @@ from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.fitting.features import TeacherFeatures
 from lorkd_deploy.training.fitting.job import Job
-from lorkd_deploy.training.networks.evaluate import network_input
-from lorkd_deploy.training.networks.network import TeacherNetwork
+from lorkd_deploy.training.networks.network import TeacherNetwork, network_input
 from lorkd_deploy.training.networks.restore import Teacher
 from tests.stopping import KilledError, killed_when
 
