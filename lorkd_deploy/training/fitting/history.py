@@ -63,10 +63,10 @@ def write_history(path: Path, fitted: Fitted, device: torch.device, *, finished:
         history["truncated"] = [task.model_dump(mode="json") for task in fitted.truncated]
     write_atomic(path, document_bytes(history))
     if finished and fitted.steps:
-        _tell_waiting(fitted)
+        _log_waiting(fitted)
 
 
-def _tell_waiting(fitted: Fitted) -> None:
+def _log_waiting(fitted: Fitted) -> None:
     percent = 100 * fitted.waited
     if fitted.waited > STARVED and fitted.waiting > START:
         log.warning(

@@ -12,7 +12,7 @@ from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.loop import fit
 from lorkd_deploy.training.fitting.objective import Objective
-from lorkd_deploy.training.fitting.transfer import FeatureTransfer, LogitTransfer
+from lorkd_deploy.training.fitting.transfer import transfer_module
 from lorkd_deploy.training.networks.network import place
 from lorkd_deploy.training.networks.restore import Teacher
 from lorkd_deploy.training.networks.student import Student
@@ -38,17 +38,10 @@ def fit_student(
     transfer, notes = None, {}
     if teacher is not None:
         features = TeacherFeatures(teacher, job)
-        transfer = _transfer(job, features, student.projection)
+        transfer = transfer_module(setup, features, student.projection)
         notes = {"teacher_features": features.facts}
     objective = Objective(classifier, setup, job.spec, transfer=transfer, frozen=frozen)
     place(objective, job.device, channels_last=job.spec.channels_last)
     fitted = fit(job, objective, notes)
     fitted.truncated = truncate_to_budget(setup, classifier)
     return fitted
-
-
-def _transfer(job: Job, features: TeacherFeatures, projection: nn.Module) -> nn.Module:
-    spec = job.setup.recipe.transfer
-    if spec.kind == "features":
-        return FeatureTransfer(features, projection, spec.tau)
-    return LogitTransfer(features, job.setup.kinds, spec.tau)

@@ -14,8 +14,17 @@ from torch.nn import functional
 
 from lorkd_deploy.experts import Outputs
 from lorkd_deploy.training.batches.loader import Batch
+from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.fitting.features import TeacherFeatures
 from lorkd_deploy.training.fitting.losses import MULTILABEL, precise
+
+
+def transfer_module(setup: Setup, features: TeacherFeatures, projection: nn.Module) -> nn.Module:
+    """The recipe's; `projection` maps features of the teacher's width to the student's."""
+    spec = setup.recipe.transfer
+    if spec.kind == "features":
+        return FeatureTransfer(features, projection, spec.tau)
+    return LogitTransfer(features, setup.kinds, spec.tau)
 
 
 class FeatureTransfer(nn.Module):
