@@ -6,6 +6,7 @@ Filled from what was measured and recorded; a gap is said, never guessed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -13,43 +14,43 @@ import yaml
 from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.profiling.profile import Profile
-from lorkd_deploy.reporting import cautions, words
+from lorkd_deploy.reporting import cautions, first_screen
 from lorkd_deploy.reporting.cells import UNMEASURED
-from lorkd_deploy.reporting.markdown import facts, grid, plain
-from lorkd_deploy.reporting.page import describe
-from lorkd_deploy.reporting.sources import Sources
-from lorkd_deploy.reporting.tables import decisions as quality
-from lorkd_deploy.reporting.tables import engines as tables
-from lorkd_deploy.reporting.tables import mlperf as scenarios
-from lorkd_deploy.reporting.tables.parity import proof
+from lorkd_deploy.reporting.chapter import ANSWERS, tables_of
+from lorkd_deploy.reporting.markdown import facts, grid, plain, section
+from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.tables import accuracy, latency, mlperf
+from lorkd_deploy.reporting.tables.parity import parity
+from lorkd_deploy.reporting.words import NO_DEVICE, count, describe
 
 _GAP = "not recorded here"
 
 
 def model_card(sources: Sources, department: str) -> str:
     """The card of one department as text."""
-    tasks = [task for task in sources.manifest.tasks if task.department == department]
+    tasks = sources.tasks(department)
     head = yaml.safe_dump(
         _front_matter(sources, tasks), sort_keys=False, allow_unicode=True, width=100
     )
-    parts = [f"---\n{head}---", f"# {plain(department)}: low-rank experts", *_opening(sources)]
-    parts += ["## Tasks", "\n".join(f"- {plain(describe(task))}" for task in tasks)]
-    parts += _use(tasks)
-    parts += _data(tasks)
-    parts += _decomposition(sources, tasks)
-    parts += ["## Evaluation", plain(tables.ACCURACY)]
-    parts.append(grid(tables.accuracy(sources, department, "accuracy")))
-    for table in (
-        quality.decisions(sources, department, "decisions"),
-        quality.against(sources, department, "against"),
-    ):
-        if table:
-            parts += [f"### {table.title}", plain(table.caption), grid(table)]
-    parts += _speed(sources, department)
-    parts += _scenarios(sources, department)
-    parts += ["## Parity of the engines", grid(proof(sources, department))]
-    parts += _limits(sources, tasks)
-    parts += ["## Hashes", facts(tuple(_hashes(sources, tasks)))]
+    parts = [
+        f"---\n{head}---",
+        f"# {plain(department)}: low-rank experts",
+        f"**{NO_DEVICE[0]}** {NO_DEVICE[1]}",
+        plain(first_screen.lead(sources)),
+        "## Tasks",
+        "\n".join(f"- {plain(describe(task))}" for task in tasks),
+        *_use(tasks),
+        *_data(tasks),
+        *_decomposition(sources, tasks),
+        *_evaluation(sources, department),
+        *_speed(sources, department),
+        *_scenarios(sources, department),
+        "## Parity of the engines",
+        grid(parity(sources, department)),
+        *_limits(sources, tasks),
+        "## Hashes",
+        facts(tuple(_hashes(sources, tasks))),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,23 +72,27 @@ def _front_matter(sources: Sources, tasks: list[TaskEntry]) -> dict[str, Any]:
 
 def _index(sources: Sources, task: TaskEntry) -> dict[str, Any] | None:
     """The task's result through its first measured engine; None where nothing was measured."""
-    pairs = [p for p in sources.pairs(task.department) if p.task.name == task.name]
-    pair = next((p for p in pairs if p.score(p.expert)), None)
+    pair = next((p for p in sources.pairs_of(task) if p.score(p.expert)), None)
     score = pair.score(pair.expert) if pair else None
     if pair is None or score is None:
         return None
-    found: list[dict[str, Any]] = []
-    for kind, name, value in (
-        ("accuracy", "Accuracy", score.accuracy),
-        ("roc_auc", "AUC (macro, one against the rest)", score.auc),
-    ):
-        if value:
-            text = f"95 % interval {value.low:.4f} to {value.high:.4f}, {pair.target} engine"
-            found.append({"type": kind, "value": round(value.value, 4), "name": f"{name}; {text}"})
+    metrics = [
+        {
+            "type": kind,
+            "value": round(value.value, 4),
+            "name": f"{name}; 95 % interval {value.low:.4f} to {value.high:.4f}, {pair.target} "
+            "engine",
+        }
+        for kind, name, value in (
+            ("accuracy", "Accuracy", score.accuracy),
+            ("roc_auc", "AUC (macro, one against the rest)", score.auc),
+        )
+        if value
+    ]
     return {
         "task": {"type": "image-classification", "name": task.name},
         "dataset": {"name": _source(task), "type": _source(task), "split": "test"},
-        "metrics": found,
+        "metrics": metrics,
     }
 
 
@@ -96,19 +101,12 @@ def _source(task: TaskEntry) -> str:
     return "/".join(parts) or task.name
 
 
-def _opening(sources: Sources) -> list[str]:
-    return [
-        f"**{words.NO_DEVICE[0]}** {words.NO_DEVICE[1]}",
-        plain(words.lead(sources)),
-    ]
-
-
 def _use(tasks: list[TaskEntry]) -> list[str]:
     names = ", ".join(plain(task.name) for task in tasks)
     return [
         "## Intended use",
         f"Research and engineering: classifying images like those of the data below ({names}), on "
-        "hardware of one's own, to study how a decomposed model behaves.",
+        "hardware of your own, to study how a decomposed model behaves.",
         "Not intended: diagnosis, triage or treatment of patients; images of another kind, device "
         "or preparation than the data below; any use that needs a cleared medical device.",
     ]
@@ -151,30 +149,44 @@ def _decomposition(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
         "## How it was decomposed",
         "Low-rank knowledge decomposition (LoRKD, CVPR 2024, arXiv 2404.17184): one shared "
         "backbone is trained together with a low-rank expert for each task; for deployment the "
-        "expert is added into the backbone's weights, which gives one dense engine a task.",
+        "expert is added into the backbone's weights, which gives one dense engine per task.",
         facts(tuple(listed)),
     ]
 
 
+def _evaluation(sources: Sources, department: str) -> list[str]:
+    first, *others = tables_of(sources, department, ANSWERS)
+    parts = ["## Evaluation", plain(accuracy.INTRO), grid(first)]
+    return parts + [part for table in others for part in section(table, 3)]
+
+
 def _speed(sources: Sources, department: str) -> list[str]:
-    if not tables.of_department(sources, department):
-        return ["## Latency and memory", f"Latency, throughput and memory: {UNMEASURED}."]
-    assert sources.profile  # or no engine would be known
-    table = tables.engines(sources, department, "engines")
-    text = f"{_measured(sources.profile)} {tables.LATENCY}"
-    notes = "\n".join(f"- {plain(note)}" for note in sources.profile.notes)
-    said = ["To know when you read these figures:", notes] if notes else []
-    return ["## Latency and memory", plain(text), *said, grid(table)]
+    title = "## Latency and memory"
+    table = latency.latency(sources, department)
+    if table is None or sources.profile is None:
+        return [title, f"Latency, throughput and memory: {UNMEASURED}."]
+    notes = _bullets(sources.profile.notes)
+    beware = ["To know when you read these figures:", notes] if notes else []
+    return [
+        title,
+        plain(f"{_measured(sources.profile)} {latency.INTRO}"),
+        *beware,
+        grid(table),
+    ]
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {plain(line)}" for line in lines)
 
 
 def _measured(profile: Profile) -> str:
     """When, where and how, in two sentences: what a latency is worth without the report."""
     how = profile.protocol
-    threads = words.count(how.threads, "thread")
+    threads = count(how.threads, "thread")
     pinned = "not pinned" if how.cpus is None else f"pinned to CPU {', '.join(map(str, how.cpus))}"
     return (
         f"Measured {profile.created[:10]} on {profile.environment.cpu}, {threads}, {pinned}; batch "
-        f"{min(how.batch_sizes)}. Each engine ran {words.count(how.rounds, 'round')} in fresh "
+        f"{min(how.batch_sizes)}. Each engine ran {count(how.rounds, 'round')} in fresh "
         f"processes, the engines interleaved, a round of at least {how.iterations} images and "
         f"{how.seconds:g} s after a warm-up."
     )
@@ -182,21 +194,19 @@ def _measured(profile: Profile) -> str:
 
 def _scenarios(sources: Sources, department: str) -> list[str]:
     """LoadGen's results and what is to be known of them; nothing where none was run."""
-    table = scenarios.scenarios(sources, department, "scenarios")
+    table = mlperf.scenarios(sources, department)
     if table is None:
         return []
-    notes = "\n".join(f"- {plain(note)}" for note in scenarios.warnings(sources))
+    notes = _bullets(mlperf.warnings(sources))
     return [f"## {table.title}", plain(table.caption), *([notes] if notes else []), grid(table)]
 
 
 def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
-    names = {task.name for task in tasks}
-    own = [pair for pair in sources.pairs() if pair.task.name in names]
-    below = cautions.below(own)
+    own = sources.pairs(tasks[0].department)
     lines = [
         "The figures hold for the test split named above and for nothing else; how the engine does "
         "on another hospital's images, devices or patients was not measured.",
-        f"{_unmeasured(sources, tasks)} across groups of patients and behaviour on images of "
+        f"{_unmeasured(own)} across groups of patients and behaviour on images of "
         f"another kind: {UNMEASURED}.",
         "The probabilities are not calibrated risks; a threshold holds for images like those of "
         "the validation split.",
@@ -206,15 +216,15 @@ def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
             "No more accurate than always giving the commonest class of the test images: "
             f"{'; '.join(unskilled)}."
         )
-    if below:
+    if below := cautions.below(own):
         lines.append(
             f"Below the foundation model by more than chance explains: {', '.join(below)}."
         )
-    return ["## Limits", "\n".join(f"- {plain(line)}" for line in lines)]
+    return ["## Limits", _bullets(lines)]
 
 
-def _unmeasured(sources: Sources, tasks: list[TaskEntry]) -> str:
-    scores = [pair.score(pair.expert) for pair in sources.pairs(tasks[0].department)]
+def _unmeasured(pairs: Sequence[Pair]) -> str:
+    scores = [pair.score(pair.expert) for pair in pairs]
     if all(score and score.threshold_from for score in scores):
         return "Fairness"
     return "Calibration, sensitivity at a threshold, fairness"

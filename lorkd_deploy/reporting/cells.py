@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.profiling.resampling import Spread
 from lorkd_deploy.reporting.table import Cell, Tone
 
 UNMEASURED = "not measured here"
 FOUNDATION = "Foundation model"
+EXPERT = "Expert"
 MiB = 1024 * 1024
 
 
-def words(text: object, *, tone: Tone = "", note: str = "") -> Cell:
+def label(text: object, *, tone: Tone = "", note: str = "") -> Cell:
     """A cell of text that sorts by itself."""
     return Cell(str(text), str(text), note, tone)
+
+
+def engine_name(engine: EngineProfile) -> str:
+    """What a reader calls the engine's model."""
+    return FOUNDATION if engine.kind == "teacher" else f"Expert {', '.join(engine.tasks)}"
+
+
+def engine_cell(engine: EngineProfile) -> Cell:
+    """The engine's model, with its target and precision in small print."""
+    return label(engine_name(engine), note=f"{engine.target} {engine.precision}")
 
 
 def number(value: float | None, digits: int = 3, unit: str = "", *, note: str = "") -> Cell:
@@ -50,19 +62,28 @@ def significant(value: float, digits: int = 3) -> str:
     return shown.replace("-", "−")
 
 
-def percent(value: Interval | None, beside: Interval | None = None) -> Cell:
-    """A fraction as per cent, the foundation model's below it."""
-    if value is None:
-        return number(None)
-    note = f"of {100 * beside.value:.1f} %" if beside else ""
-    return Cell(f"{100 * value.value:.1f} %", value.value, note)
+def share(value: float | None, *, note: str = "") -> Cell:
+    """A fraction as per cent."""
+    return number(None) if value is None else Cell(f"{100 * value:.1f} %", value, note)
 
 
-def area(value: Interval | None, beside: Interval | None = None) -> Cell:
-    """An AUC, 0…1, the foundation model's below it."""
+def area(value: float | None, *, note: str = "") -> Cell:
+    """An AUC, 0 … 1."""
+    return number(None) if value is None else Cell(f"{value:.3f}", value, note)
+
+
+def share_between(value: Interval | None) -> Cell:
+    """A fraction as per cent with its 95 % interval."""
     if value is None:
         return number(None)
-    return Cell(f"{value.value:.3f}", value.value, f"of {beside.value:.3f}" if beside else "")
+    return share(value.value, note=f"{100 * value.low:.1f} to {100 * value.high:.1f} %")
+
+
+def area_between(value: Interval | None) -> Cell:
+    """An AUC with its 95 % interval."""
+    if value is None:
+        return number(None)
+    return area(value.value, note=f"{value.low:.3f} to {value.high:.3f}")
 
 
 def points(
@@ -92,6 +113,7 @@ def between(value: Interval, digits: int = 3, unit: str = "") -> str:
 
 
 def spread(found: Spread | None, unit: str) -> Cell:
+    """The median of the rounds, with the smallest and the largest round in small print."""
     if found is None:
         return number(None)
     note = f"{significant(found.minimum)} to {significant(found.maximum)}"

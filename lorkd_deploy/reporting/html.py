@@ -1,4 +1,4 @@
-"""The page: one file that needs no network, with its style, its script and plotly inside."""
+"""The page as HTML: one file that needs no network; style, script and plotly are in it."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ def markdown(page: Page) -> str:
     """`page` as GitHub-flavoured Markdown, without curves and images, which are the page's."""
     parts = [
         f"# {plain(page.title)}",
-        plain(page.over),
+        plain(page.dateline),
         plain(page.lead),
         "\n".join(
-            f"- **{plain(tile.title)}:** {plain(tile.value)} ({plain(tile.under)})"
+            f"- **{plain(tile.title)}:** {plain(tile.shown)} ({plain(tile.note)})"
             for tile in page.tiles
         ),
         f"**{page.no_device[0]}** {page.no_device[1]}",
@@ -32,17 +32,17 @@ def markdown(page: Page) -> str:
         parts.append("To know when you read these figures:")
         parts.append("\n".join(f"- {plain(text)}" for text in page.warnings))
     parts += section(page.summary, 2)
-    if page.together:
-        parts += section(page.together, 2)
+    if page.all_departments:
+        parts += section(page.all_departments, 2)
     parts += ["## Departments", plain(page.departments_intro)]
     for department in page.departments:
         parts += [f"### {plain(department.name)}", *map(plain, department.about)]
-        for table in (*department.quality, *department.matrices, *department.tables):
+        for table in department.all_tables:
             parts += section(table, 4)
-        for figure in department.figures:
+        for figure in department.latency:
             parts += section(figure.data, 4)
-    parts += ["## Proof that each engine equals its model", plain(page.proof_intro)]
-    parts += section(page.proof, 3)
+    parts += ["## Proof that each engine equals its model", plain(page.parity_intro)]
+    parts += section(page.parity, 3)
     parts += ["## How this was measured", *map(plain, page.protocol)]
     parts += ["### What the words mean", facts(page.glossary)]
     parts += ["### Environment", facts(page.environment)]

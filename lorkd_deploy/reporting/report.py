@@ -1,4 +1,4 @@
-"""`report(run)`: from what was measured to RUN/report.html, RUN/report.md and the model cards."""
+"""`report(run)` writes RUN/report.html, RUN/report.md, RUN/report-csv and the model cards."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TABLES = "report-csv"
 
 
 class ReportFiles(Part):
-    """What `report` wrote; a model card for each department, in the recipe's order, and a CSV file
-    for each table and plot, in the page's."""
+    """What `report` wrote: a model card for each department, in the recipe's order, and a CSV file
+    for each table and plot, in the page's order."""
 
     html: Path
     markdown: Path
@@ -32,10 +32,10 @@ def report(run: str | Path, *, images: bool = False) -> ReportFiles:
     """Write the report of RUN: `report.html`, `report.md`, `report-csv/TABLE.csv` and
     `cards/DEPARTMENT/model_card.md`.
 
-    `images` puts up to eight test images a task into the page, with what both models say of them:
-    off by default, since they may be patients' images and the page is made to be passed on.
-    Needs the bundle only; what was not measured is said to be. Everything is put together before
-    anything is written. Raises `BundleError`, `ArtifactError` or `LorkdError` for files that are
+    `images` embeds up to eight test images per task, with both models' answers: off by default,
+    since they may be patients' images and the page is made to be shared. Only the bundle has to be
+    there; the report says what was not measured. Everything is put together before anything is
+    written. Raises `BundleError`, `ArtifactError` or `LorkdError` for files that are
     missing, damaged or of another bundle, `LorkdError` where RUN can't be written,
     `RuntimeUnavailableError` where jinja2 or plotly is missing.
     """

@@ -14,12 +14,12 @@ from lorkd_deploy.metrics.score import F64, I64
 from lorkd_deploy.preprocess import U8
 from lorkd_deploy.profiling.scoring import open_task
 from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.reporting.cells import FOUNDATION
-from lorkd_deploy.reporting.plots.curves import TaskCurves
+from lorkd_deploy.reporting.answers import Answers
+from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION
 from lorkd_deploy.reporting.sources import Sources
 
-MOST = 8  # images a task
-DISPUTED = 4  # of these at most so many on which the models disagree
+MOST = 8  # images per task
+DISPUTED = 4  # of these, at most this many on which the models disagree
 
 
 @dataclass(frozen=True)
@@ -32,57 +32,57 @@ class Sample:
     said: tuple[tuple[str, str, bool], ...]
 
 
-def samples(sources: Sources, given: TaskCurves) -> tuple[Sample, ...]:
+def samples(sources: Sources, answers: Answers) -> tuple[Sample, ...]:
     """Up to eight images of a task, at the network's size; none where its data is not here.
 
     The first four on which the models disagree, then others evenly over the test split.
     """
     manifest = sources.manifest
     recipe = parse_recipe(manifest.recipe, where=sources.bundle.path)
-    spec = next(task.data for task in recipe.tasks if task.name == given.task.name)
-    data = open_task(given.task, spec, recipe.data_folder)
-    if data is None or len(data.test) != len(given.labels):
+    spec = next(task.data for task in recipe.tasks if task.name == answers.task.name)
+    data = open_task(answers.task, spec, recipe.data_folder)
+    if data is None or len(data.test) != len(answers.labels):
         return ()
     return tuple(
-        _sample(given, index, manifest.preprocess.geometry(data.test.images[index]))
-        for index in _chosen(given)
+        _sample(answers, index, manifest.preprocess.geometry(data.test.images[index]))
+        for index in _chosen(answers)
     )
 
 
-def _chosen(given: TaskCurves) -> list[int]:
-    count = len(given.labels)
+def _chosen(answers: Answers) -> list[int]:
+    count = len(answers.labels)
     picked: list[int] = []
-    if FOUNDATION in given.models:
-        now = decided(given.models["Expert"], given.labels).reshape(count, -1)
-        before = decided(given.models[FOUNDATION], given.labels).reshape(count, -1)
+    if FOUNDATION in answers.models:
+        now = decided(answers.models[EXPERT], answers.labels).reshape(count, -1)
+        before = decided(answers.models[FOUNDATION], answers.labels).reshape(count, -1)
         picked = np.flatnonzero((now != before).any(axis=1))[:DISPUTED].tolist()
     spread = np.linspace(0, count - 1, MOST + len(picked)).astype(int).tolist()
     return list(dict.fromkeys([*picked, *spread]))[:MOST]
 
 
-def _sample(given: TaskCurves, index: int, image: U8) -> Sample:
-    truth = given.labels[index]
+def _sample(answers: Answers, index: int, image: U8) -> Sample:
+    truth = answers.labels[index]
     said = []
-    for model, probabilities in given.models.items():
+    for model, probabilities in answers.models.items():
         row = probabilities[index : index + 1]
-        answer = decided(row, given.labels)[0]
+        answer = decided(row, answers.labels)[0]
         right = bool(np.array_equal(answer, truth))
-        said.append((model, _named(given, answer, row[0]), right))
+        said.append((model, _named(answers, answer, row[0]), right))
     return Sample(
         src=_png(image),
         title=f"test image {index}",
-        truth=_named(given, truth, None),
+        truth=_named(answers, truth, None),
         said=tuple(said),
     )
 
 
-def _named(given: TaskCurves, answer: I64, probabilities: F64 | None) -> str:
+def _named(answers: Answers, answer: I64, probabilities: F64 | None) -> str:
     """The class, or every finding that is there, with how sure the model is."""
     chosen = np.flatnonzero(answer).tolist() if np.ndim(answer) else [int(answer)]
     parts = []
     for k in chosen:
         sure = "" if probabilities is None else f" {100 * probabilities[k]:.0f} %"
-        parts.append(f"{given.task.classes[k]}{sure}")
+        parts.append(f"{answers.task.classes[k]}{sure}")
     return ", ".join(parts) or "no finding"
 
 

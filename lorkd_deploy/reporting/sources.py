@@ -97,15 +97,17 @@ class Sources:
         """The decomposition's manifest."""
         return self.bundle.manifest
 
-    def pairs(self, department: str | None = None) -> list[Pair]:
-        """Each task's engines beside the teacher, in the recipe's order."""
-        found: list[Pair] = []
-        for task in self.manifest.tasks:
-            if department in (None, task.department):
-                found += self._pairs_of(task)
-        return found
+    def tasks(self, department: str) -> list[TaskEntry]:
+        """A department's tasks, in the recipe's order."""
+        return [task for task in self.manifest.tasks if task.department == department]
 
-    def _pairs_of(self, task: TaskEntry) -> list[Pair]:
+    def pairs(self, department: str | None = None) -> list[Pair]:
+        """The engines of all tasks, or of a department's, beside the teacher, in recipe order."""
+        tasks = self.manifest.tasks if department is None else self.tasks(department)
+        return [pair for task in tasks for pair in self.pairs_of(task)]
+
+    def pairs_of(self, task: TaskEntry) -> list[Pair]:
+        """Each engine of one task beside the teacher; a single empty pair where it has none."""
         exported = {a.name: a for a in self.artifacts if a.engine == task.name}
         measured = self.profile.engines if self.profile else ()
         by_name = {engine.engine: engine for engine in measured}
@@ -120,6 +122,13 @@ class Sources:
                 pairs.append(Pair(task, expert, teacher, comparison, artifact))
         pairs += [Pair(task, artifact=artifact) for artifact in exported.values()]
         return pairs or [Pair(task)]
+
+    def engines(self, department: str) -> list[EngineProfile]:
+        """The measured engines of a department, each once; those of the teacher come first."""
+        pairs = self.pairs(department)
+        teachers = {p.teacher.engine: p.teacher for p in pairs if p.teacher}
+        experts = {p.expert.engine: p.expert for p in pairs if p.expert}
+        return [*teachers.values(), *experts.values()]
 
     def teachers(self) -> list[EngineProfile]:
         """Every engine of the foundation model that was measured."""

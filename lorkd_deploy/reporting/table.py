@@ -1,4 +1,4 @@
-"""One table, shown in four ways: HTML, Markdown, CSV and JSON all render this and nothing else.
+"""One table, shown in four forms: HTML, Markdown, CSV and JSON all render this and nothing else.
 
 A cell holds the value (for sorting and for the downloads) and the text that a reader sees, so a
 figure is rounded once, in one place.
@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Value = str | float | int | None
@@ -49,8 +49,12 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    def below(self, chapter: str) -> Table:
+        """The same table with the chapter's name before its key."""
+        return replace(self, key=f"{chapter}-{self.key}")
+
     def records(self) -> list[dict[str, Value]]:
-        """One mapping of column key to value a row; what was not measured is None."""
+        """For each row, column key to value; what was not measured is None."""
         keys = [column.key for column in self.columns]
         return [dict(zip(keys, (cell.value for cell in row), strict=True)) for row in self.rows]
 

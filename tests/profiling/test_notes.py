@@ -12,7 +12,7 @@ from lorkd_deploy.profiling.conditions import Conditions
 from lorkd_deploy.profiling.notes import notes_of
 from lorkd_deploy.profiling.profile import PROFILE, read_profile
 from lorkd_deploy.profiling.selection import is_teacher
-from lorkd_deploy.reporting import words
+from lorkd_deploy.reporting import method
 from tests.profiling.conftest import Hospital
 from tests.reporting.run_folder import TASKS, build_run
 
@@ -52,7 +52,7 @@ def test_what_an_interval_of_few_rounds_covers_is_said(tmp_path: Path) -> None:
         )
         for rounds in (4, 10)
     )
-    said = {p.protocol.rounds: " ".join(words.protocol(p)) for p in (few, profile, many)}
+    said = {p.protocol.rounds: " ".join(method.protocol(p)) for p in (few, profile, many)}
     assert "to the highest, 94 % with five rounds), of accuracy by" in said[5]
     assert "88 % with four rounds" in said[4] and "to the highest" not in said[10]
     note = next(notes_of((), (), few.protocol, few.environment, 0))
@@ -62,8 +62,8 @@ def test_what_an_interval_of_few_rounds_covers_is_said(tmp_path: Path) -> None:
 def test_how_long_the_stages_are_measured_is_said(tmp_path: Path) -> None:
     profile = read_profile(build_run(tmp_path / "run", tasks=TASKS[:1]) / "profile" / PROFILE)
     protocol = profile.protocol.model_copy(update={"stage_image": 512})
-    said = " ".join(words.protocol(profile.model_copy(update={"protocol": protocol})))
-    assert "at least 25 passes and 0.75 s a round, the first left out" in said
+    said = " ".join(method.protocol(profile.model_copy(update={"protocol": protocol})))
+    assert "at least 25 passes and 0.75 s per round, the first left out" in said
 
 
 def test_which_experts_have_no_teacher_of_their_kind_is_one_note(hospital: Hospital) -> None:

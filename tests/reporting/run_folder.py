@@ -283,7 +283,7 @@ def _profile(folder: Path, bundle_sha256: str, tasks: Any, exported: Any, *, tea
             uncached=True,
             gpu_memory="not measured: nvidia-ml-py is not installed",
         ),
-        environment=_environment(),
+        environment=environment(),
         engines=tuple(engines),
         comparisons=tuple(comparisons),
         calls_sha256=sha256_file(folder / "calls.safetensors"),
@@ -459,7 +459,7 @@ def _compare(teacher: EngineProfile, expert: EngineProfile, task: Any) -> Compar
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     return Environment(
         cpu="Fixture CPU @ 2.50GHz",
         architecture="x86_64",

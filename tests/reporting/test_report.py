@@ -315,7 +315,7 @@ def test_memory_alone_and_of_all_departments_together(files: ReportFiles) -> Non
     (row,) = json.loads(found["together-table.json"])
     assert (row["apart_mib"], row["apart_shared_mib"], row["one_process_mib"]) == (320, 210, 110)
     text = files.markdown.read_text()
-    assert "110 MiB shared" in text and "+10.0 MiB a department" in text
+    assert "110 MiB shared" in text and "+10.0 MiB per department" in text
     assert "GPU memory: not measured: nvidia-ml-py is not installed" in text
 
 
@@ -390,7 +390,7 @@ def test_without_the_single_calls_all_rounds_are_shown_together(tmp_path: Path) 
     (run / "profile/calls.safetensors").unlink()
     page = own_part(report(run).html.read_text())
     assert "All rounds together" in page
-    assert "One line a round" not in page
+    assert "One line per round" not in page
 
 
 def test_without_engines_the_proof_says_so(tmp_path: Path) -> None:

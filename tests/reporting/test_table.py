@@ -9,7 +9,7 @@ import json
 import pytest
 
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.reporting.cells import number, points, signed, significant, words
+from lorkd_deploy.reporting.cells import label, number, points, signed, significant
 from lorkd_deploy.reporting.markdown import grid, plain
 from lorkd_deploy.reporting.table import Column, Table
 
@@ -61,7 +61,7 @@ def test_what_was_not_measured_is_said_and_empty_in_downloads() -> None:
 
 def test_a_spreadsheet_runs_no_name_as_a_formula() -> None:
     table = Table(
-        "t", "T", "", (Column("n", "N"), Column("v", "V")), ((words("=1+1"), number(-2.5)),)
+        "t", "T", "", (Column("n", "N"), Column("v", "V")), ((label("=1+1"), number(-2.5)),)
     )
     (row,) = csv.DictReader(io.StringIO(table.csv()))
     assert row == {"n": "'=1+1", "v": "-2.5"}
@@ -69,5 +69,5 @@ def test_a_spreadsheet_runs_no_name_as_a_formula() -> None:
 
 def test_markdown_shows_names_as_they_are() -> None:
     assert plain("a|b\n<img src=x> [x](y) `c`") == r"a\|b \<img src=x\> \[x\](y) \`c\`"
-    table = Table("t", "T", "", (Column("n", "N", numeric=False),), ((words("a|b"),),))
+    table = Table("t", "T", "", (Column("n", "N", numeric=False),), ((label("a|b"),),))
     assert grid(table) == "| N |\n|---|\n| a\\|b |"

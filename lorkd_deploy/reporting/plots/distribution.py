@@ -3,56 +3,94 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import number, significant, tail, words
+import numpy as np
+
+from lorkd_deploy.profiling.profile import EngineProfile, calls_name
+from lorkd_deploy.profiling.timing import LEAST_CALLS
+from lorkd_deploy.reporting.cells import engine_name, label, number, significant, tail
 from lorkd_deploy.reporting.plots.figure import Figure, layout
-from lorkd_deploy.reporting.plots.rounds import Round, rounds
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
-from lorkd_deploy.reporting.tables.engines import engine_name, of_department
+
+TITLE = "Latency, round by round"
+_GAP, _ABOVE, _BELOW = 58, 28, 48  # px between panels, above the first and below the last
+_MARKS = {"minimum": 0, "p5": 5, "p50": 50, "p95": 95, "p99": 99, "maximum": 100}  # percentiles
 
 
-def distribution(sources: Sources, department: str, key: str) -> Figure | None:
-    """Latency of every round of a department's engines and of the teacher's, a panel an engine."""
-    listed = [(engine, rounds(sources, engine)) for engine in of_department(sources, department)]
-    if not listed:
+@dataclass(frozen=True)
+class Round:
+    """One round at the smallest batch, ms per call; `number` is None for all rounds together, `p99`
+    where the calls are too few for it."""
+
+    number: int | None
+    calls: int
+    minimum: float
+    p5: float
+    p50: float
+    p95: float
+    p99: float | None
+    maximum: float
+
+
+def rounds(sources: Sources, engine: EngineProfile) -> list[Round]:
+    """Every round of `engine`; a single entry for all of them where the calls aren't here."""
+    timing = engine.latency
+    names = [calls_name(engine.engine, timing.batch, i) for i in range(len(timing.round_p50))]
+    calls = [sources.calls.get(name) for name in names]
+    if any(found is None or not len(found) for found in calls):
+        return [_round(None, timing.calls, [timing.percentiles[q] for q in _MARKS.values()])]
+    return [
+        _round(number, len(found), (np.percentile(found, [*_MARKS.values()]) / 1e6).tolist())
+        for number, found in enumerate(calls, 1)
+        if found is not None
+    ]
+
+
+def _round(number: int | None, calls: int, marks: list[float]) -> Round:
+    values: dict[str, Any] = dict(zip(_MARKS, marks, strict=True))
+    if calls < LEAST_CALLS["p99"]:
+        values["p99"] = None
+    return Round(number, calls, **values)
+
+
+def distribution(sources: Sources, department: str) -> Figure | None:
+    """Latency of every round of a department's engines and of the teacher's, one panel per engine;
+    None where no engine was measured."""
+    measured = [(engine, rounds(sources, engine)) for engine in sources.engines(department)]
+    if not measured:
         return None
-    panels = [24 + 17 * len(found) for _, found in listed]
-    gap, above, below = 58, 28, 48
-    room = sum(panels) + gap * (len(panels) - 1)
-    height = room + above + below
-    look = layout(height, "")
+    panels = [24 + 17 * len(found) for _, found in measured]
+    room = sum(panels) + _GAP * (len(panels) - 1)
+    look = layout(room + _ABOVE + _BELOW, "")
     del look["xaxis"], look["yaxis"]
-    look["margin"] = {"l": 12, "r": 12, "t": above, "b": below}
+    look["margin"] = {"l": 12, "r": 12, "t": _ABOVE, "b": _BELOW}
     look["annotations"] = []
     traces: list[dict[str, Any]] = []
-    top = 1.0
-    for index, ((engine, found), panel) in enumerate(zip(listed, panels, strict=True)):
+    top, end = 1.0, ""
+    for index, ((engine, found), panel) in enumerate(zip(measured, panels, strict=True)):
         bottom = top - panel / room
         end = str(index + 1) if index else ""
-        name = escape(engine_name(engine), quote=False)
-        label = f"<b>{name}</b> · {escape(engine.target)} {escape(engine.precision)}"
         look |= _panel(end, (max(0.0, bottom), top), found)
-        look["annotations"].append(_heading(label, top))
-        traces += _strokes(found, "teacher" if engine.kind == "teacher" else "s0", name, end)
-        top = bottom - gap / room
+        look["annotations"].append(_heading(engine, top))
+        traces += _strokes(engine, found, end)
+        top = bottom - _GAP / room
     look[f"xaxis{end}"]["title"] = {
-        "text": f"Latency, ms, batch {listed[0][0].latency.batch}",
+        "text": f"Latency, ms, batch {measured[0][0].latency.batch}",
         "standoff": 8,
         "font": {"size": 13},
     }
-    data = _distribution_data(key, [(e, entry) for e, found in listed for entry in found])
-    single = listed[0][1][0].number is not None
-    what = "One line a round, each in a process of its own" if single else "All rounds together"
+    single = measured[0][1][0].number is not None
+    what = "One line per round, each in its own process" if single else "All rounds together"
     caption = (
         f"{what}: the dot is the median, the thick line holds 90 % of the calls (5th to 95th "
         "percentile), the thin line every one of them. Each engine has its own scale."
     )
-    specs = {key: {"data": traces, "layout": look}}
-    return Figure(key, "Latency, round by round", caption, height, specs, data)
+    specs = {"latency": {"data": traces, "layout": look}}
+    return Figure("latency", TITLE, caption, look["height"], specs, _data(measured))
 
 
 def _panel(end: str, domain: tuple[float, float], found: list[Round]) -> dict[str, Any]:
@@ -74,9 +112,10 @@ def _panel(end: str, domain: tuple[float, float], found: list[Round]) -> dict[st
     return {f"xaxis{end}": x, f"yaxis{end}": y}
 
 
-def _heading(label: str, top: float) -> dict[str, Any]:
+def _heading(engine: EngineProfile, top: float) -> dict[str, Any]:
+    name = escape(engine_name(engine), quote=False)
     return {
-        "text": label,
+        "text": f"<b>{name}</b> · {escape(engine.target)} {escape(engine.precision)}",
         "xref": "paper",
         "yref": "paper",
         "x": 0,
@@ -88,8 +127,10 @@ def _heading(label: str, top: float) -> dict[str, Any]:
     }
 
 
-def _strokes(found: list[Round], colour: str, name: str, end: str) -> list[dict[str, Any]]:
+def _strokes(engine: EngineProfile, found: list[Round], end: str) -> list[dict[str, Any]]:
     """The lines and dots of one engine's rounds, each kind of line in one trace with gaps."""
+    colour = "teacher" if engine.kind == "teacher" else "s0"
+    name = escape(engine_name(engine), quote=False)
     heights = [at for at in range(len(found)) for _ in range(3)]
     common = {"type": "scatter", "showlegend": False, "xaxis": f"x{end}", "yaxis": f"y{end}"}
     line = {**common, "mode": "lines", "hoverinfo": "skip", "y": heights}
@@ -104,13 +145,13 @@ def _strokes(found: list[Round], colour: str, name: str, end: str) -> list[dict[
             "x": [entry.p50 for entry in found],
             "y": list(range(len(found))),
             "marker": {"size": 8, "color": "paper", "line": {"color": colour, "width": 2}},
-            "text": [_hover_of_round(name, entry) for entry in found],
+            "text": [_hover(name, entry) for entry in found],
             "hovertemplate": "%{text}<extra></extra>",
         },
     ]
 
 
-def _hover_of_round(name: str, entry: Round) -> str:
+def _hover(name: str, entry: Round) -> str:
     which = "" if entry.number is None else f" · round {entry.number}"
     beyond = "" if entry.p99 is None else f", 99 % below {significant(entry.p99)} ms"
     return (
@@ -120,21 +161,21 @@ def _hover_of_round(name: str, entry: Round) -> str:
     )
 
 
-def _distribution_data(key: str, listed: list[tuple[EngineProfile, Round]]) -> Table:
-    keys = ("minimum", "p5", "p50", "p95", "p99", "maximum")
+def _data(measured: list[tuple[EngineProfile, list[Round]]]) -> Table:
     columns = (
         Column("engine", "Engine", numeric=False),
         Column("round", "Round"),
         Column("calls", "Calls"),
-        *(Column(f"{k}_ms", k) for k in keys),
+        *(Column(f"{mark}_ms", mark) for mark in _MARKS),
     )
     rows = tuple(
         (
-            words(engine.engine),
+            label(engine.engine),
             Cell(str(entry.number), entry.number),
             number(entry.calls),
-            *((tail if k == "p99" else number)(getattr(entry, k)) for k in keys),
+            *((tail if mark == "p99" else number)(getattr(entry, mark)) for mark in _MARKS),
         )
-        for engine, entry in listed
+        for engine, found in measured
+        for entry in found
     )
-    return Table(key, "Latency, round by round", "", columns, rows)
+    return Table("latency", TITLE, "", columns, rows)

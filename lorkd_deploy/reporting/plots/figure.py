@@ -7,7 +7,7 @@ made, since plotly reads a little HTML in its texts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorkd_deploy.reporting.table import Table
@@ -26,6 +26,13 @@ class Figure:
     specs: dict[str, dict[str, Any]]
     data: Table
     group: str = ""
+
+    def below(self, chapter: str) -> Figure:
+        """The same plot with the chapter's name before its keys."""
+        specs = {f"{chapter}-{key}": spec for key, spec in self.specs.items()}
+        return replace(
+            self, key=f"{chapter}-{self.key}", specs=specs, data=self.data.below(chapter)
+        )
 
     @property
     def first(self) -> str:

@@ -1,4 +1,4 @@
-"""Accuracy against latency and against memory, a line a task from the teacher to its expert."""
+"""Accuracy against latency and against memory: a line for each task, from teacher to expert."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import MiB, number, significant, words
+from lorkd_deploy.reporting.cells import MiB, label, number, significant
 from lorkd_deploy.reporting.plots.figure import Figure, layout
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Column, Table
@@ -175,10 +175,10 @@ def _tradeoff_data(pairs: list[Pair], cost: Cost) -> Table:
             if engine is None:
                 continue
             cells = [
-                words(pair.task.department),
-                words(pair.task.name),
-                words(engine.kind),
-                words(engine.engine),
+                label(pair.task.department),
+                label(pair.task.name),
+                label(engine.kind),
+                label(engine.engine),
                 number(cost.of(engine)),
             ]
             for measure in MEASURES:

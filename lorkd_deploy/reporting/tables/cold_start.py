@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import number, spread, words
+from lorkd_deploy.reporting.cells import engine_cell, engine_name, number, spread
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
-from lorkd_deploy.reporting.tables.engines import engine_name, of_department
 
 CAPTION = (
     "Medians of the rounds, ms, with the smallest and the largest round in small print, each a "
@@ -18,9 +17,9 @@ CAPTION = (
 )
 
 
-def starting(sources: Sources, department: str, key: str) -> Table | None:
+def cold_start(sources: Sources, department: str) -> Table | None:
     """Cold starts of a department's engines and of the teacher's; None where none was measured."""
-    listed = of_department(sources, department)
+    listed = sources.engines(department)
     if not listed:
         return None
     columns = (
@@ -41,7 +40,7 @@ def starting(sources: Sources, department: str, key: str) -> Table | None:
         gone = cold.forgotten
         rows.append(
             (
-                words(engine_name(engine), note=f"{engine.target} {engine.precision}"),
+                engine_cell(engine),
                 spread(cold.runtime_import, ""),
                 spread(cold.load, ""),
                 spread(cold.first_inference, ""),
@@ -53,7 +52,7 @@ def starting(sources: Sources, department: str, key: str) -> Table | None:
                 number(engine.build_seconds, 2, "s"),
             )
         )
-    return Table(key, "Cold start", f"{CAPTION} {_caches(listed)}", columns, tuple(rows))
+    return Table("start", "Cold start", f"{CAPTION} {_caches(listed)}", columns, tuple(rows))
 
 
 def _caches(engines: Sequence[EngineProfile]) -> str:

@@ -1,4 +1,4 @@
-"""What the machine did while each engine was measured, beside what would have spoilt a round."""
+"""What the machine did while each engine was measured."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ from collections.abc import Callable, Sequence
 
 from lorkd_deploy.profiling.conditions import Conditions
 from lorkd_deploy.profiling.resampling import spread as spread_of
-from lorkd_deploy.reporting.cells import number, spread, words
+from lorkd_deploy.reporting.cells import engine_cell, label, number, spread
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
-from lorkd_deploy.reporting.tables.engines import engine_name, of_department
 
 CAPTION = (
     "Of the rounds that were kept, the median, with the smallest and the largest round in small "
     "print. A round's figure is the worst of its batches and stages, clock and temperature as they "
-    "were after each (in profiles before 2026-11-26 that of the whole round). What the system or "
-    "the driver doesn't tell is not readable here."
+    "were after each. What the system or the driver doesn't tell is not readable here."
 )
 UNREADABLE = Cell("not readable here", tone="quiet")
 Read = Callable[[Conditions], float | None]
 
 
-def conditions(sources: Sources, department: str, key: str) -> Table | None:
-    """A row an engine, the teacher's too; None where the rounds were not watched."""
-    listed = [engine for engine in of_department(sources, department) if engine.conditions]
+def conditions(sources: Sources, department: str) -> Table | None:
+    """A row for each engine, the teacher's too; None where the rounds were not watched."""
+    listed = [engine for engine in sources.engines(department) if engine.conditions]
     if not listed:
         return None
     columns = [
@@ -48,14 +46,14 @@ def conditions(sources: Sources, department: str, key: str) -> Table | None:
     ]
     rows = tuple(
         (
-            words(engine_name(engine), note=f"{engine.target} {engine.precision}"),
+            engine_cell(engine),
             *_cpu(engine.conditions),
             *(_gpu(engine.conditions) if gpu else ()),
             *_judged(engine.conditions),
         )
         for engine in listed
     )
-    return Table(key, "The machine meanwhile", CAPTION, tuple(columns), rows)
+    return Table("conditions", "The machine meanwhile", CAPTION, tuple(columns), rows)
 
 
 def _cpu(states: Sequence[Conditions]) -> tuple[Cell, ...]:
@@ -75,7 +73,7 @@ def _gpu(states: Sequence[Conditions]) -> tuple[Cell, ...]:
     return (
         _rounds(states, lambda state: state.gpu_mhz, "MHz"),
         _rounds(states, lambda state: state.gpu_celsius, "°C"),
-        words("; ".join(why), tone="bad") if why else words("none told"),
+        label("; ".join(why), tone="bad") if why else label("none told"),
     )
 
 

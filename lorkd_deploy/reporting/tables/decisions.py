@@ -5,9 +5,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.profile import Difference, EngineProfile, Score
-from lorkd_deploy.reporting.cells import FOUNDATION, number, points, significant, words
+from lorkd_deploy.reporting.cells import (
+    FOUNDATION,
+    label,
+    number,
+    points,
+    share_between,
+    significant,
+)
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
 
@@ -23,7 +29,7 @@ AGAINST = (
 )
 
 
-def decisions(sources: Sources, department: str, key: str) -> Table | None:
+def decisions(sources: Sources, department: str) -> Table | None:
     """Balanced accuracy, sensitivity, specificity and calibration; None where none was measured."""
     columns = (
         Column("task", "Task", numeric=False),
@@ -43,7 +49,9 @@ def decisions(sources: Sources, department: str, key: str) -> Table | None:
     unique = tuple(dict.fromkeys(rows))  # several engines of a task may share one teacher
     if not unique:
         return None
-    return Table(key, "Decisions and calibration", _caption(sources, department), columns, unique)
+    return Table(
+        "decisions", "Decisions and calibration", _caption(sources, department), columns, unique
+    )
 
 
 def _caption(sources: Sources, department: str) -> str:
@@ -59,13 +67,13 @@ def _caption(sources: Sources, department: str) -> str:
 
 def _row(pair: Pair, model: str, engine: EngineProfile, score: Score) -> tuple[Cell, ...]:
     return (
-        words(pair.task.name),
-        words(model, note=f"{engine.target} {engine.precision}"),
+        label(pair.task.name),
+        label(model, note=f"{engine.target} {engine.precision}"),
         _thresholds(score.thresholds),
-        share(score.sensitivity),
-        share(score.specificity),
-        share(score.balanced_accuracy),
-        share(score.calibration_error),
+        share_between(score.sensitivity),
+        share_between(score.specificity),
+        share_between(score.balanced_accuracy),
+        share_between(score.calibration_error),
     )
 
 
@@ -76,15 +84,7 @@ def _thresholds(values: tuple[float, ...]) -> Cell:
     return Cell(text, None, f"one for each of {len(values)}")
 
 
-def share(value: Interval | None) -> Cell:
-    """A fraction as per cent with its interval below it."""
-    if value is None:
-        return number(None)
-    note = f"{100 * value.low:.1f} to {100 * value.high:.1f} %"
-    return Cell(f"{100 * value.value:.1f} %", value.value, note)
-
-
-def against(sources: Sources, department: str, key: str) -> Table | None:
+def against(sources: Sources, department: str) -> Table | None:
     """Each expert's answers beside the teacher's; None where they were not compared."""
     columns = (
         Column("task", "Task", numeric=False),
@@ -105,14 +105,14 @@ def against(sources: Sources, department: str, key: str) -> Table | None:
         if found and found.flips:
             rows.append(
                 (
-                    words(pair.task.name),
-                    words(pair.target),
+                    label(pair.task.name),
+                    label(pair.target),
                     *_differences(found, weak=pair.weak_teacher),
                 )
             )
     if not rows:
         return None
-    return Table(key, "Against the foundation model", AGAINST, columns, tuple(rows))
+    return Table("against", "Against the foundation model", AGAINST, columns, tuple(rows))
 
 
 def _differences(found: Difference, *, weak: bool) -> tuple[Cell, ...]:

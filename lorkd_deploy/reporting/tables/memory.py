@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import mebibytes, number, spread, words
+from lorkd_deploy.reporting.cells import engine_cell, label, mebibytes, number, spread
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
-from lorkd_deploy.reporting.tables.engines import engine_name, of_department
 
 MEMORY = (
     "Resident memory over a process that has Python and NumPy and no engine: after the engine was "
     "loaded, and the most under load at the smallest batch. Medians of the rounds, with the "
     "smallest and the largest round in small print."
 )
-TOGETHER = (
+ALL = (
     "The engines of every department at once, each after its first answer, whole processes with "
     "Python in them. In processes of their own they share the pages of the same libraries; what "
     "that saves is the difference of the two sums. In one process the runtime is there once, and "
@@ -21,9 +20,9 @@ TOGETHER = (
 )
 
 
-def memory(sources: Sources, department: str, key: str) -> Table | None:
+def memory(sources: Sources, department: str) -> Table | None:
     """Memory of a department's engines and of the teacher's; None where none was measured."""
-    listed = of_department(sources, department)
+    listed = sources.engines(department)
     if not listed:
         return None
     columns = [
@@ -48,13 +47,13 @@ def memory(sources: Sources, department: str, key: str) -> Table | None:
     ]
     columns += [Column(f"{field}_mib", title, hint=hint) for field, title, hint in further]
     rows = tuple(_row(engine, [field for field, *_ in further]) for engine in listed)
-    return Table(key, "Memory", f"{MEMORY} {_gpu(listed)}".strip(), tuple(columns), rows)
+    return Table("memory", "Memory", f"{MEMORY} {_gpu(listed)}".strip(), tuple(columns), rows)
 
 
 def _row(engine: EngineProfile, further: list[str]) -> tuple[Cell, ...]:
     found = engine.memory
     return (
-        words(engine_name(engine), note=f"{engine.target} {engine.precision}"),
+        engine_cell(engine),
         spread(found.empty, "MiB"),
         spread(found.loaded, "MiB"),
         spread(found.peak, "MiB"),
@@ -68,7 +67,7 @@ def _gpu(listed: list[EngineProfile]) -> str:
     return f"GPU memory: {'; '.join(sorted(map(str, sources)))}." if sources else ""
 
 
-def together(sources: Sources) -> Table | None:
+def all_departments(sources: Sources) -> Table | None:
     """All departments' engines on one machine; None where that was not measured."""
     found = sources.profile.together if sources.profile else ()
     if not found:
@@ -88,7 +87,7 @@ def together(sources: Sources) -> Table | None:
         each = _difference(entry.one_process, entry.one_engine)
         rows.append(
             (
-                words(f"{count} experts", note=f"{entry.target} {entry.precision}"),
+                label(f"{count} experts", note=f"{entry.target} {entry.precision}"),
                 number(entry.apart, unit="MiB"),
                 number(
                     entry.apart_shared,
@@ -98,14 +97,14 @@ def together(sources: Sources) -> Table | None:
                 number(
                     entry.one_process,
                     unit="MiB",
-                    note="" if each is None else f"{each / (count - 1):+.1f} MiB a department",
+                    note="" if each is None else f"{each / (count - 1):+.1f} MiB per department",
                 ),
                 number(entry.one_engine, unit="MiB"),
                 mebibytes(entry.bytes),
             )
         )
     title = "All departments on one machine"
-    return Table("together-table", title, TOGETHER, columns, tuple(rows))
+    return Table("together-table", title, ALL, columns, tuple(rows))
 
 
 def _difference(more: float | None, less: float | None) -> float | None:

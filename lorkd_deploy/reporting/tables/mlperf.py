@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
-from lorkd_deploy.reporting.cells import FOUNDATION, number, words
+from lorkd_deploy.reporting.cells import FOUNDATION, label, number, share_between
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
-from lorkd_deploy.reporting.tables.decisions import share
 
 CAPTION = (
     "Measured by MLCommons LoadGen, which issues the queries and keeps the time: one image after "
@@ -16,7 +15,7 @@ CAPTION = (
 )
 
 
-def scenarios(sources: Sources, department: str, key: str) -> Table | None:
+def scenarios(sources: Sources, department: str) -> Table | None:
     """The scenarios of a department's engines and of the teacher; None where none was run."""
     rows = tuple(
         _row(entry)
@@ -37,7 +36,7 @@ def scenarios(sources: Sources, department: str, key: str) -> Table | None:
         Column("verdict", "LoadGen says", numeric=False),
         Column("conforms", "Conforms", numeric=False, hint="to MLPerf's rules"),
     )
-    return Table(key, "MLPerf scenarios", CAPTION, columns, rows)
+    return Table("scenarios", "MLPerf scenarios", CAPTION, columns, rows)
 
 
 def _row(entry: ScenarioRun) -> tuple[Cell, ...]:
@@ -47,14 +46,14 @@ def _row(entry: ScenarioRun) -> tuple[Cell, ...]:
     several = f"{len(entry.scores)} tasks" if len(entry.scores) > 1 else ""
     why = "quick run" if entry.quick else "; ".join(entry.because)
     return (
-        words(entry.scenario),
-        words(name, note=f"{entry.target} {entry.precision}"),
+        label(entry.scenario),
+        label(name, note=f"{entry.target} {entry.precision}"),
         number(entry.value, unit=entry.unit, note=f"{entry.metric}{bound}"),
         *(number(entry.percentiles.get(mark)) for mark in ("50", "90", "99")),
         number(entry.queries),
-        Cell(several, tone="quiet") if several else share(accuracy),
-        words(entry.result.lower(), tone="" if entry.result == "VALID" else "bad"),
-        words("yes" if entry.conforms else "no", note="" if entry.conforms else why),
+        Cell(several, tone="quiet") if several else share_between(accuracy),
+        label(entry.result.lower(), tone="" if entry.result == "VALID" else "bad"),
+        label("yes" if entry.conforms else "no", note="" if entry.conforms else why),
     )
 
 

@@ -1,4 +1,4 @@
-"""The proof table: each engine's logits beside those of the unfused torch model."""
+"""The parity table: each engine's logits beside those of the unfused torch model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lorkd_deploy.bundle.manifest import TEACHER
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED
 from lorkd_deploy.deploy.parity import Change, Compared
-from lorkd_deploy.reporting.cells import FOUNDATION, UNMEASURED, words
+from lorkd_deploy.reporting.cells import FOUNDATION, UNMEASURED, label
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -29,7 +29,7 @@ _COLUMNS = (
 )
 
 
-def proof(sources: Sources, department: str | None = None) -> Table:
+def parity(sources: Sources, department: str | None = None) -> Table:
     """Parity of every engine, or of one department's; what was not exported or run is said."""
     tasks = [t for t in sources.manifest.tasks if department in (None, t.department)]
     rows: list[tuple[Cell, ...]] = []
@@ -74,10 +74,10 @@ def _rows(sources: Sources, artifact: Artifact) -> list[tuple[Cell, ...]]:
 def _row(name: str, target: str, step: str, entry: Compared) -> tuple[Cell, ...]:
     sure = f"{entry.certain_flips} beyond doubt" if entry.flips else ""
     return (
-        words(name, note=target),
-        words(step),
-        words(entry.task),
-        words(_INPUTS[entry.on]),
+        label(name, note=target),
+        label(step),
+        label(entry.task),
+        label(_INPUTS[entry.on]),
         Cell(f"{entry.rows:,}", entry.rows),
         _small(entry.max_abs, ".1e"),
         _small(entry.tolerance, ".1e"),
@@ -86,7 +86,7 @@ def _row(name: str, target: str, step: str, entry: Compared) -> tuple[Cell, ...]
         Cell(str(entry.flips), entry.flips, sure),
         _change(entry.accuracy),
         _change(entry.auc),
-        words(
+        label(
             "passed" if entry.passed else "failed",
             tone="good" if entry.passed else "bad",
             note=f"{entry.non_finite} not finite" if entry.non_finite else "",
@@ -115,10 +115,10 @@ def _change(change: Change | None) -> Cell:
 def _gap(name: str, task: str, why: str, target: str = "", on: str = "") -> tuple[Cell, ...]:
     empty = Cell("–", tone="quiet")
     return (
-        words(name, note=target),
+        label(name, note=target),
         empty,
-        words(task),
-        words(on) if on else empty,
+        label(task),
+        label(on) if on else empty,
         *[empty] * 8,
-        words(why, tone="quiet"),
+        label(why, tone="quiet"),
     )

@@ -1,11 +1,10 @@
-"""One image's way from its file to an answer, an engine a row."""
+"""One image's way from its file to an answer, a row for each engine."""
 
 from __future__ import annotations
 
-from lorkd_deploy.reporting.cells import spread, words
+from lorkd_deploy.reporting.cells import engine_cell, spread
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Column, Table
-from lorkd_deploy.reporting.tables.engines import engine_name, of_department
 
 CAPTION = (
     "Medians of the rounds, ms, with the smallest and the largest round in small print: decoding "
@@ -13,7 +12,7 @@ CAPTION = (
 )
 
 
-def stages(sources: Sources, department: str, key: str) -> Table | None:
+def stages(sources: Sources, department: str) -> Table | None:
     """The stages of a department's engines and of the teacher's; None where none was measured."""
     columns = (
         Column("engine", "Engine", numeric=False),
@@ -24,16 +23,16 @@ def stages(sources: Sources, department: str, key: str) -> Table | None:
         Column("end_to_end_ms", "End to end"),
     )
     rows = []
-    for engine in of_department(sources, department):
+    for engine in sources.engines(department):
         if (found := engine.stages) is None:
             continue
         parts = (found.read, found.preprocess, found.inference, found.postprocess)
         rows.append(
             (
-                words(engine_name(engine), note=f"{engine.target} {engine.precision}"),
+                engine_cell(engine),
                 *(spread(part, "") for part in (*parts, found.end_to_end)),
             )
         )
     if not rows:
         return None
-    return Table(key, "From an image file to an answer", CAPTION, columns, tuple(rows))
+    return Table("stages", "From an image file to an answer", CAPTION, columns, tuple(rows))

@@ -1,0 +1,64 @@
+"""How right the engines' answers are: accuracy and AUC on each task's test split."""
+
+from __future__ import annotations
+
+from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.profiling.profile import EngineProfile
+from lorkd_deploy.reporting.cells import (
+    FOUNDATION,
+    area,
+    area_between,
+    label,
+    number,
+    share,
+    share_between,
+)
+from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.table import Cell, Column, Table
+
+INTRO = (
+    "Accuracy is that of every test image through the engine, with its 95 % bootstrap interval; "
+    "beside it stands the same split through the unfused torch model, before any export."
+)
+_COLUMNS = (
+    Column("task", "Task", numeric=False),
+    Column("model", "Model", numeric=False),
+    Column("test_images", "Test images"),
+    Column("accuracy", "Accuracy"),
+    Column("auc", "AUC"),
+    Column("majority", "Majority class", hint="accuracy of always giving the commonest class"),
+    Column("accuracy_before_export", "Accuracy before export", hint="the unfused torch model"),
+    Column("auc_before_export", "AUC before export", hint="the unfused torch model"),
+)
+
+
+def accuracy(sources: Sources, department: str) -> Table:
+    """Accuracy and AUC per task: through the engines, and of the torch models before export."""
+    rows: list[tuple[Cell, ...]] = []
+    for task in sources.tasks(department):
+        pairs = sources.pairs_of(task)
+        # Several targets may share one engine of the teacher, or have none.
+        teachers = {p.teacher.engine: p.teacher for p in pairs if p.teacher}
+        experts = {p.expert.engine: p.expert for p in pairs if p.expert}
+        for model, engines in (("teacher", teachers), ("expert", experts)):
+            measured: list[EngineProfile | None] = [*engines.values()]
+            rows += [_row(task, model, engine) for engine in measured or [None]]
+    return Table("accuracy", "Accuracy on the test split", "", _COLUMNS, tuple(rows))
+
+
+def _row(task: TaskEntry, model: str, engine: EngineProfile | None) -> tuple[Cell, ...]:
+    score = Pair(task).score(engine)
+    before = task.metrics.get(model, {})
+    return (
+        label(task.name),
+        label(
+            FOUNDATION if model == "teacher" else "Expert",
+            note=f"{engine.target} {engine.precision}" if engine else "",
+        ),
+        number(score.images if score else None),
+        share_between(score.accuracy if score else None),
+        area_between(score.auc if score else None),
+        share(score.majority if score else None),
+        share(before.get("accuracy")),
+        area(before.get("auc")),
+    )
