@@ -20,6 +20,7 @@ from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.metrics.score import F64, I64, Metric
+from lorkd_deploy.schema import Part
 
 Verdict = Literal["better", "worse", "not shown"]
 
@@ -43,33 +44,26 @@ class Resampled:
         return Resampled(self.values - other.values, self.draws - other.draws)
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(Part):
     """A mean over seeds with what is known of it.
 
-    `bootstrap` resamples seeds and images together; `t` is Student's interval over the seeds,
-    without bounds for a single one. `p` is the two-sided p-value of a mean of 0 that belongs to the
-    interval that decides.
+    `bootstrap` resamples seeds and images together; `t` is Student's interval over the seeds, and
+    None for a single one. `p` is the two-sided p-value of a mean of 0 that belongs to the interval
+    that decides, 1 where none does.
     """
 
+    value: float
     bootstrap: Interval
-    t: Interval
+    t: Interval | None
     p: float
 
     @property
-    def value(self) -> float:
-        return self.bootstrap.value
-
-    @property
-    def decides(self) -> Literal["bootstrap", "t"]:
-        """Which of the two is wider."""
+    def interval(self) -> Interval | None:
+        """The wider of the two; None where a single seed leaves open what another would give."""
+        if self.t is None:
+            return None
         wider = self.t.high - self.t.low > self.bootstrap.high - self.bootstrap.low
-        return "t" if wider else "bootstrap"
-
-    @property
-    def interval(self) -> Interval:
-        """The wider of the two."""
-        return self.t if self.decides == "t" else self.bootstrap
+        return self.t if wider else self.bootstrap
 
 
 def resampled(
@@ -157,19 +151,20 @@ def estimate(figure: Resampled, *, level: float = 0.95, seed: int = 0) -> Estima
     means = np.take_along_axis(figure.draws, drawn, axis=1).mean(axis=1)
     means = means[~np.isnan(means)]
     tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail]) if len(means) else (-np.inf, np.inf)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    beyond = int(min((means <= 0).sum(), (means >= 0).sum()))
     bootstrap = Interval(value=value, low=float(low), high=float(high))
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    t, p_t = _student(figure.values, level)
-    p_bootstrap = min(1.0, 2 * (int(beyond) + 1) / (len(means) + 1))
-    both = Estimate(bootstrap, t, p_t)
-    return both if both.decides == "t" else Estimate(bootstrap, t, p_bootstrap)
+    if seeds < 2:
+        return Estimate(value=value, bootstrap=bootstrap, t=None, p=1.0)
+    t, p = _student(figure.values, level)
+    both = Estimate(value=value, bootstrap=bootstrap, t=t, p=p)
+    if both.interval is t:
+        return both
+    return both.model_copy(update={"p": min(1.0, 2 * (beyond + 1) / (len(means) + 1))})
 
 
 def _student(values: F64, level: float) -> tuple[Interval, float]:
     value = float(values.mean())
-    if len(values) < 2:
-        return Interval(value=value, low=-math.inf, high=math.inf), 1.0
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
     p = 2 * float(stats.t.sf(abs(value) / error, len(values) - 1)) if error else float(value == 0)
@@ -190,11 +185,12 @@ def verdict(difference: Estimate, p: float, *, level: float = 0.95) -> Verdict:
 
     Only where the whole deciding interval lies on one side of 0 and `p` is small enough too.
     """
-    if p > 1 - level:
+    interval = difference.interval
+    if interval is None or p > 1 - level:
         return "not shown"
-    if difference.interval.low > 0:
+    if interval.low > 0:
         return "better"
-    return "worse" if difference.interval.high < 0 else "not shown"
+    return "worse" if interval.high < 0 else "not shown"
 
 
 def seeds_needed(figure: Resampled, *, level: float = 0.95, most: int = 1000) -> int | None:
