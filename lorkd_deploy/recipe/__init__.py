@@ -7,7 +7,7 @@ from lorkd_deploy.recipe.engines import (
     ParitySpec,
     ToleranceSpec,
 )
-from lorkd_deploy.recipe.loading import load_recipe, parse_recipe, shipped_recipes
+from lorkd_deploy.recipe.loading import load_recipe, overridden, parse_recipe, shipped_recipes
 from lorkd_deploy.recipe.networks import ExpertSpec, NormKind, StudentSpec, TeacherSpec
 from lorkd_deploy.recipe.recipe import NAME, DepartmentSpec, Recipe, TaskSpec
 from lorkd_deploy.recipe.training import (
@@ -46,6 +46,7 @@ __all__ = [
     "TransferSpec",
     "VerticalFlip",
     "load_recipe",
+    "overridden",
     "parse_recipe",
     "shipped_recipes",
 ]

@@ -48,6 +48,14 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(raw, where=path)
 
 
+def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """`recipe` with other values; `overrides` and errors are those of `load_recipe`."""
+    raw = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_recipe(raw, where=recipe.name)
+
+
 def parse_recipe(raw: Any, *, where: object) -> Recipe:
     """Validate a parsed recipe; raises one `RecipeError` with all faults and their places."""
     try:

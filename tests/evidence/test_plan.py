@@ -1,0 +1,68 @@
+"""A study's trainings, from what the command line says."""
+
+from __future__ import annotations
+
+import pytest
+
+from lorkd_deploy.errors import RecipeError, UsageError
+from lorkd_deploy.evidence.methods.table import METHODS
+from lorkd_deploy.evidence.plan import parse_variants, trainings
+from lorkd_deploy.recipe import load_recipe, parse_recipe
+
+IMAGES = (546, 4708, 1080, 11959)
+
+
+def test_all_methods_by_name() -> None:
+    variants = parse_variants("foundation,stl, mtl,stl-kd,mtl-kd,kf,experts")
+    assert [variant.method.name for variant in variants] == list(METHODS)
+    assert all(variant.overrides == () for variant in variants)
+
+
+def test_a_change_finds_its_section() -> None:
+    (variant,) = parse_variants("experts+norm=per_task+tau=3+train.lr=0.1+seed=4")
+    assert variant.method.name == "experts"
+    assert variant.overrides == (
+        "experts.norm=per_task", "transfer.tau=3", "train.lr=0.1", "seed=4",
+    )  # fmt: skip
+
+
+def test_values_may_hold_commas_and_plus_signs() -> None:
+    variants = parse_variants('mtl,experts+rank={"*": 4, "stage4.*": 8}+lr=4e+0,mtl-kd')
+    assert [variant.method.name for variant in variants] == ["mtl", "experts", "mtl-kd"]
+    assert variants[1].overrides == ('experts.rank={"*": 4, "stage4.*": 8}', "train.lr=4e+0")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mtl-dk", "no method is called"),
+        ("experts+nrom=per_task", "no key is called 'nrom'"),
+        ("mtl,mtl", "named twice: mtl"),
+        (" ", "no method is named"),
+    ],
+)
+def test_what_is_wrong_is_told(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_variants(text)
+
+
+def test_every_training_has_a_folder_and_a_recipe_of_its_own() -> None:
+    recipe = load_recipe("medmnist-small", ["seed=3"])
+    variants = parse_variants("foundation,stl,mtl,experts,experts+norm=per_task")
+    found = list(trainings(recipe, variants, 2, IMAGES))
+    assert len(found) == 2 * (4 + 1 + 1 + 1)
+    assert len({training.folder for training in found}) == len(found)
+    assert {training.seed for training in found} == {3, 4}
+    assert [training.seed for training in found] == sorted(training.seed for training in found)
+    by_folder = {training.folder: training for training in found}
+    assert by_folder["stl/seed-3/retina"].task == "retina"
+    changed = by_folder["experts_norm_per_task/seed-4"]
+    assert changed.recipe["experts"]["norm"] == "per_task"
+    for training in found:
+        own = parse_recipe(training.recipe, where=training.folder)
+        assert own.seed == training.seed
+
+
+def test_a_value_that_no_recipe_can_have_is_told_before_anything_is_trained() -> None:
+    with pytest.raises(RecipeError, match=r"train\.lr"):
+        list(trainings(load_recipe("demo"), parse_variants("mtl+lr=-1"), 1, (10, 10, 10)))
