@@ -1,13 +1,39 @@
 """The one shape every runtime has: probe, export, open. Targets are found by name.
 
-An exporter is a module `lorkd_exporters/TARGET.py` (`-` becomes `_`), or a module that a third
-party names under the entry point group `lorkd_deploy.exporters`, with three functions:
+An exporter is a module `lorkd_exporters/TARGET.py` (`-` becomes `_`), or a module that a package of
+someone else names under the entry point group `lorkd_deploy.exporters`:
 
-    def probe() -> Probe: ...
-    def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles: ...
-    def open(folder: Path, files: Sequence[str], options: RunOptions) -> Runner: ...
+    [project.entry-points."lorkd_deploy.exporters"]
+    mine = "my_package.exporter"
 
-and, if `--sample python` is to work for it, a `PythonSample` called `PYTHON_SAMPLE`.
+The module has the three functions of `Exporter` and, if `--sample python` is to work for it, a
+`PythonSample` called `PYTHON_SAMPLE`. With that every command knows the target `mine`: parity,
+accuracy, latency and memory are measured over `Runner`. All names that it needs are those of
+`lorkd_deploy` itself:
+
+    from lorkd_deploy import ArtifactError, Closing, EngineFiles, NoOptions, Probe, parse_options
+
+    def probe():
+        return Probe(can_build=True, can_run=True, version="1.0", precisions=("fp32",))
+
+    def export(onnx_path, folder, spec):
+        parse_options("mine", NoOptions, spec.options)
+        (folder / "model.mine").write_bytes(my_runtime.build(onnx_path.read_bytes()))
+        return EngineFiles(("model.mine",))
+
+    def open(folder, files, options):
+        return MyRunner(folder / files[0], options.threads)
+
+    class MyRunner(Closing):
+        def __init__(self, path, threads):
+            self.model = my_runtime.load(path, threads)
+            self.facts = {"runtime": "mine", "version": "1.0", "precision": "fp32"}
+
+        def __call__(self, batch):
+            return self.model.run(batch)
+
+        def close(self):
+            self.model.free()
 
 The core imports no runtime; `exporter("onnx")` imports the one that is asked for.
 """
@@ -21,7 +47,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -44,10 +69,12 @@ ALIASES = {"tensorrt": "trt"}
 class Probe:
     """What a target can do on this machine, and if not, why and what to do about it.
 
-    `converted` are those of its precisions for which the ONNX model that it is given has to be in
-    that precision already (`deploy/precision.py`); for the others it is float32. `int8` is the
-    form of quantised activations that it takes: `any`, one scale a `tensor`, or that and nothing
-    but `signed` values.
+    `can_build` and `can_run` may differ: an engine for another GPU is built here and runs there.
+    `version` is the runtime's, None where it isn't installed; `reason` and `fix` are sentences for
+    the user wherever one of both is False. `precisions` are the rows of `precisions/table.py` that
+    it can build; `converted` are those for which the ONNX model that it is given has to be in that
+    precision already, for the others it is float32. `int8` is the form of quantised activations
+    that it takes: `any`, one scale per `tensor`, or that and nothing but `signed` values.
     """
 
     can_build: bool
@@ -62,7 +89,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What to build: nothing here is ever replaced silently."""
+    """What to build: one of the target's `Probe.precisions`, and its own options as the user gave
+    them (`parse_options`). Nothing here is ever replaced silently: what can't be done is an error.
+    """
 
     precision: str = "fp32"
     options: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +99,9 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """What an exporter wrote: file names below the folder, the engine first, and build facts."""
+    """What an exporter wrote: file names in the folder, the engine first, and what it has to say of
+    the build; `facts["options"]` are the options that it was built with, JSON values all.
+    """
 
     files: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +109,9 @@ class EngineFiles:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run an engine. `threads` is pinned and recorded (the container's count isn't seen)."""
+    """How to run an engine: with so many CPU `threads`, which a runtime left to itself would take
+    from the host instead of the container, and with the target's own `options` for that.
+    """
 
     threads: int = 1
     options: dict[str, Any] = field(default_factory=dict)
@@ -98,15 +131,17 @@ class PythonSample:
 
 
 class NoOptions(Part):
-    """The schema of a target, or of opening one, that can't be told anything."""
+    """The schema of a target that has no options, or of one whose engines open without any."""
 
 
 class Runner(Protocol):
-    """An open engine: float32 `(N, 3, H, W)` → float32 logits `(N, K)`. A context manager.
+    """An open engine: float32 `(N, 3, S, S)` → float32 logits `(N, K)`. A context manager.
 
-    `facts` says what really runs: provider, precision, threads, runtime version. A runner on a GPU
-    may have a method `allocated()` too: the bytes that its runtime's allocator holds there. One
-    whose runtime keeps compiled models has their folder as `cache`, and the fact `from_cache`.
+    A call gives the logits of all N images, whatever N is, and raises `ArtifactError` where the
+    runtime refuses or fails, or after `close`. `facts` says what really runs: `runtime`, `version`,
+    `provider`, `precision`, `threads`. A runner on a GPU may have a method `allocated()` too: the
+    bytes that its runtime's allocator holds there. One whose runtime keeps compiled models has
+    their folder as `cache`, and the fact `from_cache`.
     """
 
     facts: dict[str, Any]
@@ -117,16 +152,11 @@ class Runner(Protocol):
 
     def __enter__(self) -> Runner: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
 
 class Closing:
-    """The context manager that every runner is: leaving the block closes it."""
+    """A base for runners: leaving the `with` block calls `close`, which may be called twice."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -134,23 +164,32 @@ class Closing:
     def __enter__(self: Own) -> Own:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 class Exporter(Protocol):
     """The three functions of an exporter module."""
 
-    def probe(self) -> Probe: ...
+    def probe(self) -> Probe:
+        """Whether the target can build and run here; never raises, and imports its runtime late."""
+        ...
 
-    def export(self, onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles: ...
+    def export(self, onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
+        """Build the ONNX model of one engine, `(N, 3, S, S)` → `(N, K)`, into the empty `folder`.
 
-    def open(self, folder: Path, files: Sequence[str], options: RunOptions) -> Runner: ...
+        Raises `UsageError` for options that it doesn't have, `RuntimeUnavailableError` for what
+        can't be built here, `ArtifactError` with the runtime's own words where it fails.
+        """
+        ...
+
+    def open(self, folder: Path, files: Sequence[str], options: RunOptions) -> Runner:
+        """Open the engine `folder / files[0]`, which `export` wrote, here or elsewhere.
+
+        Raises `ArtifactError` for an engine that is missing or damaged, `RuntimeUnavailableError`
+        where the runtime can't run it here.
+        """
+        ...
 
 
 def targets() -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from tests.readme import block
 
 ROOT = Path(__file__).parents[1]
 HAS_CHECKOUT = (ROOT / "constraints.txt").is_file()
-TORCH_HALF = {"experts", "training", "models"}
+TORCH_HALF = {"experts", "training", "models", "evidence"}
 HEAVY = {"torch", "torchvision", "timm", "medmnist"}
 # What an extra brings: a module over one that isn't installed may fail to import, for that reason.
 RUNTIMES = {"jinja2", "nncf", "onnxruntime", "openvino", "plotly", "tensorrt", "tensorrt_rtx"}
@@ -82,6 +82,8 @@ def test_every_public_name_has_a_home() -> None:
         "for name, home in lorkd_deploy._HOME.items():\n"
         "    assert u.find_spec('lorkd_deploy.' + home), (name, home)\n"
         "    assert name in lorkd_deploy.__all__\n"
+        "    if not home.startswith('training') and name not in ('add_experts', 'hold_absent'):\n"
+        "        assert getattr(lorkd_deploy, name).__doc__, name\n"
         "    assert not u.find_spec('lorkd_deploy.' + name), name\n"
     )
     python(sys.executable, "-c", code)

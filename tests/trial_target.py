@@ -15,8 +15,9 @@ RUNTIME = '''
 import json, os, signal, sys, time
 from pathlib import Path
 import numpy as np
-from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.runtime import EngineFiles, NoOptions, Probe, PythonSample, parse_options
+from lorkd_deploy import (
+    ArtifactError, Closing, EngineFiles, NoOptions, Probe, PythonSample, parse_options
+)
 
 MAGIC = b"trial\\n"
 PYTHON_SAMPLE = PythonSample(
@@ -43,7 +44,7 @@ def open(folder, files, options):
         return Exported(content[len(MAGIC) :], options)
     return Runner(json.loads(content), options)
 
-class Exported:
+class Exported(Closing):
     def __init__(self, model, options):
         import onnx
         from onnx.reference import ReferenceEvaluator
@@ -58,13 +59,7 @@ class Exported:
     def close(self):
         pass
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        self.close()
-
-class Runner:
+class Runner(Closing):
     opened = 0
 
     def __init__(self, engine, options):
