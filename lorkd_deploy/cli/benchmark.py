@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -134,56 +134,41 @@ def benchmark(
       lorkd benchmark runs/small --assert 'p90_ms<8' --assert 'ratio_vs_teacher>5'
       lorkd benchmark runs/small --scenario single-stream --scenario offline --quick
     """
-    output = Output(as_json=as_json, quiet=quiet)
-    if scenario:
-        unfit = {
-            "--rounds": rounds,
-            "--seconds": seconds,
-            "--iterations": iterations,
-            "--repeats": repeats,
-            "--assert": assertions or None,
-        }
-        _refuse(unfit, "LoadGen's rules say how long a scenario runs")
-        from lorkd_deploy import benchmark_scenarios
+    from lorkd_deploy import benchmark as measure
+    from lorkd_deploy import benchmark_scenarios
 
-        found = benchmark_scenarios(
-            run,
-            scenario,
-            department=department,
-            task=task,
-            target=target,
-            teacher=teacher,
-            threads=threads,
-            largest_batch=largest_batch,
-            **({} if server_ms is None else {"server_ms": server_ms}),
-            resume=resume,
-            quick=quick,
-            progress=output.progress(),
+    output = Output(as_json=as_json, quiet=quiet)
+    shared: dict[str, Any] = {
+        "department": department,
+        "task": task,
+        "target": target,
+        "teacher": teacher,
+        "threads": threads,
+        "largest_batch": largest_batch,
+        "resume": resume,
+        "quick": quick,
+        "progress": output.progress(),
+    }
+    of_rounds: dict[str, Any] = {
+        "rounds": rounds,
+        "seconds": seconds,
+        "iterations": iterations,
+        "repeats": repeats,
+    }
+    if scenario:
+        unfit = {f"--{name}": value for name, value in of_rounds.items()}
+        _refuse(
+            unfit | {"--assert": assertions or None}, "LoadGen's rules say how long a scenario runs"
         )
+        if server_ms is not None:
+            shared["server_ms"] = server_ms
+        found = benchmark_scenarios(run, scenario, **shared)
         show_scenarios(output, found, scenario)
         output.text(f"next: lorkd report {run}")
         output.result(found)
         return
     _refuse({"--server-ms": server_ms}, "it belongs to --scenario server")
-    from lorkd_deploy import benchmark as measure
-
-    profile = measure(
-        run,
-        department=department,
-        task=task,
-        target=target,
-        teacher=teacher,
-        rounds=rounds,
-        seconds=seconds,
-        iterations=iterations,
-        threads=threads,
-        repeats=repeats,
-        largest_batch=largest_batch,
-        resume=resume,
-        assertions=assertions,
-        quick=quick,
-        progress=output.progress(),
-    )
+    profile = measure(run, **of_rounds, assertions=assertions, **shared)
     show(output, profile)
     failed = [entry for entry in profile.assertions if not entry.passed]
     for entry in failed:

@@ -26,7 +26,7 @@ NO_THRESHOLD = 0.5  # where the validation split shows only one side of a decisi
 
 
 def youden(labels: I64, probs: F64) -> tuple[float, ...]:
-    """One threshold a decision: the one with the largest sensitivity + specificity − 1 (Youden
+    """One threshold per decision: the one with the largest sensitivity + specificity − 1 (Youden
     1950). A value at or above it is positive; it lies halfway to the next smaller value, so that
     it is not decided by one image's last digits. 0.5 where a side is missing.
     """

@@ -27,7 +27,7 @@ class Metric:
     """A measure of labels and probabilities that also knows how to be resampled quickly.
 
     `weighted(labels, probs, counts)` takes how often each image counts, float64 `(B, N)`, and
-    gives one value a row, `(B,)`.
+    gives one value per row, `(B,)`.
     """
 
     name: str
@@ -105,7 +105,8 @@ def _auc(labels: I64, probs: F64, counts: F64) -> F64:
 def one_against_rest(labels: I64, probs: F64) -> tuple[npt.NDArray[np.bool_], F64]:
     """The yes-or-no decisions of a task: what is true and the probability of it, both `(N, M)`.
 
-    Of two classes that of the second alone (the other's is the same), else one a class or finding.
+    Of two classes that of the second alone (the other's is the same), else one per class or
+    finding.
     """
     if labels.ndim == 2:
         return labels == 1, probs

@@ -47,7 +47,7 @@ def benchmark(
 
     `department`, `task` and `target` choose engines (all, if empty). What is None is as the recipe
     says (`benchmark:`); with `assertions` (`p90_ms<8`; see `figures.FIGURES`) ten rounds. Whether
-    each of them holds stands in the profile. `resume` goes on with a benchmark that was stopped:
+    each of them holds stands in the profile. `resume` resumes a benchmark that was stopped:
     its rounds are kept until it has ended. `quick` replaces what is None by `QUICK`, which is too
     little for any claim, and says so in the profile. Raises `ArtifactError` where there is nothing
     to measure or the teacher is missing, `UsageError` for a name that doesn't exist, more threads

@@ -11,7 +11,7 @@ from lorkd_deploy.profiling.process import EngineProcess, WorkerError
 from lorkd_deploy.profiling.protocol import Protocol
 
 GAIN = 1.02  # a larger batch has to do so much more to be worth its wait
-LONGEST = 4.0  # seconds a call, beyond which no larger batch is tried
+LONGEST = 4.0  # seconds per call, beyond which no larger batch is tried
 WINDOWS, SECONDS = 3, 0.2  # the best of so many windows counts: what disturbs only slows down
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 class Colocation(Part):
     """Experts of one target and precision on one machine, MiB, each after its first answer.
 
-    `apart` is the sum of their resident memory in a process each, all at once, and `apart_shared`
-    the sum of their proportional set sizes, where what they share (libraries, above all) counts
-    once: that is what they take of the machine. `one_process` is the resident memory of a single
+    `apart` is the sum of their resident memory in processes of their own, all at once, and
+    `apart_shared` the sum of their proportional set sizes, where what they share (libraries, above
+    all) counts once: that is what they take of the machine. `one_process` is the resident memory of a single
     process that has opened all of them, `one_engine` that of the same process with the first one
     only, `empty` that before any. None: the kernel doesn't tell. `bytes` is their size on disk.
     """
@@ -40,9 +40,10 @@ class Colocation(Part):
 def colocated(
     engines: Sequence[Artifact], protocol: Protocol
 ) -> tuple[tuple[Colocation, ...], list[str]]:
-    """For each target and precision of at least two experts: in a process each, all at once, and
-    all in one process; each has answered one image. What failed (many engines at once may not fit
-    into memory) is no reason to lose what was measured before: a sentence each, for the notes.
+    """For each target and precision of at least two experts: in processes of their own, all at
+    once, and all in one process; each has answered one image. What failed (many engines at once may
+    not fit into memory) is no reason to lose what was measured before: one sentence each, for the
+    notes.
     """
     groups: dict[tuple[str, str], list[Artifact]] = {}
     for engine in engines:

@@ -85,7 +85,7 @@ class Figure:
 
     `scale` makes `unit` of what `read` gives: 100 makes points of a fraction. It is shown with
     `decimals`, or with three significant figures where that is None. `title` heads its column and
-    `hint` explains it there.
+    `hint` explains it there; a `brief` one is shown where there is little room, on the terminal.
     """
 
     key: str
@@ -97,6 +97,7 @@ class Figure:
     decimals: int | None = None
     hint: str = ""
     name_in_compare: str = ""
+    brief: bool = False
     by_round: Callable[[Measured], Sequence[float]] | None = None
 
     @property
@@ -179,6 +180,7 @@ P50 = Figure(
     lambda m: m.timing.p50,
     hint="median, ms",
     by_round=lambda m: m.timing.round_p50,
+    brief=True,
 )
 P90 = Figure(
     "p90_ms",
@@ -187,6 +189,7 @@ P90 = Figure(
     lambda m: m.timing.p90,
     hint="ms",
     by_round=lambda m: m.timing.round_p90,
+    brief=True,
 )
 P99 = Figure(
     "p99_ms",
@@ -195,6 +198,7 @@ P99 = Figure(
     lambda m: m.timing.p99,
     hint="ms",
     by_round=lambda m: m.timing.round_p99,
+    brief=True,
 )
 P99_9 = Figure("p99_9_ms", "p99.9", "ms", lambda m: m.timing.p99_9, hint="ms")
 MEAN = Figure("mean_ms", "Mean", "ms", lambda m: m.timing.mean, hint="ms")
@@ -206,12 +210,17 @@ THROUGHPUT = Figure(
     more_is_better=True,
     hint="images per second at the same batch",
     by_round=lambda m: m.timing.round_throughput,
+    brief=True,
 )
 OF_CALLS = (P50, P90, P99, P99_9, MEAN, THROUGHPUT)
 
-LOAD = Figure("load_ms", "Load", "ms", lambda m: m.engine.cold_start.load)
+LOAD = Figure("load_ms", "Load", "ms", lambda m: m.engine.cold_start.load, brief=True)
 FIRST = Figure(
-    "first_inference_ms", "First answer", "ms", lambda m: m.engine.cold_start.first_inference
+    "first_inference_ms",
+    "First answer",
+    "ms",
+    lambda m: m.engine.cold_start.first_inference,
+    brief=True,
 )
 START = Figure(
     "start_ms",
@@ -242,6 +251,7 @@ PEAK = Figure(
     "MiB",
     lambda m: m.engine.memory.peak,
     hint="over an empty process, median over rounds",
+    brief=True,
 )
 GPU = Figure(
     "gpu_mib",
@@ -265,6 +275,7 @@ SIZE = Figure(
     scale=1 / MIB,
     hint="the engine's files, weights included",
     name_in_compare="size_bytes",
+    brief=True,
 )
 OF_ENGINE = (LOAD, FIRST, START, UNCACHED_START, END_TO_END, LOADED, PEAK, GPU, JOULES, SIZE)
 
@@ -295,7 +306,7 @@ RATIO = Figure(
 )
 MEMORY_RATIO = Figure(
     "memory_vs_teacher",
-    "Times less memory",
+    "Less memory",
     "×",
     lambda m: m.comparison.memory if m.comparison else None,
     more_is_better=True,
@@ -303,7 +314,7 @@ MEMORY_RATIO = Figure(
 )
 SIZE_RATIO = Figure(
     "size_vs_teacher",
-    "Times smaller",
+    "Smaller files",
     "×",
     lambda m: m.comparison.size if m.comparison else None,
     more_is_better=True,

@@ -11,7 +11,7 @@ from lorkd_deploy.errors import UsageError
 from lorkd_deploy.profiling.figures import FIGURES, measured
 from lorkd_deploy.profiling.profile import Assertion, Profile
 
-ROUNDS = 10  # of a benchmark that is to decide something, unless it is told otherwise
+ROUNDS = 10  # of a benchmark that is to decide something, unless told otherwise
 _FORM = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,

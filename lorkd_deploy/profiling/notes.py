@@ -1,4 +1,4 @@
-"""What a reader has to know before believing the figures, a sentence each; kept in the profile."""
+"""What a reader has to know before believing the figures, one sentence each; in the profile."""
 
 from __future__ import annotations
 

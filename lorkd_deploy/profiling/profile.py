@@ -99,7 +99,7 @@ class Score(Quality):
     """One task's whole test split through the engine.
 
     `sensitivity` and `specificity` are those at `thresholds`: one for the second of two classes,
-    else one a class (against the rest) or finding, and the mean over them. `threshold_from` says
+    else one per class (against the rest) or finding, and the mean over them. `threshold_from` says
     whether the recipe gave the threshold or it was chosen on the validation split through this
     engine (Youden). `majority` is the accuracy of always answering the commonest class.
     """
@@ -117,7 +117,7 @@ class EngineProfile(Part):
     `facts` is what the runtime says that it really did (provider, precision, threads, version).
     `build_seconds` is what its export took, on the machine where it was exported. `best_batch` is
     the batch size with the most images a second, None where none was looked for. `joules` is the
-    energy an image at the smallest batch over that of the idle machine, None where no counter can
+    energy per image at the smallest batch over that of the idle machine, None where no counter can
     be read.
     """
 
@@ -146,7 +146,7 @@ class EngineProfile(Part):
 
 
 class Flips(Part):
-    """Answers of the expert beside the teacher's, one an image (of a multi-label task: a finding).
+    """Answers of the expert beside the teacher's, one per image (per finding, if multi-label).
 
     `gained` were wrong and are right now, `lost` were right and are wrong now, `moved` went from
     one wrong answer to another. `p` is the exact two-sided p of McNemar's test on gained and lost;

@@ -17,7 +17,7 @@ from lorkd_deploy.profiling.stages import SIDE
 from lorkd_deploy.recipe import BenchmarkSpec
 from lorkd_deploy.schema import Part
 
-# What a quick benchmark does, as far as it isn't told otherwise.
+# What a quick benchmark does, unless told otherwise.
 QUICK: dict[str, float] = {
     "rounds": 2,
     "seconds": 0.2,

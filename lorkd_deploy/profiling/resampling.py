@@ -1,4 +1,4 @@
-"""One value a round, and how sure its median is: the 95 % interval by resampling rounds."""
+"""One value per round, and how sure its median is: a 95 % interval by resampling rounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SEED = 0
 
 
 class Spread(Part):
-    """One value a round, where each round is a process of its own; never trimmed."""
+    """One value per round, where each round is a process of its own; never trimmed."""
 
     median: float
     minimum: float
@@ -27,7 +27,7 @@ class Spread(Part):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """One value a round, summed up."""
+    """One value per round, summed up."""
     return Spread(
         median=float(np.median(values)),
         minimum=min(values),
@@ -61,7 +61,7 @@ def seeded() -> np.random.Generator:
 
 
 def by_rounds(values: Sequence[float] | F64, *, value: float) -> Interval:
-    """`value` with the 95 % percentile-bootstrap interval of the median of one value a round."""
+    """`value` with the 95 % percentile-bootstrap interval of the median of one value per round."""
     # With five rounds it reaches from the smallest to the largest, which is 94 %. `value`, of
     # all calls together, may lie outside where rounds differ in their number of calls.
     low, high = np.percentile(resampled_medians(values), (2.5, 97.5))

@@ -32,7 +32,7 @@ from lorkd_deploy.profiling.timing import RoundCalls
 @dataclass(frozen=True)
 class Round:
     """One engine's process in one round: cold-start times and median stages in ms, memory in MiB,
-    calls by batch, joules an image at the smallest batch, and what the machine did meanwhile;
+    calls by batch, joules per image at the smallest batch, and what the machine did meanwhile;
     `paces` is what a fixed piece of work took beside each batch, ns."""
 
     cold: dict[str, float]

@@ -31,9 +31,9 @@ def is_teacher(engine: Artifact) -> bool:
 def select_engines(
     run: Path, bundle: Bundle, wanted: EngineFilter
 ) -> tuple[list[Artifact], list[str]]:
-    """Engines below RUN/export in the recipe's order, the teacher's last, and a sentence each for
-    what was left out (what this machine can't run, the teacher of a department delivered alone) and
-    for what was never proven to be the model it came from.
+    """Engines below RUN/export in the recipe's order, the teacher's last; and one sentence for each
+    thing that was left out (what this machine can't run, the teacher of a department delivered
+    alone), and for engines that were never proven to be the model that they came from.
 
     Raises `ArtifactError` where there is none, one is damaged or of another bundle, or the teacher
     is missing; `UsageError` for a name that doesn't exist; `RuntimeUnavailableError` for a target

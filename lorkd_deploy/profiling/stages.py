@@ -30,7 +30,7 @@ def draw_image(file: Path, seed: int) -> None:
 
 
 def time_stages(runner: Runner, request: dict[str, Any]) -> array[int]:
-    """Nanoseconds of every stage of every pass, one after the other: four numbers a pass."""
+    """Nanoseconds of every stage of every pass, one after the other: four numbers per pass."""
     preprocess = Preprocess.model_validate(request["preprocess"])
     file, kind = Path(request["image"]), request["kind"]
     columns = slice(request["start"], request["stop"])

@@ -69,7 +69,7 @@ class Session:
         return {"first_inference": (answered - started) / 1e6, "answered": answered}, b""
 
     def measure(self, request: dict[str, Any], _: bytes) -> Answer:
-        """Warm up, then time single calls; the payload is int64 nanoseconds, one a call.
+        """Warm up, then time single calls; the payload is int64 nanoseconds, one per call.
 
         `settled` is whether the warm-up ended because its median did, `pace` the nanoseconds of a
         fixed piece of work beside the calls, the slower of before and after.
@@ -94,7 +94,7 @@ class Session:
         }, calls.tobytes()
 
     def stages(self, request: dict[str, Any], _: bytes) -> Answer:
-        """One image from its file to an answer, again and again; int64 ns, four a pass."""
+        """One image from its file to an answer, again and again; int64 ns, four per pass."""
         from lorkd_deploy.profiling.stages import time_stages
 
         with without_gc():

@@ -19,7 +19,7 @@ def send(stream: IO[bytes], message: dict[str, Any], payload: bytes | memoryview
 
 
 def receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes]:
-    """Read one message and its payload; raises `EOFError` where the other side is gone."""
+    """Read one message and its payload; raises `EOFError` where the other side has ended."""
     line = stream.readline()
     if not line.endswith(b"\n"):
         raise EOFError

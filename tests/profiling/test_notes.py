@@ -69,12 +69,12 @@ def test_how_long_the_stages_are_measured_is_said(tmp_path: Path) -> None:
 def test_which_experts_have_no_teacher_of_their_kind_is_one_note(hospital: Hospital) -> None:
     for name, weight in (("warm", np.eye(3)[:, :2]), ("cold", np.eye(3)), ("teacher", np.eye(3))):
         hospital.engine(name, weight)
-    *experts, mentor = sorted(find_artifacts(hospital.run), key=is_teacher)
+    *experts, teacher = sorted(find_artifacts(hospital.run), key=is_teacher)
     smaller = [expert.model_copy(update={"precision": "int8"}) for expert in experts]
     profile = benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
-    engines, rest = [*experts, *smaller, mentor], (profile.protocol, profile.environment, 0)
+    engines, rest = [*experts, *smaller, teacher], (profile.protocol, profile.environment, 0)
     (note,) = [text for text in notes_of(engines, (), *rest) if "compared with" in text]
     assert note == (
-        f"compared with {mentor.name}, as there is no closer one: "
+        f"compared with {teacher.name}, as there is no closer one: "
         f"{', '.join(expert.name for expert in smaller)}"
     )

@@ -26,7 +26,7 @@ SCENARIOS = (
 
 
 def show(output: Output, profile: Profile) -> None:
-    """A row an engine at its smallest batch, each expert beside its teacher, and the protocol."""
+    """One row per engine at its smallest batch, experts beside their teacher, and the protocol."""
     from lorkd_deploy.profiling.figures import measured
 
     protocol = profile.protocol
@@ -52,7 +52,8 @@ def _engines(output: Output, title: str, found: Sequence[Measured]) -> None:
     """Speed, memory and size of each engine, and its accuracy where it has a single task."""
     from lorkd_deploy.profiling import figures as f
 
-    shown = (f.P50, f.P90, f.P99, f.THROUGHPUT, f.LOAD, f.FIRST, f.PEAK, f.SIZE, f.ACCURACY, f.AUC)
+    brief = [figure for figure in (*f.OF_CALLS, *f.OF_ENGINE) if figure.brief]
+    shown = (*brief, f.ACCURACY, f.AUC)
     output.table(
         title,
         ("engine", *(_heading(figure) for figure in shown)),
@@ -75,7 +76,7 @@ def _beside(output: Output, found: Sequence[Measured]) -> None:
         "95 % interval",
         "verdict",
         *(_heading(figure) for figure in ratios),
-        *(f"difference in {_heading(figure)}" for figure in answers),
+        *(f"{figure.title} difference{', points' * (figure.unit == '%')}" for figure in answers),
         "gained",
         "lost",
         "McNemar p",
@@ -99,7 +100,7 @@ def _beside(output: Output, found: Sequence[Measured]) -> None:
 
 
 def _decisions(output: Output, engines: Sequence[EngineProfile]) -> None:
-    """What each engine's answers are worth beyond accuracy and AUC, a row a task."""
+    """What each engine's answers are worth beyond accuracy and AUC, one row per task."""
     from lorkd_deploy.profiling import figures as f
 
     shown = [figure for figure in f.OF_ANSWERS if figure not in (f.ACCURACY, f.AUC)]
@@ -116,7 +117,7 @@ def _decisions(output: Output, engines: Sequence[EngineProfile]) -> None:
 
 
 def show_scenarios(output: Output, profile: ScenarioProfile, asked: Sequence[str]) -> None:
-    """A row a scenario and engine, and why those that don't conform to MLPerf's rules don't."""
+    """One row per scenario and engine, and why those that don't conform to MLPerf's rules don't."""
     rows = [entry for entry in profile.runs if entry.scenario in asked]
     output.table(
         "MLPerf scenarios by LoadGen",

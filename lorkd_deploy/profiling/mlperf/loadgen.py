@@ -2,7 +2,7 @@
 
 LoadGen issues the queries and keeps the time; this module only answers them. Its rules are those of
 the `mlperf.conf` that is built into it, for a model that the file doesn't name. The server
-scenario's arrival rate is searched for by short tests first, since LoadGen wants to be told one.
+scenario's arrival rate is searched for by short tests first, since LoadGen needs one.
 https://github.com/mlcommons/inference/tree/master/loadgen
 """
 
@@ -109,7 +109,7 @@ class SystemUnderTest:
             images = np.stack([self._held[sample.index] for sample in samples])
             logits = np.ascontiguousarray(self._runner(images), np.float32)
         except BaseException:
-            # LoadGen can't be told that an engine failed: it would wait for ever. The benchmark
+            # LoadGen has no word for an engine that failed: it would wait for ever. The benchmark
             # shows the last words of a process that ends.
             traceback.print_exc()
             sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -59,7 +59,7 @@ class Plan:
     profile: Path
 
     def asked(self, engine: Artifact) -> dict[str, Any]:
-        """All that a figure of `engine` depends on, as JSON; what is equal can be gone on with."""
+        """All that a figure of `engine` depends on, as JSON; `--resume` keeps it where it is equal."""
         return {
             **self.settings,
             "threads": self.protocol.threads,
@@ -87,21 +87,8 @@ def _run(
 ) -> ScenarioRun:
     request, protocol = plan.settings | given, plan.protocol
     start, stop, places = plan.library.of(engine)
-    with EngineProcess(engine, protocol.threads, protocol.cpus) as process:
-        process.open()
-        said: dict[str, Any] = {}
-        for mode in ("performance", "accuracy") if places else ("performance",):
-            (place / mode).mkdir(parents=True)
-            answer, _ = process.ask(
-                "scenario",
-                **request,
-                mode=mode,
-                inputs=str(plan.library.file),
-                start=start,
-                stop=stop,
-                logs=str((place / mode).absolute()),
-            )
-            said = said or answer
+    modes = ("performance", "accuracy") if places else ("performance",)
+    lowered = _test(engine, plan, request, [place / mode for mode in modes])
     log = read_log(place / "performance")
     scores = tuple(_scores(engine, places, stop - start, place / "accuracy"))
     metric, keys, unit, per = _METRICS[request["scenario"]]
@@ -130,7 +117,7 @@ def _run(
             request["scenario"], request["batch"]
         ),
         server_ms=request["server_ms"] if request["scenario"] == "server" else None,
-        lowered=said["lowered"],
+        lowered=lowered,
         percentiles=_percentiles(log),
         scores=scores,
         threads=protocol.threads,
@@ -141,6 +128,30 @@ def _run(
         notes=plan.notes,
         asked=plan.asked(engine),
     )
+
+
+def _test(engine: Artifact, plan: Plan, request: dict[str, Any], modes: Sequence[Path]) -> int:
+    """Let LoadGen test the engine in each of the modes, whose logs go to a folder of that name.
+
+    → how often the server scenario's rate had to be lowered.
+    """
+    start, stop, _ = plan.library.of(engine)
+    lowered = []
+    with EngineProcess(engine, plan.protocol.threads, plan.protocol.cpus) as process:
+        process.open()
+        for logs in modes:
+            logs.mkdir(parents=True)
+            answer, _ = process.ask(
+                "scenario",
+                **request,
+                mode=logs.name,
+                inputs=str(plan.library.file),
+                start=start,
+                stop=stop,
+                logs=str(logs.absolute()),
+            )
+            lowered.append(answer["lowered"])
+    return int(lowered[0])
 
 
 def _because(
