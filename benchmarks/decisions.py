@@ -3,7 +3,7 @@
     python benchmarks/decisions.py RUN [--trials 20] [--seconds 0.2]
 
 RUN needs an expert's engine: `lorkd export RUN`. A trial is ten rounds, as `--assert` takes, each
-measured as the benchmark does (`profiling/rounds.py`: a fresh process on one pinned CPU, disturbed
+measured as the benchmark does (`profiling/rounds/round.py`: a fresh process on one pinned CPU, disturbed
 rounds repeated, here once), batch 1, one thread, of three engines: the expert's, an identical copy
 of its folder, and one that sleeps 20 % of the engine's p50 after every call. Its verdicts are those
 that the benchmark gives (`profiling/summary.py`): a difference only where the 95 % interval of the
@@ -37,10 +37,10 @@ from lorkd_deploy.machine.power import open_power
 from lorkd_deploy.profiling.gates import ROUNDS
 from lorkd_deploy.profiling.protocol import Protocol, orders, protocol_of
 from lorkd_deploy.profiling.resampling import MARGIN
-from lorkd_deploy.profiling.rounds import Instruments, Round, measure_round
-from lorkd_deploy.profiling.stages import draw_image
+from lorkd_deploy.profiling.rounds.round import Instruments, Round, measure_round
 from lorkd_deploy.profiling.summary import batch_ratio
 from lorkd_deploy.profiling.timing import timing
+from lorkd_deploy.profiling.worker.stages import draw_image
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import open_run
 

@@ -11,11 +11,11 @@ from lorkd_deploy.errors import UsageError
 from lorkd_deploy.machine.environment import Load, environment, identity, load_average
 from lorkd_deploy.profiling.colocation import colocated
 from lorkd_deploy.profiling.gates import ROUNDS, Gate, check, parse_gates
-from lorkd_deploy.profiling.kept_rounds import ROUNDS_FOLDER, KeptRounds
-from lorkd_deploy.profiling.measuring import measure
 from lorkd_deploy.profiling.notes import notes_of, unscored
 from lorkd_deploy.profiling.profile import ANSWERS, CALLS, PROFILE, Profile
 from lorkd_deploy.profiling.protocol import QUICK
+from lorkd_deploy.profiling.rounds.measure import measure
+from lorkd_deploy.profiling.rounds.store import ROUNDS_FOLDER, KeptRounds
 from lorkd_deploy.profiling.scoring import score_tasks, tensors
 from lorkd_deploy.profiling.selection import EngineFilter
 from lorkd_deploy.profiling.setup import Setup, set_up

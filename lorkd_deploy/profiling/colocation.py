@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.memory import process_memory
-from lorkd_deploy.profiling.process import EngineProcess, WorkerError
 from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.selection import is_teacher
+from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
 from lorkd_deploy.schema import Part
 
 log = logging.getLogger(__name__)
@@ -21,9 +21,10 @@ class Colocation(Part):
 
     `apart` is the sum of their resident memory in processes of their own, all at once, and
     `apart_shared` the sum of their proportional set sizes, where what they share (libraries, above
-    all) counts once: that is what they take of the machine. `one_process` is the resident memory of a single
-    process that has opened all of them, `one_engine` that of the same process with the first one
-    only, `empty` that before any. None: the kernel doesn't tell. `bytes` is their size on disk.
+    all) counts once: that is what they take of the machine. `one_process` is the resident memory
+    of a single process that has opened all of them, `one_engine` that of the same process with the
+    first one only, `empty` that before any. None: the kernel doesn't tell. `bytes` is their size on
+    disk.
     """
 
     target: str

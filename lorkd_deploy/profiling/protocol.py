@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.profiling.conditions import OTHERS, SLOWER, THROTTLED
 from lorkd_deploy.profiling.resampling import MARGIN
-from lorkd_deploy.profiling.stages import SIDE
+from lorkd_deploy.profiling.worker.stages import SIDE
 from lorkd_deploy.recipe import BenchmarkSpec
 from lorkd_deploy.schema import Part
 

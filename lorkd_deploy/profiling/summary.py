@@ -31,7 +31,7 @@ from lorkd_deploy.profiling.resampling import (
     spread,
     spread_where_known,
 )
-from lorkd_deploy.profiling.rounds import Round
+from lorkd_deploy.profiling.rounds.round import Round
 from lorkd_deploy.profiling.scoring import TaskAnswers, difference, score
 from lorkd_deploy.profiling.selection import is_teacher, teacher_for
 from lorkd_deploy.profiling.setup import Setup

@@ -13,7 +13,7 @@ from onnx import helper
 
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
-from lorkd_deploy.profiling.process import EngineProcess
+from lorkd_deploy.profiling.worker.process import EngineProcess
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
 from lorkd_deploy.storage import sha256_file
 from tests import tiny_bundle

@@ -24,8 +24,7 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import ArtifactError, LorkdError, UsageError
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling import benchmark as benchmark_module
-from lorkd_deploy.profiling import conditions, measuring
-from lorkd_deploy.profiling.process import WorkerError
+from lorkd_deploy.profiling import conditions
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
     CALLS,
@@ -36,9 +35,11 @@ from lorkd_deploy.profiling.profile import (
     labels_name,
     read_profile,
 )
-from lorkd_deploy.profiling.rounds import measure_round
+from lorkd_deploy.profiling.rounds import measure as measuring
+from lorkd_deploy.profiling.rounds.round import measure_round
 from lorkd_deploy.profiling.selection import EngineFilter, select_engines
 from lorkd_deploy.profiling.timing import percentile
+from lorkd_deploy.profiling.worker.process import WorkerError
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import read_tensors, sha256_file

@@ -15,7 +15,6 @@ from lorkd_deploy.deploy.artifact import Artifact, EngineFile, EngineTask
 from lorkd_deploy.machine.gpu import Gpus, GpuState
 from lorkd_deploy.machine.power import Power
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.profiling import rounds
 from lorkd_deploy.profiling.conditions import (
     OTHERS,
     SLOWER,
@@ -27,7 +26,8 @@ from lorkd_deploy.profiling.conditions import (
     worst,
 )
 from lorkd_deploy.profiling.protocol import Protocol
-from lorkd_deploy.profiling.stages import draw_image
+from lorkd_deploy.profiling.rounds import round as rounds
+from lorkd_deploy.profiling.worker.stages import draw_image
 
 STAT = """\
 cpu  400 0 200 9000 50 0 10 40 0 0

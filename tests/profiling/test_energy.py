@@ -10,7 +10,7 @@ import pytest
 
 from lorkd_deploy import benchmark, report
 from lorkd_deploy.machine.power import open_power
-from lorkd_deploy.profiling import measuring
+from lorkd_deploy.profiling.rounds import measure as measuring
 from tests.machine.test_power import NO_GPU, package
 
 Hospital = Any  # the fixture's class, in conftest.py

@@ -17,9 +17,9 @@ from lorkd_deploy.metrics.interval import around, where_defined
 from lorkd_deploy.profiling.mlperf.library import Library, Place
 from lorkd_deploy.profiling.mlperf.log import read_answers, read_log
 from lorkd_deploy.profiling.mlperf.profile import LOGS, Scenario, ScenarioRun, ScenarioScore
-from lorkd_deploy.profiling.process import EngineProcess
 from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.selection import is_teacher
+from lorkd_deploy.profiling.worker.process import EngineProcess
 from lorkd_deploy.storage import folder_atomic
 
 # Scenario → MLPerf's metric, the keys of LoadGen's log that hold it, its unit, and how many of
@@ -59,7 +59,7 @@ class Plan:
     profile: Path
 
     def asked(self, engine: Artifact) -> dict[str, Any]:
-        """All that a figure of `engine` depends on, as JSON; `--resume` keeps it where it is equal."""
+        """All that a figure of `engine` depends on, as JSON; `--resume` keeps it if that is equal."""
         return {
             **self.settings,
             "threads": self.protocol.threads,

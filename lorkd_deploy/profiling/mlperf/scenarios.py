@@ -12,7 +12,6 @@ from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.machine.environment import Load, environment, identity, load_average
-from lorkd_deploy.profiling.best_batch import best_batch
 from lorkd_deploy.profiling.mlperf.library import write_library
 from lorkd_deploy.profiling.mlperf.loadgen import available
 from lorkd_deploy.profiling.mlperf.profile import (
@@ -25,6 +24,7 @@ from lorkd_deploy.profiling.mlperf.profile import (
 )
 from lorkd_deploy.profiling.mlperf.run import Plan, run_scenario
 from lorkd_deploy.profiling.notes import notes_of_scenarios, state_of, unscored
+from lorkd_deploy.profiling.rounds.best_batch import best_batch
 from lorkd_deploy.profiling.selection import EngineFilter
 from lorkd_deploy.profiling.setup import Setup, set_up
 from lorkd_deploy.progress import Progress, Silent

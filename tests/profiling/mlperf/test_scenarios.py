@@ -20,7 +20,7 @@ from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling.mlperf import scenarios
 from lorkd_deploy.profiling.mlperf.log import DETAIL, read_answers, read_log
 from lorkd_deploy.profiling.mlperf.profile import LOADGEN, ScenarioRun, read_scenarios
-from lorkd_deploy.profiling.process import WorkerError
+from lorkd_deploy.profiling.worker.process import WorkerError
 from lorkd_deploy.schema import document_bytes
 
 pytest.importorskip("mlperf_loadgen", reason="MLCommons LoadGen isn't installed here")

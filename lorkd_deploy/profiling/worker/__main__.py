@@ -1,6 +1,6 @@
 """The process that runs one engine, alone: `python -m lorkd_deploy.profiling.worker [CPU …]`.
 
-It reads requests from stdin and answers on stdout (`worker_messages`), and never imports torch. In
+It reads requests from stdin and answers on stdout (`messages`), and never imports torch. In
 order: `open` an engine, make its `first` call, then `measure` or `infer` as often as asked. The
 end of stdin ends it. Whatever a runtime prints goes to stderr, so that it can't garble an answer.
 """
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorkd_deploy.profiling.calls import pace, timed_calls, warm_up, without_gc
+from lorkd_deploy.profiling.worker.calls import pace, timed_calls, warm_up, without_gc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +95,7 @@ class Session:
 
     def stages(self, request: dict[str, Any], _: bytes) -> Answer:
         """One image from its file to an answer, again and again; int64 ns, four per pass."""
-        from lorkd_deploy.profiling.stages import time_stages
+        from lorkd_deploy.profiling.worker.stages import time_stages
 
         with without_gc():
             found = time_stages(self._runner(), request)
@@ -163,7 +163,7 @@ class Session:
 
 def _serve(requests: Any, replies: Any) -> None:
     from lorkd_deploy.errors import LorkdError
-    from lorkd_deploy.profiling.worker_messages import receive, send
+    from lorkd_deploy.profiling.worker.messages import receive, send
 
     session = Session()
     handlers = {

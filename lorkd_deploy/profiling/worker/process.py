@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import LorkdError
-from lorkd_deploy.profiling.worker_messages import receive, send
+from lorkd_deploy.profiling.worker.messages import receive, send
 
 SCORING_BATCH = 32
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

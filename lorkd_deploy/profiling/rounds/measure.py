@@ -10,11 +10,11 @@ from pathlib import Path
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.machine.power import open_power
-from lorkd_deploy.profiling.best_batch import best_batch
-from lorkd_deploy.profiling.kept_rounds import KeptRounds
 from lorkd_deploy.profiling.protocol import Protocol
-from lorkd_deploy.profiling.rounds import Instruments, Round, measure_round
-from lorkd_deploy.profiling.stages import draw_image
+from lorkd_deploy.profiling.rounds.best_batch import best_batch
+from lorkd_deploy.profiling.rounds.round import Instruments, Round, measure_round
+from lorkd_deploy.profiling.rounds.store import KeptRounds
+from lorkd_deploy.profiling.worker.stages import draw_image
 from lorkd_deploy.progress import Progress
 
 

@@ -16,9 +16,9 @@ import pytest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.profiling import calls
-from lorkd_deploy.profiling.calls import MOST_WINDOWS, timed_calls, warm_up
-from lorkd_deploy.profiling.process import EngineProcess, WorkerError
+from lorkd_deploy.profiling.worker import calls
+from lorkd_deploy.profiling.worker.calls import MOST_WINDOWS, timed_calls, warm_up
+from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
 from tests.tiny_bundle import forward, make_bundle
 
 Write = Callable[..., tuple[Path, str]]
@@ -164,7 +164,7 @@ def test_importing_the_worker_loads_neither_torch_nor_numpy() -> None:
         [
             sys.executable,
             "-c",
-            "import sys, lorkd_deploy.profiling.worker; "
+            "import sys, lorkd_deploy.profiling.worker.__main__; "
             "print([m for m in ('torch', 'numpy', 'pydantic') if m in sys.modules])",
         ],
         capture_output=True,
