@@ -3,7 +3,7 @@
     python benchmarks/decisions.py RUN [--trials 20] [--seconds 0.2]
 
 RUN needs an expert's engine: `lorkd export RUN`. A trial is ten rounds, as `--assert` takes, each
-measured as the benchmark does (`profiling/rounds/round.py`: a fresh process on one pinned CPU, disturbed
+measured as the benchmark does (`profiling/rounds/`: a fresh process on one pinned CPU, disturbed
 rounds repeated, here once), batch 1, one thread, of three engines: the expert's, an identical copy
 of its folder, and one that sleeps 20 % of the engine's p50 after every call. Its verdicts are those
 that the benchmark gives (`profiling/summary.py`): a difference only where the 95 % interval of the

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.environment import Environment, disturbances
-from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.resampling import LEAST_ROUNDS
@@ -69,17 +66,6 @@ def state_of(machine: Environment, protocol: Protocol) -> Iterator[str]:
         yield "processes can't be pinned to CPUs on this system"
     if machine.load is not None:
         yield from disturbances(machine, machine.load, protocol.threads)
-
-
-def notes_of_scenarios(runs: Sequence[ScenarioRun], machine: dict[str, Any]) -> Iterator[str]:
-    """The notes of every run, each once, and that some are of another machine than the last."""
-    for note, count in Counter(note for run in runs for note in run.notes).items():
-        yield note if count == len(runs) else f"{note} ({count} of {len(runs)} scenario runs)"
-    if others := sum(run.asked.get("machine", machine) != machine for run in runs):
-        yield (
-            f"{others} of {len(runs)} scenario runs were measured on another machine or with other "
-            "packages than the last ones: don't compare them with those"
-        )
 
 
 def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[str]:

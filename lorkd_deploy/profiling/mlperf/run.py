@@ -59,7 +59,7 @@ class Plan:
     profile: Path
 
     def asked(self, engine: Artifact) -> dict[str, Any]:
-        """All that a figure of `engine` depends on, as JSON; `--resume` keeps it if that is equal."""
+        """All that a figure of `engine` depends on, as JSON; `--resume` keeps it if equal."""
         return {
             **self.settings,
             "threads": self.protocol.threads,

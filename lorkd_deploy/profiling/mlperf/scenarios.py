@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lorkd_deploy.profiling.mlperf.profile import (
     read_scenarios,
 )
 from lorkd_deploy.profiling.mlperf.run import Plan, run_scenario
-from lorkd_deploy.profiling.notes import notes_of_scenarios, state_of, unscored
+from lorkd_deploy.profiling.notes import state_of, unscored
 from lorkd_deploy.profiling.rounds.best_batch import best_batch
 from lorkd_deploy.profiling.selection import EngineFilter
 from lorkd_deploy.profiling.setup import Setup, set_up
@@ -110,7 +111,7 @@ def _profile(
                 preprocess_sha256=bundle.manifest.preprocess_sha256,
                 environment=machine.model_copy(update={"load": load}),
                 runs=tuple(runs.values()),
-                notes=(*notes, *notes_of_scenarios(tuple(runs.values()), plan.machine)),
+                notes=(*notes, *_notes_of(tuple(runs.values()), plan.machine)),
             )
             write_part(file, profile)
     return profile
@@ -134,6 +135,17 @@ def _earlier(file: Path, bundle: Bundle) -> Runs:
     if earlier.bundle_sha256 != bundle.sha256:
         return {}
     return {(entry.engine, entry.scenario): entry for entry in earlier.runs}
+
+
+def _notes_of(runs: Sequence[ScenarioRun], machine: dict[str, Any]) -> Iterator[str]:
+    """The notes of every run, each once, and that some are of another machine than the last."""
+    for note, count in Counter(note for run in runs for note in run.notes).items():
+        yield note if count == len(runs) else f"{note} ({count} of {len(runs)} scenario runs)"
+    if others := sum(run.asked.get("machine", machine) != machine for run in runs):
+        yield (
+            f"{others} of {len(runs)} scenario runs were measured on another machine or with other "
+            "packages than the last ones: don't compare them with those"
+        )
 
 
 def _measure(
