@@ -28,13 +28,13 @@ INPUTS = "inputs"
 
 
 class ImageReference(NamedTuple):
-    """A task's parity images: rows of its test split, hashes of the raw images, their logits.
+    """A task's parity images: where in its test split they are, their raw hashes, their logits.
 
-    `rows` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; only where they are
+    `indices` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; only where they are
     shipped `images`, uint8 `(m, S, S, 3)` at network size, and `labels`, int64 `(m,)` or `(m, K)`.
     """
 
-    rows: I64
+    indices: I64
     sha256: U8
     logits: F32
     images: U8 | None = None
@@ -52,10 +52,10 @@ def reference_tensors(
     """
     tensors: dict[str, npt.NDArray[Any]] = {INPUTS: np.asarray(inputs_logits, np.float32)}
     for task, given in images.items():
-        count = len(given.rows)
+        count = len(given.indices)
         if given.sha256.shape != (count, 32) or len(given.logits) != count:
-            raise ValueError(f"rows, hashes and logits of {task} are not of one length")
-        tensors[f"{task}.index"] = np.asarray(given.rows, np.int64)
+            raise ValueError(f"indices, hashes and logits of {task} are not of one length")
+        tensors[f"{task}.index"] = np.asarray(given.indices, np.int64)
         tensors[f"{task}.sha256"] = np.asarray(given.sha256, np.uint8)
         tensors[f"{task}.logits"] = np.asarray(given.logits, np.float32)
         if given.images is not None:

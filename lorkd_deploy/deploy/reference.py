@@ -134,7 +134,7 @@ class Reference:
 
     def _sample(self, task: TaskEntry, columns: slice, tensors: Tensors) -> Sample:
         chosen = image_reference(tensors, task.name, self.bundle.path)
-        if not len(chosen.rows):
+        if not len(chosen.indices):
             raise _NotHereError("the bundle has no reference for test images")
         images, labels = chosen.images, chosen.labels
         if images is None:
@@ -215,17 +215,17 @@ class Reference:
             spec = {entry.name: entry.data for entry in recipe.tasks}[task.name]
             split = open_data(spec, recipe.data_folder).test
             images = split.images
-            found = {row: images[row] for row in chosen.rows.tolist() if row < len(images)}
+            found = {i: images[i] for i in chosen.indices.tolist() if i < len(images)}
         except LorkdError as exc:
             raise _NotHereError(exc.what) from exc
-        for row, digest in zip(chosen.rows.tolist(), chosen.sha256, strict=True):
-            if row not in found or image_sha256(found[row]) != digest.tobytes():
+        for index, digest in zip(chosen.indices.tolist(), chosen.sha256, strict=True):
+            if index not in found or image_sha256(found[index]) != digest.tobytes():
                 raise _RefutedError(
-                    f"{task.name}: image {row} of the test split here is not the one that the "
+                    f"{task.name}: image {index} of the test split here is not the one that the "
                     "reference was made with"
                 )
         resized = np.stack([manifest.preprocess.geometry(image) for image in found.values()])
-        return resized, split.labels[chosen.rows]
+        return resized, split.labels[chosen.indices]
 
     def _logits(self, runner: Runner, images: U8) -> F32:
         """Logits `(n, K)` of images at network size; the first one alone, as devices run it."""

@@ -120,11 +120,11 @@ def _own_faults(errors: Sequence[Any]) -> list[Any]:
 
 def _place(loc: tuple[int | str, ...]) -> str:
     shown = ""
-    for index, part in enumerate(loc):
+    for second_last, last, part in zip(("", "", *loc), ("", *loc), loc, strict=False):
+        if last == "data" or second_last == "augment":
+            continue  # pydantic's name for the chosen kind of data or change, no key of the file
         if isinstance(part, int):
             shown += f"[{part}]"
-        elif "data" in loc[index - 1 : index] or "augment" in loc[max(0, index - 2) : index - 1]:
-            continue  # pydantic's name for the chosen kind of data or change, no key of the file
         else:
             shown += f".{part}" if shown else part
     return shown or "recipe"

@@ -5,42 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorkd_deploy import delta_weight
 from lorkd_deploy.errors import ModelError, UsageError
-from lorkd_deploy.experts import ExpertClassifier, TaskHeads, add_experts, route_of_counts
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.bn = nn.BatchNorm2d(8)
-        self.mix = nn.Conv2d(8, 8, 3, padding=1, groups=4)
-        self.point = nn.Conv2d(8, 6, 1, bias=False)
-        self.norm = nn.GroupNorm(2, 6)
-        self.drop = nn.Dropout(0.5)
-        self.fc = nn.Linear(6, 5)
-
-    def forward(self, x):
-        x = self.norm(self.point(self.mix(self.bn(self.conv(x)).relu())))
-        return self.fc(self.drop(x.mean((2, 3))))
-
-
-def _student(norm="shared", **kw):
-    torch.manual_seed(0)
-    model = add_experts(Net(), 3, rank=2, alpha=5, norm=norm, **kw)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.endswith("running_var"):
-            nn.init.uniform_(tensor.data, 0.5, 2)
-        elif tensor.is_floating_point() and (tensor.dim() == 1 or name.endswith(".B")):
-            nn.init.normal_(tensor.data, std=0.5)
-    return model
-
-
-X = torch.randn(7, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-IDS = torch.tensor([2, 0, 1, 2, 2, 0, 2])
+from lorkd_deploy.experts import add_experts
+from tests.experts.small_student import IDS, Net, X, student
 
 
 def test_starts_as_the_plain_module_and_shares_its_weight() -> None:
@@ -77,7 +46,7 @@ def test_layers_and_skipped_are_listed_by_plain_name() -> None:
 
 @pytest.mark.parametrize("norm", ["shared", "per_task"])
 def test_dense_equals_unfused(norm: str) -> None:
-    model = _student(norm).double().eval()
+    model = student(norm).double().eval()
     for task in range(3):
         dense = model.dense(task)
         assert type(dense) is Net
@@ -94,7 +63,7 @@ def test_dense_equals_unfused(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", ["shared", "per_task"])
 def test_base_and_expert_state_rebuild_the_dense_module(norm: str) -> None:
-    model = _student(norm)
+    model = student(norm)
     base, expert = model.base_state(), model.expert_state(1)
     rebuilt = dict(base)
     for layer in model.layers:
@@ -111,7 +80,7 @@ def test_base_and_expert_state_rebuild_the_dense_module(norm: str) -> None:
 
 
 def test_dense_shares_nothing_and_changes_nothing() -> None:
-    model = _student()
+    model = student()
     before = copy.deepcopy(model.state_dict())
     dense = model.dense(0)
     with torch.no_grad():
@@ -122,7 +91,7 @@ def test_dense_shares_nothing_and_changes_nothing() -> None:
 
 @pytest.mark.parametrize("norm", ["shared", "per_task"])
 def test_train_eval_state_dict_deepcopy_and_memory_format(norm: str) -> None:
-    model = _student(norm)
+    model = student(norm)
     assert model.train(False) is model
     assert not any(m.training for m in model.modules())
     assert all(m.training for m in model.train().modules())
@@ -130,7 +99,7 @@ def test_train_eval_state_dict_deepcopy_and_memory_format(norm: str) -> None:
     wanted = model(X, task=IDS)
 
     clone = copy.deepcopy(model)
-    other = _student(norm)
+    other = student(norm)
     with torch.no_grad():
         for p in other.parameters():
             p.zero_()
@@ -156,58 +125,9 @@ def test_double_after_adding_experts_keeps_alpha_over_rank_exact() -> None:
 
 
 def test_one_task_is_an_int() -> None:
-    model = _student().eval()
+    model = student().eval()
     same = torch.full((7,), 2)
     torch.testing.assert_close(model(X, task=2), model(X, task=same))
-
-
-class Outputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 2)
-
-    def forward(self, x):
-        y = self.fc(x)
-        return {"rows": y, "pair": (y * 2, [y.sum()]), "note": "kept"}
-
-
-def test_nested_outputs_come_back_in_the_batch_order() -> None:
-    model = add_experts(Outputs(), 3, rank=2)
-    nn.init.normal_(model.module.fc.B)
-    ids, x = torch.tensor([2, 0, 2]), torch.randn(3, 4)
-    out = model(x, task=ids)
-    wanted = torch.cat([model(x[n : n + 1], task=int(t))["rows"] for n, t in enumerate(ids)])
-    torch.testing.assert_close(out["rows"], wanted)
-    torch.testing.assert_close(out["pair"][0], wanted * 2)
-    torch.testing.assert_close(out["pair"][1][0], wanted.sum())
-    assert out["note"] == "kept"
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        (torch.tensor([0, 1, 2, 3, 0, 0, 0]), "no task 3"),
-        (torch.tensor([0, -1, 2, 0, 0, 0, 0]), "no task -1"),
-        (torch.zeros(7, dtype=torch.int32), "torch.int32"),
-        (torch.zeros(7), "torch.float32"),
-        (torch.zeros(6, dtype=torch.int64), r"\(6,\)"),
-        (torch.zeros(7, 1, dtype=torch.int64), r"\(7, 1\)"),
-        (3, "no task 3"),
-        (-1, "no task -1"),
-        (True, "bool"),
-        ("0", "str"),
-    ],
-)
-def test_wrong_ids_are_clear_errors(task, message: str) -> None:
-    model = _student()
-    with pytest.raises(UsageError, match=message):
-        model(X, task=task)
-    model(X, task=0)  # and the model is as usable as before
-
-
-def test_an_empty_batch_is_an_error() -> None:
-    with pytest.raises(UsageError, match="empty"):
-        _student()(X[:0], task=torch.zeros(0, dtype=torch.int64))
 
 
 def test_a_layer_that_is_never_called_is_named() -> None:
@@ -301,74 +221,4 @@ def test_wrong_arguments_are_usage_errors(arguments, message: str) -> None:
 
 def test_adding_experts_twice_is_an_error() -> None:
     with pytest.raises(ModelError, match="already has experts"):
-        add_experts(_student(), 2)
-
-
-def test_heads_have_their_own_class_counts_and_absent_ones_no_gradient() -> None:
-    model = ExpertClassifier(_student().eval(), 5, [2, 4, 3])
-    ids = torch.tensor([2, 0, 2, 2, 0, 0, 2])
-    features, logits = model(X, task=ids)
-    assert features.shape == (7, 5)
-    assert [tuple(rows.shape) for rows in logits] == [(3, 2), (0, 4), (4, 3)]
-    torch.testing.assert_close(logits[2], model.heads.head(2)(features[ids == 2]))
-    sum(rows.sum() for rows in logits).backward()
-    assert model.heads.head(1).weight.grad is None
-    assert model.heads.head(0).weight.grad.any()
-    backbone, head = model.dense(2)
-    torch.testing.assert_close(head(backbone(X[ids == 2])), logits[2], rtol=1e-5, atol=1e-5)
-    assert [len(rows) for rows in model(X, task=1).logits] == [0, 7, 0]
-    with pytest.raises(UsageError, match="2 heads were asked for 3 tasks"):
-        ExpertClassifier(_student(), 5, [2, 4])
-
-
-def test_heads_serve_a_plain_teacher_too() -> None:
-    heads = TaskHeads(4, [2, 3])
-    logits = heads(torch.randn(3, 4), torch.tensor([1, 0, 1]))
-    assert [tuple(rows.shape) for rows in logits] == [(1, 2), (2, 3)]
-
-
-def test_a_route_planned_from_counts_gives_what_its_ids_give() -> None:
-    model = ExpertClassifier(_student().eval(), 5, [2, 4, 3])
-    for counts in ([4, 0, 3], [1, 2, 4], [4, 2, 1], [0, 7, 0]):
-        ids = torch.repeat_interleave(torch.tensor(counts))
-        wanted, got = model(X, task=ids), model(X, task=route_of_counts(counts, X.device))
-        assert torch.equal(got.features, wanted.features)
-        for task, (ours, theirs) in enumerate(zip(got.logits, wanted.logits, strict=True)):
-            assert torch.equal(ours, theirs) and len(ours) == counts[task]
-
-
-def test_a_route_of_another_batch_or_model_is_an_error() -> None:
-    model = _student()
-    for counts in ([3, 3, 2], [4, 3], [3, 2, 1, 1]):
-        with pytest.raises(UsageError, match="the route is of"):
-            model(X, task=route_of_counts(counts, X.device))
-    with pytest.raises(UsageError, match="empty"):
-        route_of_counts([0, 0], X.device)
-
-
-class Waits(TorchDispatchMode):
-    """The operations that on a GPU would wait for it: each tells the CPU a tensor's values."""
-
-    names = ("_local_scalar_dense", "nonzero", "bincount", "equal", "masked_select")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.__name__.partition(".")[0]
-        masks = [i for i in args[1] if i is not None] if name == "index" else []
-        if name in self.names or any(i.dtype == torch.bool for i in masks):
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_route_planned_from_counts_waits_for_no_gpu() -> None:
-    model = ExpertClassifier(_student("per_task"), 5, [2, 4, 3])
-    route = route_of_counts([4, 0, 3], X.device)
-    with Waits() as waits:
-        sum(rows.sum() for rows in model(X, task=route).logits).backward()
-    assert waits.seen == []
-    with Waits() as waits:
-        model(X, task=IDS)
-    assert "bincount" in waits.seen
+        add_experts(student(), 2)

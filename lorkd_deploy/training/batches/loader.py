@@ -94,11 +94,6 @@ class Batch:
         """Samples of each task, 0 where it is absent."""
         return tuple(len(indices) for indices in self.indices)
 
-    @property
-    def task(self) -> npt.NDArray[np.int64]:
-        """Task of each sample, `(N,)`, ascending."""
-        return np.repeat(np.arange(len(self.indices)), self.counts)
-
     def route(self, device: torch.device) -> Route:
         """What a network and its heads take for `task`: from the counts, so no GPU is waited for.
 

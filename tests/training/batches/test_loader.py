@@ -17,6 +17,7 @@ import torch
 
 from lorkd_deploy.data import U8, Split
 from lorkd_deploy.errors import ImageError
+from lorkd_deploy.machine import processor
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.training.batches import loader as module
 from lorkd_deploy.training.batches.loader import Augment, Batch, Images, Loader, threads
@@ -41,7 +42,8 @@ def _loader(augment: Augment, steps: int = 6) -> Loader:
 def test_images_and_labels_belong_together() -> None:
     for batch in _loader(Augment(flip=True, shift=0.25, seed=0)).batches():
         labels = np.concatenate(batch.labels)
-        shown = batch.images[:, 0, 0, 0].astype(int) - 100 * batch.task
+        task = np.repeat([0, 1], batch.counts)
+        shown = batch.images[:, 0, 0, 0].astype(int) - 100 * task
         np.testing.assert_array_equal(shown, labels)
         assert batch.images.shape == (8, 8, 8, 3)
         assert [len(r) for r in batch.indices] == [len(f) for f in batch.flips]
@@ -144,12 +146,12 @@ def test_waiting_is_counted_and_the_next_batches_are_made_meanwhile(
 
 
 def test_as_many_threads_as_this_process_has_cpus_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "allowed_cpus", lambda: 16)
-    monkeypatch.setattr(module, "cpu_limit", lambda: None)
+    monkeypatch.setattr(processor, "allowed_cpus", lambda: 16)
+    monkeypatch.setattr(processor, "cpu_limit", lambda *_: None)
     assert threads() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert threads() == 8
-    monkeypatch.setattr(module, "cpu_limit", lambda: 1.5)
+    monkeypatch.setattr(processor, "cpu_limit", lambda *_: 1.5)
     assert threads() == 1
 
 

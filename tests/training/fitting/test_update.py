@@ -60,6 +60,12 @@ def _gradients(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+def _images(batch: Batch) -> list[tuple[int, bytes]]:
+    """Each image with its task."""
+    tasks = np.repeat(np.arange(len(batch.counts)), batch.counts).tolist()
+    return list(zip(tasks, (image.tobytes() for image in batch.images), strict=True))
+
+
 @pytest.mark.parametrize("parts", [1, 3, 4, 40])
 def test_a_batch_splits_into_mixed_parts_that_lose_nothing(parts: int) -> None:
     batch = _batch((7, 0, 1, 5))
@@ -68,18 +74,15 @@ def test_a_batch_splits_into_mixed_parts_that_lose_nothing(parts: int) -> None:
     assert sum(len(part.images) for part in split) == 13
     sizes = [len(part.indices[0]) for part in split]
     assert max(sizes) - min(sizes) <= 1, "each part has its share of every task"
-    shown = {(int(t), i.tobytes()) for t, i in zip(batch.task, batch.images, strict=True)}
-    found = {(int(t), i.tobytes()) for p in split for t, i in zip(p.task, p.images, strict=True)}
-    assert found == shown
+    assert {image for part in split for image in _images(part)} == set(_images(batch))
     for part in split:
-        counts = [len(rows) for rows in part.indices]
-        np.testing.assert_array_equal(part.task, np.repeat(np.arange(4), counts))
-        for task, rows in enumerate(part.indices):
-            places = rows - 100 * task
+        assert part.counts == tuple(len(labels) for labels in part.labels)
+        for task, indices in enumerate(part.indices):
+            places = indices - 100 * task
             np.testing.assert_array_equal(part.labels[task], batch.labels[task][places])
             np.testing.assert_array_equal(part.flips[task], batch.flips[task][places])
-            start = sum(len(r) for r in batch.indices[:task])
-            own = part.images[part.task == task]
+            start, first = sum(batch.counts[:task]), sum(part.counts[:task])
+            own = part.images[first : first + part.counts[task]]
             np.testing.assert_array_equal(own, batch.images[start + places])
 
 
