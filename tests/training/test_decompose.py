@@ -16,21 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tiny_backbone import backbone
 from tiny_recipe import write_recipe
-from torch import nn
 
 from lorkd_deploy import cli, decompose, load_bundle, teacher
 from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.cli.shared.training import show
 from lorkd_deploy.errors import (
     BundleError,
-    DataError,
     LorkdError,
-    ModelError,
     TrainingError,
-    UsageError,
 )
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.fitting.checkpoint import Checkpoints
@@ -223,100 +217,12 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(
     )
 
 
-def test_what_is_wrong_leaves_no_run_and_the_folder_free(recipe: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with pytest.raises(UsageError, match="no torchvision architecture"):
-        teacher(recipe, run, set=["teacher.architecture=torchvision:resnt50"])
-    missing = "departments.0.tasks.0.data={source: npz, path: nowhere.npz}"
-    with pytest.raises(DataError, match="nowhere"):
-        decompose(recipe, run, set=[missing])
-    assert not run.exists()
-
-
-@pytest.mark.parametrize("command", [teacher, decompose])
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ("experts.skip=[head*]", r"no layer that can have experts is called 'head\*'"),
-        ("experts.rank={stem*: 2}", r"no layer that can have experts is called 'stem\*'"),
-        ("experts.rank=9", "rank 9 of task 0 is above what any layer can use"),
-        ("student.architecture=torchvision:resnt18", "no torchvision architecture"),
-        ("student.architecture=tiny_backbone:attention", "never calls 'attention.out_proj'"),
-    ],
-)
-def test_a_wrong_student_is_told_before_a_teacher_is_trained(
-    recipe: Path, tmp_path: Path, command: Callable[..., object], wrong: str, says: str
-) -> None:
-    with pytest.raises(LorkdError, match=says):
-        command(recipe, tmp_path / "run", set=[wrong])
-    assert not (tmp_path / "run").exists()
-
-
-def test_importing_a_teacher_with_heads(recipe: Path, tmp_path: Path) -> None:
-    """A checkpoint whose backbone is under `net.` and whose heads are `fc0` … `fc2`."""
-    torch.manual_seed(1)
-    state = {f"net.{k}": v for k, v in backbone().state_dict().items()}
-    counts = [len(t.classes) for t in _classes(recipe, tmp_path)]
-    for index, count in enumerate(counts):
-        head = nn.Linear(16, count)
-        state |= {f"fc{index}.{k}": v for k, v in head.state_dict().items()}
-    torch.save(state, tmp_path / "foundation.pt")
-    prefix = {"net.": "backbone."} | {f"fc{i}.": f"heads.tasks.{i}." for i in range(3)}
-    path = write_recipe(
-        tmp_path / "import.yaml",
-        teacher={
-            "architecture": "tiny_backbone:backbone",
-            "checkpoint": str(tmp_path / "foundation.pt"),
-            "prefix": prefix,
-            "fit": "none",
-        },
-    )
-    result = teacher(path, tmp_path / "run")
-    assert result.missing_keys == () and result.unexpected_keys == ()
-    written = load_bundle(tmp_path / "run" / "teacher")
-    np.testing.assert_array_equal(written.base["0.weight"], state["net.0.weight"].numpy())
-    np.testing.assert_array_equal(written.expert("fundus")["head.bias"], state["fc2.bias"].numpy())
-
-
-def test_heads_are_trained_on_a_frozen_backbone(recipe: Path, tmp_path: Path) -> None:
-    state = backbone().state_dict()
-    torch.save(state | {"extra.weight": torch.zeros(1)}, tmp_path / "foundation.pt")
-    path = write_recipe(
-        tmp_path / "heads.yaml",
-        teacher={
-            "architecture": "tiny_backbone:backbone",
-            "checkpoint": str(tmp_path / "foundation.pt"),
-            "fit": "heads",
-            "train": {"epochs": 1, "batch_size": 16},
-        },
-    )
-    result = teacher(path, tmp_path / "run")
-    assert result.unexpected_keys == ("extra.weight",)
-    written = load_bundle(tmp_path / "run" / "teacher")
-    for name, array in written.base.items():
-        np.testing.assert_array_equal(array, state[name].numpy(), err_msg=name)
-
-
-def test_a_checkpoint_of_another_architecture_is_refused(recipe: Path, tmp_path: Path) -> None:
-    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "other.pt")
-    with pytest.raises(ModelError, match="not one of"):
-        teacher(recipe, tmp_path / "run", set=[f"teacher.checkpoint={tmp_path / 'other.pt'}"])
-    assert not (tmp_path / "run" / "teacher").exists()
-
-
 def test_a_folder_that_holds_another_run_is_refused(taught: Path, tmp_path: Path) -> None:
     other = write_recipe(tmp_path / "other.yaml", seed=9)
     before = _weights_of(taught / "teacher")
     with pytest.raises(BundleError):
         teacher(other, taught)
     assert _weights_of(taught / "teacher") == before
-
-
-def _classes(recipe: Path, tmp_path: Path) -> list[object]:
-    from lorkd_deploy.data import open_data
-    from lorkd_deploy.recipe import load_recipe
-
-    return [open_data(task.data) for task in load_recipe(recipe).tasks]
 
 
 def _recipe_hash(path: Path) -> str:
