@@ -17,7 +17,7 @@ class LorkdError(Exception):
     """
 
     exit_code = 1
-    told = False  # by another process of the same training
+    reported = False  # already, by another process of the same training
 
     def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
         self.what = what

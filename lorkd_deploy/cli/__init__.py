@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fault = system_fault(exc)
     except (MemoryError, RuntimeError) as exc:
         fault = out_of_memory(exc)
-    if not fault.told:
+    if not fault.reported:
         render.error(fault, as_json=as_json)
     return fault.exit_code
 

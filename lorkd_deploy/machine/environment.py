@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from lorkd_deploy.machine.gpu import Gpus
-from lorkd_deploy.machine.kernel import text
+from lorkd_deploy.machine.kernel import number, text
 from lorkd_deploy.machine.memory import memory_limit
 from lorkd_deploy.machine.packages import versions
 from lorkd_deploy.machine.processor import allowed_cpus, cpu_limit, cpu_model
@@ -112,8 +112,8 @@ def _on_battery() -> bool:
 
 
 def _max_mhz(root: Path) -> float | None:
-    khz = text(root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
-    return None if khz is None else int(khz) / 1000
+    khz = number(root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+    return None if khz is None else khz / 1000
 
 
 def _system() -> str:

@@ -15,6 +15,14 @@ def text(path: Path) -> str | None:
         return None
 
 
+def number(path: Path) -> int | None:
+    """The integer that a file of the kernel holds; None where there is none."""
+    try:
+        return int(text(path) or "")
+    except ValueError:
+        return None
+
+
 def control_groups(root: Path, controller: str) -> Iterator[Path]:
     """This process's control-group folder and those above it, versions 2 and 1."""
     mounted = root / "sys/fs/cgroup"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorkd_deploy.machine.gpu import Gpus
+from lorkd_deploy.machine.kernel import number, text
 
 NO_SOURCE = "not measured: no RAPL or NVML energy counter can be read by this user here"
 IDLE_SECONDS = 2.0
@@ -38,13 +39,11 @@ def meters(gpus: Gpus, root: Path = Path("/")) -> tuple[Meter, ...]:
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*")):
         if ":" in zone.name.removeprefix("intel-rapl:"):
             continue  # a part (core, dram) of a package that is counted already
-        try:
-            int((zone / "energy_uj").read_text())
-            wraps_at = int((zone / "max_energy_range_uj").read_text()) / 1e6
-            name = (zone / "name").read_text().strip()
-        except (OSError, ValueError):
+        energy, wraps_at = number(zone / "energy_uj"), number(zone / "max_energy_range_uj")
+        name = text(zone / "name")
+        if energy is None or wraps_at is None or name is None:
             continue
-        found.append(Meter(f"RAPL {name}", _microjoules(zone / "energy_uj"), wraps_at))
+        found.append(Meter(f"RAPL {name}", _microjoules(zone / "energy_uj"), wraps_at / 1e6))
     with suppress(OSError):
         gpus.joules()
         found.append(Meter("NVML", gpus.joules))

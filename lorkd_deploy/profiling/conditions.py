@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from lorkd_deploy.machine import activity
 from lorkd_deploy.machine.gpu import Gpus, GpuState
-from lorkd_deploy.machine.kernel import control_groups
 from lorkd_deploy.schema import Part
 
 OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed
@@ -17,7 +17,6 @@ THROTTLED = 0.01  # share of a round in which a container's CPU limit may have s
 SLOWER = 0.20  # how much slower than in the median the machine may do a fixed piece of work
 REPEATS = 3  # the most that a disturbed round is repeated
 T = TypeVar("T", int, float)
-_TICKS = 100  # a second in /proc/stat: USER_HZ, which Linux keeps at 100 on every machine
 
 
 class Conditions(Part):
@@ -59,7 +58,12 @@ class Snapshot:
 
 def snapshot(cpus: Sequence[int] | None, root: Path = Path("/")) -> Snapshot:
     """How long the CPUs (None: all) have been busy so far, whoever used them; hypervisors too."""
-    return Snapshot(time.monotonic(), _busy(cpus, root), _throttled(root), _slowdowns(root))
+    return Snapshot(
+        time.monotonic(),
+        activity.busy_seconds(cpus, root),
+        activity.throttled_seconds(root),
+        activity.slowdowns(root),
+    )
 
 
 def conditions(
@@ -95,8 +99,8 @@ def conditions(
     return Conditions(
         others=others,
         throttled=throttled,
-        mhz=_mhz(cpus, root),
-        celsius=_celsius(root),
+        mhz=activity.mhz(cpus, root),
+        celsius=activity.celsius(root),
         disturbed=(others or 0) > OTHERS
         or (throttled or 0) > THROTTLED
         or (pace or 1) > 1 + SLOWER
@@ -130,73 +134,3 @@ def worst(parts: Sequence[Conditions]) -> Conditions:
 def _known(choose: Callable[[list[T]], T], values: Sequence[T | None]) -> T | None:
     found = [value for value in values if value is not None]
     return choose(found) if found else None
-
-
-def _busy(cpus: Sequence[int] | None, root: Path) -> float | None:
-    wanted = {"cpu"} if cpus is None else {f"cpu{cpu}" for cpu in cpus}
-    try:
-        lines = (root / "proc/stat").read_text().splitlines()
-    except OSError:
-        return None
-    ticks = 0
-    for line in lines:
-        name, *fields = line.split()
-        if name in wanted:
-            # user nice system idle iowait irq softirq steal; guest time is in user already
-            values = [int(field) for field in fields[:8]]
-            ticks += sum(values) - values[3] - values[4]
-    return ticks / _TICKS
-
-
-def _throttled(root: Path) -> float | None:
-    """Seconds for which this process's control groups have stopped it so far, whichever did.
-
-    Each group counts the stops of its own limit alone, so that those of all levels add up. Where
-    two levels stop at the same time that is too much: rather a quiet round too few.
-    https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/scheduler/sched-bwc.html
-    """
-    found = []
-    for folder in control_groups(root, "cpu"):
-        try:
-            facts = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
-        except OSError:
-            continue
-        if "throttled_usec" in facts:  # version 2
-            found.append(int(facts["throttled_usec"]) / 1e6)
-        elif "throttled_time" in facts:  # version 1, nanoseconds
-            found.append(int(facts["throttled_time"]) / 1e9)
-    return sum(found) if found else None
-
-
-def _slowdowns(root: Path) -> int | None:
-    """How often the CPUs have slowed themselves down for heat so far (Intel and AMD tell it)."""
-    found = []
-    for file in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_*_count"):
-        try:
-            found.append(int(file.read_text()))
-        except (OSError, ValueError):
-            continue
-    return sum(found) if found else None
-
-
-def _mhz(cpus: Sequence[int] | None, root: Path) -> float | None:
-    """Mean clock of the engine's CPUs, where the kernel tells it."""
-    found = []
-    for cpu in cpus or (0,):
-        file = root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq"
-        try:
-            found.append(int(file.read_text()) / 1000)
-        except (OSError, ValueError):
-            return None
-    return sum(found) / len(found)
-
-
-def _celsius(root: Path) -> float | None:
-    """The warmest of the machine's thermal zones."""
-    found = []
-    for file in (root / "sys/class/thermal").glob("thermal_zone*/temp"):
-        try:
-            found.append(int(file.read_text()) / 1000)
-        except (OSError, ValueError):
-            continue
-    return max(found, default=None)

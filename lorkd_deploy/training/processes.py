@@ -40,7 +40,7 @@ RESUME = "the last checkpoint is whole: start all processes again with --resume"
 class StoppedElsewhereError(TrainingError):
     """Process 0 has failed and said why; the others stop with its exit code."""
 
-    told = True
+    reported = True
 
 
 def best_device() -> torch.device:
