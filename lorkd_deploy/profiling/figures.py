@@ -265,7 +265,7 @@ JOULES = Figure(
     "Energy",
     "J",
     lambda m: m.engine.joules,
-    hint="an image, over the idle machine's",
+    hint="per image, over the idle machine's",
 )
 SIZE = Figure(
     "size_mib",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.figures import Figure, Value
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.profiling.resampling import Spread
-from lorkd_deploy.reporting.table import Cell, Tone
+from lorkd_deploy.reporting.table import Cell, Column, Tone
 
 UNMEASURED = "not measured here"
+FEW_CALLS = "too few calls"  # for so high a percentile
 FOUNDATION = "Foundation model"
 EXPERT = "Expert"
-MiB = 1024 * 1024
 
 
 def label(text: object, *, tone: Tone = "", note: str = "") -> Cell:
@@ -36,18 +37,6 @@ def number(value: float | None, digits: int = 3, unit: str = "", *, note: str = 
     return Cell(f"{text} {unit}" if unit else text, value, note)
 
 
-def tail(value: float | None) -> Cell:
-    """A high percentile, or that there were too few calls for one."""
-    return Cell("too few calls", tone="quiet") if value is None else number(value)
-
-
-def mebibytes(size: float | None, *, note: str = "") -> Cell:
-    """Bytes, shown in MiB."""
-    if size is None:
-        return Cell(UNMEASURED, tone="quiet")
-    return Cell(f"{significant(size / MiB, 3)} MiB", size, note)
-
-
 def significant(value: float, digits: int = 3) -> str:
     """`value` with `digits` significant figures, without an exponent between 1e-4 and 1e6."""
     if value == 0:
@@ -62,43 +51,66 @@ def significant(value: float, digits: int = 3) -> str:
     return shown.replace("-", "−")
 
 
-def share(value: float | None, *, note: str = "") -> Cell:
-    """A fraction as per cent."""
-    return number(None) if value is None else Cell(f"{100 * value:.1f} %", value, note)
+def column(figure: Figure) -> Column:
+    """A figure's column; what its cells hold is as the profile has it."""
+    return Column(figure.key, figure.title, hint=figure.hint)
 
 
-def area(value: float | None, *, note: str = "") -> Cell:
-    """An AUC, 0 … 1."""
-    return number(None) if value is None else Cell(f"{value:.3f}", value, note)
+def in_unit(figure: Figure, value: float) -> str:
+    """A value of `figure`, as the profile has it, in the figure's unit: `85.9 %`, `4.22 ms`."""
+    return f"{_digits(figure, value)} {figure.unit}".rstrip()
 
 
-def share_between(value: Interval | None) -> Cell:
-    """A fraction as per cent with its 95 % interval."""
-    if value is None:
+def figure_cell(figure: Figure, found: Value, *, absent: str = UNMEASURED) -> Cell:
+    """What was read of `figure`, with its 95 % interval or the extent of its rounds below it.
+
+    A caption says once that times are in ms; `absent` is shown where there is no value.
+    """
+    if found is None:
+        return Cell(absent, tone="quiet")
+    value, note = _parts(figure, found)
+    text = _digits(figure, value) if figure.unit == "ms" else in_unit(figure, value)
+    return Cell(text, value, f"{note} %" if note and figure.unit == "%" else note)
+
+
+def _parts(figure: Figure, found: Interval | Spread | float) -> tuple[float, str]:
+    """The value, and from where to where it goes."""
+    if isinstance(found, Interval):
+        return found.value, f"{_digits(figure, found.low)} to {_digits(figure, found.high)}"
+    if isinstance(found, Spread):
+        extent = f"{_digits(figure, found.minimum)} to {_digits(figure, found.maximum)}"
+        return found.median, extent if len(found.rounds) > 1 else ""
+    return found, ""
+
+
+def _digits(figure: Figure, value: float) -> str:
+    scaled = figure.scale * value
+    return significant(scaled) if figure.decimals is None else f"{scaled:.{figure.decimals}f}"
+
+
+def beside_cell(figure: Figure, expert: float | None, teacher: float | None) -> Cell:
+    """An expert's value in its unit, the foundation model's below it."""
+    if expert is None:
         return number(None)
-    return share(value.value, note=f"{100 * value.low:.1f} to {100 * value.high:.1f} %")
+    note = "" if teacher is None else f"of {in_unit(figure, teacher)}"
+    return Cell(in_unit(figure, expert), expert, note)
 
 
-def area_between(value: Interval | None) -> Cell:
-    """An AUC with its 95 % interval."""
-    if value is None:
-        return number(None)
-    return area(value.value, note=f"{value.low:.3f} to {value.high:.3f}")
-
-
-def points(
-    value: Interval | None, *, scale: float = 100, unit: str = "points", gain: Tone = "good"
+def difference_cell(
+    figure: Figure, value: Interval | None, *, unit: str = "", gain: Tone = "good"
 ) -> Cell:
-    """A signed difference with its interval; coloured only where the interval excludes zero, and
-    above it with `gain`."""
+    """Expert minus foundation model with its interval; coloured only where that excludes zero, and
+    with `gain` where it is for the better."""
     if value is None:
         return number(None)
-    digits = 1 if scale == 100 else 3
-    text, low, high = (signed(v * scale, digits) for v in (value.value, value.low, value.high))
-    shown = Cell(f"{text} {unit}".strip(), value.value, f"{low} to {high}")
-    if value.low > 0:
-        return Cell(shown.text, shown.value, shown.note, gain)
-    return Cell(shown.text, shown.value, shown.note, "bad" if value.high < 0 else "")
+    text, low, high = (
+        signed(figure.scale * v, figure.decimals or 0) for v in (value.value, value.low, value.high)
+    )
+    below: Tone
+    above: Tone
+    below, above = ("bad", gain) if figure.more_is_better else (gain, "bad")
+    tone: Tone = above if value.low > 0 else below if value.high < 0 else ""
+    return Cell(f"{text} {unit}".rstrip(), value.value, f"{low} to {high}", tone)
 
 
 def signed(value: float, digits: int) -> str:

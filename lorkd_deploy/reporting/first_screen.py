@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.reporting.cells import UNMEASURED, MiB, signed
+from lorkd_deploy.profiling.figures import ACCURACY, AUC, MIB, Figure
+from lorkd_deploy.reporting.cells import UNMEASURED, signed
 from lorkd_deploy.reporting.shown_engine import chosen
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.words import count, extent
@@ -89,8 +90,8 @@ def tiles(sources: Sources) -> tuple[Tile, ...]:
     pairs = chosen(sources)
     experts = [p.expert for p in sources.pairs() if p.expert]
     teachers = [p.teacher for p in pairs if p.teacher] or sources.teachers()
-    sizes = [p.bytes / MiB for p in pairs if p.bytes is not None]
-    of_teacher = f"{extent([t.bytes / MiB for t in teachers])} MiB" if teachers else "unknown"
+    sizes = [p.bytes / MIB for p in pairs if p.bytes is not None]
+    of_teacher = f"{extent([t.bytes / MIB for t in teachers])} MiB" if teachers else "unknown"
     ratios = [ratio.value for ratio in _speed_ups(pairs)]
     tasks = count(len(sources.manifest.tasks), "task")
     return (
@@ -134,12 +135,13 @@ def _accuracy_difference(pairs: Sequence[Pair]) -> tuple[str | None, str]:
     if not compared:
         return None, "against the foundation model"
     areas = [entry.auc.value for entry in compared if entry.auc]
-    note = f"points; AUC {_signed_extent(areas, 3)}" if areas else "points"
+    note = f"points; AUC {_signed_extent(AUC, areas)}" if areas else "points"
     if weak := sorted({pair.task.name for pair in pairs if pair.weak_teacher}):
         note += f"; see the note on {', '.join(weak)}"
-    return _signed_extent([100 * entry.accuracy.value for entry in compared], 1), note
+    return _signed_extent(ACCURACY, [entry.accuracy.value for entry in compared]), note
 
 
-def _signed_extent(values: Sequence[float], digits: int) -> str:
-    low, high = signed(min(values), digits), signed(max(values), digits)
+def _signed_extent(figure: Figure, values: Sequence[float]) -> str:
+    ends = (min(values), max(values))
+    low, high = (signed(figure.scale * value, figure.decimals or 0) for value in ends)
     return low if low == high else f"{low} to {high}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lorkd_deploy.profiling.figures import OF_ANSWERS, OF_CALLS
 from lorkd_deploy.profiling.mlperf.profile import ScenarioProfile, ScenarioRun
 from lorkd_deploy.reporting import chapter as module
 from lorkd_deploy.reporting.chapter import Chapter, chapter
@@ -99,6 +100,14 @@ def test_an_unmeasured_department_has_its_training_s_accuracy_and_loadgen_s_scen
     assert keys(found) == ["accuracy", "scenarios"]
     assert not (*found.curves, *found.latency, *found.samples)
     assert keys(chapter(unmeasured, "chest", "department-1", images=False)) == ["accuracy"]
+
+
+def test_every_figure_of_calls_and_of_answers_has_a_column(measured: Sources) -> None:
+    found = chapter(measured, "breast", "department-1", images=False)
+    for tables, figures in ((found.machine, OF_CALLS), (found.answers, OF_ANSWERS)):
+        columns = {column.key: column for table in tables for column in table.columns}
+        for figure in figures:
+            assert columns[figure.key].title == figure.title
 
 
 @pytest.mark.parametrize("part", ["ANSWERS", "MACHINE"])

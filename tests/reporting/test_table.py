@@ -9,7 +9,8 @@ import json
 import pytest
 
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.reporting.cells import label, number, points, signed, significant
+from lorkd_deploy.profiling.figures import ACCURACY
+from lorkd_deploy.reporting.cells import difference_cell, label, number, signed, significant
 from lorkd_deploy.reporting.markdown import grid, plain
 from lorkd_deploy.reporting.table import Column, Table
 
@@ -47,7 +48,9 @@ def test_no_minus_before_zero(value: float, text: str) -> None:
 def test_a_difference_is_coloured_only_where_its_interval_excludes_zero(
     low: float, high: float, tone: str
 ) -> None:
-    assert points(Interval(value=(low + high) / 2, low=low, high=high)).tone == tone
+    assert (
+        difference_cell(ACCURACY, Interval(value=(low + high) / 2, low=low, high=high)).tone == tone
+    )
 
 
 def test_what_was_not_measured_is_said_and_empty_in_downloads() -> None:

@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from lorkd_deploy.profiling.figures import P50
 from lorkd_deploy.profiling.profile import EngineProfile, calls_name
 from lorkd_deploy.profiling.timing import LEAST_CALLS
-from lorkd_deploy.reporting.cells import engine_name, label, number, significant, tail
+from lorkd_deploy.reporting.cells import (
+    FEW_CALLS,
+    engine_name,
+    figure_cell,
+    label,
+    number,
+    significant,
+)
 from lorkd_deploy.reporting.plots.figure import Figure, layout
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
@@ -173,7 +181,7 @@ def _data(measured: list[tuple[EngineProfile, list[Round]]]) -> Table:
             label(engine.engine),
             Cell(str(entry.number), entry.number),
             number(entry.calls),
-            *((tail if mark == "p99" else number)(getattr(entry, mark)) for mark in _MARKS),
+            *(figure_cell(P50, getattr(entry, mark), absent=FEW_CALLS) for mark in _MARKS),
         )
         for engine, found in measured
         for entry in found

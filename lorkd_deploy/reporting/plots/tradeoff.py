@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.figures import ACCURACY, AUC, P50, PEAK, SIZE, AnswersFigure, Measured
+from lorkd_deploy.profiling.figures import Figure as Measure
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import MiB, label, number, significant
+from lorkd_deploy.reporting.cells import in_unit, label, number, significant
 from lorkd_deploy.reporting.plots.figure import Figure, layout
 from lorkd_deploy.reporting.sources import Pair, Sources
-from lorkd_deploy.reporting.table import Column, Table
+from lorkd_deploy.reporting.table import Cell, Column, Table
 
 COLOURS = 8
 SYMBOLS = ("circle", "square", "triangle-up", "star", "pentagon", "hexagon")
-MEASURES = {"accuracy": "Accuracy", "auc": "AUC"}
+QUALITIES = (ACCURACY, AUC)
+MEASURES = {quality.key: quality.title for quality in QUALITIES}
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,12 @@ class Cost:
     key: str
     title: str
     axis: str
-    unit: str
+    measure: Measure
     caption: str
 
     def of(self, engine: EngineProfile | None) -> float | None:
         """The engine's latency in ms, or its peak memory in MiB."""
-        if engine is None:
-            return None
-        if self.key == "latency":
-            return engine.latency.p50.value
-        return engine.memory.peak.median if engine.memory.peak else None
+        return self.measure.value(Measured(engine, engine.latency)) if engine else None
 
 
 COSTS = (
@@ -43,97 +41,110 @@ COSTS = (
         "latency",
         "Accuracy against latency",
         "Median latency, ms",
-        "ms",
+        P50,
         "Up is better, left is faster; latency is the median, on a logarithmic scale.",
     ),
     Cost(
         "memory",
         "Accuracy against memory",
         "Peak memory, MiB",
-        "MiB",
+        PEAK,
         "Up is better, left is smaller; memory is counted over an empty process, on a "
         "logarithmic scale.",
     ),
 )
 
 
+@dataclass(frozen=True)
+class Mark:
+    """One engine in a plot: `x` its cost, `y` its accuracy or AUC."""
+
+    engine: EngineProfile
+    x: float
+    y: Interval
+
+
 def tradeoffs(sources: Sources) -> list[Figure]:
     """Accuracy and AUC against latency and against memory; none where either is unknown."""
-    found = []
+    figures = []
     for cost in COSTS:
         pairs = [p for p in sources.pairs() if p.score(p.expert) and cost.of(p.expert) is not None]
-        shown = [m for m in MEASURES if any(_measure(p, p.expert, m) for p in pairs)]
+        shown = [q for q in QUALITIES if any(q.of(p.score(p.expert)) for p in pairs)]
         if not shown:
             continue
-        specs = {f"{cost.key}-{m}": _tradeoff(sources, pairs, cost, m) for m in shown}
-        data = _tradeoff_data(pairs, cost)
-        found.append(Figure(cost.key, cost.title, cost.caption, 380, specs, data, "measure"))
-    return found
+        specs = {f"{cost.key}-{q.key}": _spec(sources, pairs, cost, q) for q in shown}
+        data = _data(pairs, cost)
+        figures.append(Figure(cost.key, cost.title, cost.caption, 380, specs, data, "measure"))
+    return figures
 
 
-def _measure(pair: Pair, engine: EngineProfile | None, measure: str) -> Interval | None:
-    score = pair.score(engine)
-    found: Interval | None = getattr(score, measure) if score else None
-    return found
-
-
-def _tradeoff(sources: Sources, pairs: list[Pair], cost: Cost, measure: str) -> dict[str, Any]:
+def _spec(
+    sources: Sources, pairs: list[Pair], cost: Cost, quality: AnswersFigure
+) -> dict[str, Any]:
+    """plotly's traces and layout of one plot."""
     departments = list(sources.manifest.departments)
     targets = sorted({pair.target for pair in pairs})
+    symbols = {target: SYMBOLS[k % len(SYMBOLS)] for k, target in enumerate(targets)}
     traces = []
     named = set()
     for pair in pairs:
-        points = [
-            (engine, cost.of(engine), _measure(pair, engine, measure))
-            for engine in (pair.teacher, pair.expert)
-        ]
-        known = [(e, x, y) for e, x, y in points if e and x is not None and y]
-        if not known:
+        marks = _marks(pair, cost, quality)
+        if not marks:
             continue
         department = pair.task.department
         colour = f"s{departments.index(department) % COLOURS}"
-        symbol = SYMBOLS[targets.index(pair.target) % len(SYMBOLS)]
-        scale = 100 if measure == "accuracy" else 1
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": escape(department, quote=False),
-                "legendgroup": department,
-                "showlegend": False,
-                "x": [x for _, x, _ in known],
-                "y": [scale * y.value for _, _, y in known],
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [scale * (y.high - y.value) for _, _, y in known],
-                    "arrayminus": [scale * (y.value - y.low) for _, _, y in known],
-                    "thickness": 1,
-                    "width": 0,
-                    "color": colour,
-                },
-                "line": {"color": colour, "width": 1.2, "dash": "dot"},
-                "marker": {
-                    "size": 11,
-                    "color": ["paper" if e.kind == "teacher" else colour for e, _, _ in known],
-                    "symbol": ["diamond" if e.kind == "teacher" else symbol for e, _, _ in known],
-                    "line": {"color": colour, "width": 2},
-                },
-                "text": [_hover(pair, e, cost, measure) for e, _, _ in known],
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
+        line = _line(marks, quality.scale, colour, symbols[pair.target])
+        line["text"] = [_hover(pair, mark, cost, quality) for mark in marks]
+        traces.append({"name": escape(department, quote=False), "legendgroup": department} | line)
         if department not in named:
             traces.append(_legend(department, colour, "circle"))
         named.add(department)
     if len(targets) > 1:
-        for target, symbol in zip(targets, itertools.cycle(SYMBOLS), strict=False):
-            traces.append(_legend(target, "soft", symbol))
-    unit = "Accuracy, %" if measure == "accuracy" else "AUC"
+        traces += [_legend(target, "soft", symbol) for target, symbol in symbols.items()]
     look = layout(380, cost.axis, log=True)
-    look["yaxis"] |= {"title": {"text": unit, "standoff": 8, "font": {"size": 13}}}
+    axis = f"{quality.title}, {quality.unit}" if quality.unit else quality.title
+    look["yaxis"] |= {"title": {"text": axis, "standoff": 8, "font": {"size": 13}}}
     look["hovermode"] = "closest"
     return {"data": traces, "layout": look}
+
+
+def _marks(pair: Pair, cost: Cost, quality: AnswersFigure) -> list[Mark]:
+    """The teacher's and the expert's, as far as both values are known."""
+    marks = []
+    for engine in (pair.teacher, pair.expert):
+        x, y = cost.of(engine), quality.of(pair.score(engine))
+        if engine and x is not None and y:
+            marks.append(Mark(engine, x, y))
+    return marks
+
+
+def _line(marks: list[Mark], scale: float, colour: str, symbol: str) -> dict[str, Any]:
+    """From the teacher's mark to the expert's."""
+    teachers = [mark.engine.kind == "teacher" for mark in marks]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "showlegend": False,
+        "x": [mark.x for mark in marks],
+        "y": [scale * mark.y.value for mark in marks],
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [scale * (mark.y.high - mark.y.value) for mark in marks],
+            "arrayminus": [scale * (mark.y.value - mark.y.low) for mark in marks],
+            "thickness": 1,
+            "width": 0,
+            "color": colour,
+        },
+        "line": {"color": colour, "width": 1.2, "dash": "dot"},
+        "marker": {
+            "size": 11,
+            "color": ["paper" if teacher else colour for teacher in teachers],
+            "symbol": ["diamond" if teacher else symbol for teacher in teachers],
+            "line": {"color": colour, "width": 2},
+        },
+        "hovertemplate": "%{text}<extra></extra>",
+    }
 
 
 def _legend(name: str, colour: str, symbol: str) -> dict[str, Any]:
@@ -149,41 +160,43 @@ def _legend(name: str, colour: str, symbol: str) -> dict[str, Any]:
     }
 
 
-def _hover(pair: Pair, engine: EngineProfile, cost: Cost, measure: str) -> str:
+def _hover(pair: Pair, mark: Mark, cost: Cost, quality: AnswersFigure) -> str:
     """What stands beside a mark that is pointed at."""
-    x, y = cost.of(engine), _measure(pair, engine, measure)
-    assert x is not None and y is not None  # only such marks are drawn
-    scale, form, unit = (100, ".1f", " %") if measure == "accuracy" else (1, ".3f", "")
+    engine = mark.engine
     who = "Foundation model" if engine.kind == "teacher" else "Expert"
-    name = escape(pair.task.name, quote=False)
+    low, high = (f"{quality.scale * v:.{quality.decimals}f}" for v in (mark.y.low, mark.y.high))
     return (
-        f"<b>{name}</b> · {who} · {escape(engine.target)} {escape(engine.precision)}<br>"
-        f"{MEASURES[measure]} {y.value * scale:{form}}{unit} "
-        f"({y.low * scale:{form}} to {y.high * scale:{form}})<br>"
-        f"{significant(x)} {cost.unit}, engine {significant(engine.bytes / MiB)} MiB"
+        f"<b>{escape(pair.task.name, quote=False)}</b> · {who} · {escape(engine.target)} "
+        f"{escape(engine.precision)}<br>"
+        f"{quality.title} {in_unit(quality, mark.y.value)} ({low} to {high})<br>"
+        f"{significant(mark.x)} {cost.measure.unit}, engine {in_unit(SIZE, engine.bytes)}"
     )
 
 
-def _tradeoff_data(pairs: list[Pair], cost: Cost) -> Table:
+def _data(pairs: list[Pair], cost: Cost) -> Table:
     columns = [Column(k, k, numeric=False) for k in ("department", "task", "model", "engine")]
-    columns.append(Column("p50_ms" if cost.key == "latency" else "peak_mib", cost.axis))
-    for measure in MEASURES:
-        columns += [Column(f"{measure}{end}", measure) for end in ("", "_low", "_high")]
-    rows = []
-    for pair in pairs:
-        for engine in (pair.teacher, pair.expert):
-            if engine is None:
-                continue
-            cells = [
-                label(pair.task.department),
-                label(pair.task.name),
-                label(engine.kind),
-                label(engine.engine),
-                number(cost.of(engine)),
-            ]
-            for measure in MEASURES:
-                value = _measure(pair, engine, measure)
-                ends = (value.value, value.low, value.high) if value else (None, None, None)
-                cells += [number(end) for end in ends]
-            rows.append(tuple(cells))
+    columns.append(Column(cost.measure.key, cost.axis))
+    for quality in QUALITIES:
+        columns += [Column(f"{quality.key}{end}", quality.key) for end in ("", "_low", "_high")]
+    rows = [
+        _row(pair, engine, cost)
+        for pair in pairs
+        for engine in (pair.teacher, pair.expert)
+        if engine
+    ]
     return Table(cost.key, cost.title, cost.caption, tuple(columns), tuple(rows))
+
+
+def _row(pair: Pair, engine: EngineProfile, cost: Cost) -> tuple[Cell, ...]:
+    cells = [
+        label(pair.task.department),
+        label(pair.task.name),
+        label(engine.kind),
+        label(engine.engine),
+        number(cost.of(engine)),
+    ]
+    for quality in QUALITIES:
+        value = quality.of(pair.score(engine))
+        ends = (value.value, value.low, value.high) if value else (None, None, None)
+        cells += [number(end) for end in ends]
+    return tuple(cells)

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.profiling.figures import ACCURACY, AUC
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import (
-    FOUNDATION,
-    area,
-    area_between,
-    label,
-    number,
-    share,
-    share_between,
-)
+from lorkd_deploy.reporting.cells import FOUNDATION, column, figure_cell, label, number
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -24,8 +17,8 @@ _COLUMNS = (
     Column("task", "Task", numeric=False),
     Column("model", "Model", numeric=False),
     Column("test_images", "Test images"),
-    Column("accuracy", "Accuracy"),
-    Column("auc", "AUC"),
+    column(ACCURACY),
+    column(AUC),
     Column("majority", "Majority class", hint="accuracy of always giving the commonest class"),
     Column("accuracy_before_export", "Accuracy before export", hint="the unfused torch model"),
     Column("auc_before_export", "AUC before export", hint="the unfused torch model"),
@@ -56,9 +49,7 @@ def _row(task: TaskEntry, model: str, engine: EngineProfile | None) -> tuple[Cel
             note=f"{engine.target} {engine.precision}" if engine else "",
         ),
         number(score.images if score else None),
-        share_between(score.accuracy if score else None),
-        area_between(score.auc if score else None),
-        share(score.majority if score else None),
-        share(before.get("accuracy")),
-        area(before.get("auc")),
+        *(figure_cell(figure, figure.of(score)) for figure in (ACCURACY, AUC)),
+        figure_cell(ACCURACY, score.majority if score else None),
+        *(figure_cell(figure, before.get(figure.key)) for figure in (ACCURACY, AUC)),
     )

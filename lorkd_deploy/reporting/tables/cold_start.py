@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lorkd_deploy.profiling.figures import FIRST, LOAD, START, UNCACHED_START
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import engine_cell, engine_name, number, spread
+from lorkd_deploy.reporting.cells import column, engine_cell, engine_name, number, spread
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -25,12 +26,12 @@ def cold_start(sources: Sources, department: str) -> Table | None:
     columns = (
         Column("engine", "Engine", numeric=False),
         Column("import_ms", "Runtime", hint="importing the runtime's library"),
-        Column("load_ms", "Load"),
-        Column("first_ms", "First answer"),
-        Column("start_ms", "From start", hint="start of the process to the first answer"),
+        column(LOAD),
+        Column("first_ms", FIRST.title),
+        column(START),
         Column("uncached_load_ms", "Load, not cached"),
         Column("uncached_first_ms", "First answer, not cached"),
-        Column("uncached_start_ms", "From start, not cached"),
+        column(UNCACHED_START),
         Column("forgotten", "Forgotten", hint="share of the files' bytes"),
         Column("build_s", "Build", hint="seconds that its export took, where it was exported"),
     )

@@ -3,20 +3,24 @@ against the foundation model's, image by image."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from lorkd_deploy.profiling.figures import ACCURACY, AUC, OF_ANSWERS
 from lorkd_deploy.profiling.profile import Difference, EngineProfile, Score
 from lorkd_deploy.reporting.cells import (
+    EXPERT,
     FOUNDATION,
+    column,
+    difference_cell,
+    figure_cell,
     label,
     number,
-    points,
-    share_between,
     significant,
 )
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
 
+# Accuracy and AUC have a table of their own; a difference in points is none of AUC.
+OF_DECISIONS = tuple(figure for figure in OF_ANSWERS if figure not in (ACCURACY, AUC))
+CHANGES = tuple(figure for figure in OF_ANSWERS if figure is not AUC)
 DECISIONS = (
     "Sensitivity and specificity are those at the threshold; of more than two classes or findings "
     "each is one against the rest, and the mean is shown. The expected calibration error is the "
@@ -35,14 +39,11 @@ def decisions(sources: Sources, department: str) -> Table | None:
         Column("task", "Task", numeric=False),
         Column("model", "Model", numeric=False),
         Column("threshold", "Threshold"),
-        Column("sensitivity", "Sensitivity"),
-        Column("specificity", "Specificity"),
-        Column("balanced_accuracy", "Balanced accuracy", hint="mean recall of the classes"),
-        Column("calibration_error", "Calibration error", hint="expected calibration error"),
+        *map(column, OF_DECISIONS),
     )
     rows = []
     for pair in sources.pairs(department):
-        for model, engine in ((FOUNDATION, pair.teacher), ("Expert", pair.expert)):
+        for model, engine in ((FOUNDATION, pair.teacher), (EXPERT, pair.expert)):
             score = pair.score(engine)
             if engine and score and score.threshold_from:
                 rows.append(_row(pair, model, engine, score))
@@ -70,10 +71,7 @@ def _row(pair: Pair, model: str, engine: EngineProfile, score: Score) -> tuple[C
         label(pair.task.name),
         label(model, note=f"{engine.target} {engine.precision}"),
         _thresholds(score.thresholds),
-        share_between(score.sensitivity),
-        share_between(score.specificity),
-        share_between(score.balanced_accuracy),
-        share_between(score.calibration_error),
+        *(figure_cell(figure, figure.of(score)) for figure in OF_DECISIONS),
     )
 
 
@@ -89,11 +87,10 @@ def against(sources: Sources, department: str) -> Table | None:
     columns = (
         Column("task", "Task", numeric=False),
         Column("engine", "Engine", numeric=False),
-        Column("accuracy", "Accuracy"),
-        Column("balanced_accuracy", "Balanced accuracy"),
-        Column("sensitivity", "Sensitivity"),
-        Column("specificity", "Specificity"),
-        Column("calibration_error", "Calibration error", hint="less is better"),
+        *(
+            Column(f.key, f.title, hint="" if f.more_is_better else "less is better")
+            for f in CHANGES
+        ),
         Column("gained", "Gained", hint="wrong by the foundation model, right by the expert"),
         Column("lost", "Lost", hint="right by the foundation model, wrong by the expert"),
         Column("moved", "Both wrong", hint="wrong by both, and not the same answer"),
@@ -120,14 +117,8 @@ def _differences(found: Difference, *, weak: bool) -> tuple[Cell, ...]:
     assert found.flips
     flips = found.flips
     gain: Tone = "" if weak else "good"
-    error = points(found.calibration_error, unit="")
-    other_way: dict[Tone, Tone] = {"good": "bad", "bad": gain}  # of an error more is worse
     return (
-        points(found.accuracy, unit="", gain=gain),
-        points(found.balanced_accuracy, unit="", gain=gain),
-        points(found.sensitivity, unit="", gain=gain),
-        points(found.specificity, unit="", gain=gain),
-        replace(error, tone=other_way.get(error.tone, error.tone)),
+        *(difference_cell(figure, figure.of(found), gain=gain) for figure in CHANGES),
         number(flips.gained, note=f"of {flips.answers:,}"),
         number(flips.lost, note=f"of {flips.answers:,}"),
         number(flips.moved),

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from lorkd_deploy.profiling.figures import (
+    JOULES,
+    OF_CALLS,
+    P50,
+    P99,
+    PEAK,
+    RATIO,
+    SIZE,
+    THROUGHPUT,
+    Measured,
+)
 from lorkd_deploy.profiling.profile import BatchRatio, Comparison, EngineProfile
 from lorkd_deploy.profiling.timing import Timing
 from lorkd_deploy.reporting.cells import (
+    FEW_CALLS,
     UNMEASURED,
     between,
+    column,
     engine_cell,
+    figure_cell,
     label,
-    mebibytes,
     number,
     significant,
-    spread,
-    tail,
 )
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
@@ -24,48 +36,31 @@ INTRO = (
     "Times are in ms, over every call of every round, none trimmed; the 95 % interval is in small "
     "print. Memory is resident memory over an empty process."
 )
+_OF_A_BATCH = (P50, P99, THROUGHPUT)
+_HINTS = {"ms": "ms per batch"}  # by unit
 _PEAK = "over an empty process, smaller batches having run before; median over rounds"
 
 
 def latency(sources: Sources, department: str) -> Table | None:
     """A department's engines and the teacher's at the smallest batch; None where none was
     measured."""
-    columns: tuple[Column, ...] = (
-        Column("engine", "Engine", numeric=False),
-        Column("p50_ms", "p50", hint="median, ms"),
-        Column("p90_ms", "p90", hint="ms"),
-        Column("p99_ms", "p99", hint="ms"),
-        Column("p99_9_ms", "p99.9", hint="ms"),
-        Column("mean_ms", "Mean", hint="ms"),
-        Column("images_per_s", "Throughput", hint="images per second at the same batch"),
-        Column("peak_mib", "Peak memory", hint="over an empty process, median over rounds"),
-        Column("size_bytes", "File size"),
-    )
-    listed = sources.engines(department)
-    if not listed:
+    engines = sources.engines(department)
+    if not engines:
         return None
-    rows = [_row(engine) for engine in listed]
-    if any(engine.joules for engine in listed):
-        columns += (Column("joules", "Energy", hint="per image, over the idle machine's"),)
-        rows = [
-            (*row, spread(engine.joules, "J")) for row, engine in zip(rows, listed, strict=True)
-        ]
-    return Table("engines", "Latency, memory and size", "", columns, tuple(rows))
-
-
-def _row(engine: EngineProfile) -> tuple[Cell, ...]:
-    timing = engine.latency
-    return (
-        engine_cell(engine),
-        number(timing.p50.value, note=between(timing.p50)),
-        number(timing.p90),
-        tail(timing.p99),
-        tail(timing.p99_9),
-        number(timing.mean),
-        number(timing.throughput.value, unit="/s", note=between(timing.throughput)),
-        spread(engine.memory.peak, "MiB"),
-        mebibytes(engine.bytes),
+    energy = (JOULES,) if any(engine.joules for engine in engines) else ()
+    columns = (
+        Column("engine", "Engine", numeric=False),
+        *map(column, (*OF_CALLS, PEAK)),
+        Column("size_bytes", SIZE.title, hint=SIZE.hint),
+        *map(column, energy),
     )
+    rows = []
+    for engine in engines:
+        of = Measured(engine, engine.latency)
+        calls = [figure_cell(figure, figure.read(of), absent=FEW_CALLS) for figure in OF_CALLS]
+        rest = [figure_cell(figure, figure.read(of)) for figure in (PEAK, SIZE, *energy)]
+        rows.append((engine_cell(engine), *calls, *rest))
+    return Table("engines", "Latency, memory and size", "", columns, tuple(rows))
 
 
 def batches(sources: Sources, department: str) -> Table | None:
@@ -77,11 +72,9 @@ def batches(sources: Sources, department: str) -> Table | None:
     columns: tuple[Column, ...] = (
         Column("engine", "Engine", numeric=False),
         Column("batch", "Batch"),
-        Column("p50_ms", "p50", hint="ms per batch"),
-        Column("p99_ms", "p99", hint="ms per batch"),
-        Column("images_per_s", "Throughput"),
-        *([Column("peak_mib", "Peak memory", hint=_PEAK)] if known else []),
-        Column("speed_up", "Speed-up", hint="foundation model's median over the expert's"),
+        *(replace(column(f), hint=_HINTS.get(f.unit, "")) for f in _OF_A_BATCH),
+        *([replace(column(PEAK), hint=_PEAK)] if known else []),
+        Column("speed_up", RATIO.title, hint=RATIO.hint),
         Column("verdict", "Verdict", numeric=False),
     )
     pairs = [pair.comparison for pair in sources.pairs(department) if pair.comparison]
@@ -90,7 +83,7 @@ def batches(sources: Sources, department: str) -> Table | None:
     for engine in listed:
         for timing in engine.timings:
             ratio = ratios.get((engine.engine, timing.batch))
-            peak = (number(timing.peak_mib, unit="MiB"),) if known else ()
+            peak = (figure_cell(PEAK, timing.peak_mib),) if known else ()
             rows.append((*_batch_row(engine, timing), *peak, *_verdict(engine, ratio)))
     return Table("batches", "Throughput by batch size", _at_best(pairs), columns, tuple(rows))
 
@@ -111,21 +104,17 @@ def _at_best(pairs: Sequence[Comparison]) -> str:
 
 
 def _batch_row(engine: EngineProfile, timing: Timing) -> tuple[Cell, ...]:
+    of = Measured(engine, timing)
     return (
         engine_cell(engine),
         number(timing.batch, note="its best" if timing.batch == engine.best_batch else ""),
-        number(timing.p50.value, note=between(timing.p50)),
-        tail(timing.p99),
-        number(timing.throughput.value, unit="/s", note=between(timing.throughput)),
+        *(figure_cell(figure, figure.read(of), absent=FEW_CALLS) for figure in _OF_A_BATCH),
     )
 
 
 def _verdict(engine: EngineProfile, ratio: BatchRatio | None) -> tuple[Cell, Cell]:
     if ratio:
-        return (
-            number(ratio.ratio.value, unit="×", note=between(ratio.ratio)),
-            label(ratio.verdict),
-        )
+        return figure_cell(RATIO, ratio.ratio), label(ratio.verdict)
     if engine.kind == "teacher":
         return Cell("1", 1.0, "the reference", "quiet"), Cell("–", "", tone="quiet")
     return number(None), Cell(UNMEASURED, tone="quiet")

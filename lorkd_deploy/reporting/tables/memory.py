@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lorkd_deploy.profiling.figures import GPU, LOADED, PEAK, SIZE
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.reporting.cells import engine_cell, label, mebibytes, number, spread
+from lorkd_deploy.reporting.cells import column, engine_cell, figure_cell, label, number, spread
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -28,14 +29,14 @@ def memory(sources: Sources, department: str) -> Table | None:
     columns = [
         Column("engine", "Engine", numeric=False),
         Column("empty_mib", "Empty process"),
-        Column("loaded_mib", "After load"),
-        Column("peak_mib", "Under load"),
-        Column("disk_bytes", "On disk", hint="the engine's files, weights included"),
+        column(LOADED),
+        Column(PEAK.key, "Under load"),
+        Column("disk_bytes", "On disk", hint=SIZE.hint),
     ]
     further = [
         (field, title, hint)
         for field, title, hint in (
-            ("gpu", "GPU memory", "of the process, after the smallest batch"),
+            ("gpu", GPU.title, GPU.hint),
             (
                 "allocator",
                 "Runtime's allocator",
@@ -57,7 +58,7 @@ def _row(engine: EngineProfile, further: list[str]) -> tuple[Cell, ...]:
         spread(found.empty, "MiB"),
         spread(found.loaded, "MiB"),
         spread(found.peak, "MiB"),
-        mebibytes(engine.bytes),
+        figure_cell(SIZE, engine.bytes),
         *(spread(getattr(found, field), "MiB") for field in further),
     )
 
@@ -100,7 +101,7 @@ def all_departments(sources: Sources) -> Table | None:
                     note="" if each is None else f"{each / (count - 1):+.1f} MiB per department",
                 ),
                 number(entry.one_engine, unit="MiB"),
-                mebibytes(entry.bytes),
+                figure_cell(SIZE, entry.bytes),
             )
         )
     title = "All departments on one machine"

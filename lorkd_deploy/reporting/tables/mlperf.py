@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from lorkd_deploy.profiling.figures import ACCURACY
 from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
-from lorkd_deploy.reporting.cells import FOUNDATION, label, number, share_between
+from lorkd_deploy.reporting.cells import FOUNDATION, figure_cell, label, number
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -32,7 +33,7 @@ def scenarios(sources: Sources, department: str) -> Table | None:
         Column("p90_ms", "p90", hint="ms a query"),
         Column("p99_ms", "p99", hint="ms a query"),
         Column("queries", "Queries"),
-        Column("accuracy", "Accuracy", hint="by LoadGen's accuracy mode, all test images"),
+        Column("accuracy", ACCURACY.title, hint="by LoadGen's accuracy mode, all test images"),
         Column("verdict", "LoadGen says", numeric=False),
         Column("conforms", "Conforms", numeric=False, hint="to MLPerf's rules"),
     )
@@ -51,7 +52,7 @@ def _row(entry: ScenarioRun) -> tuple[Cell, ...]:
         number(entry.value, unit=entry.unit, note=f"{entry.metric}{bound}"),
         *(number(entry.percentiles.get(mark)) for mark in ("50", "90", "99")),
         number(entry.queries),
-        Cell(several, tone="quiet") if several else share_between(accuracy),
+        Cell(several, tone="quiet") if several else figure_cell(ACCURACY, accuracy),
         label(entry.result.lower(), tone="" if entry.result == "VALID" else "bad"),
         label("yes" if entry.conforms else "no", note="" if entry.conforms else why),
     )

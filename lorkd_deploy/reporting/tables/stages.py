@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lorkd_deploy.reporting.cells import engine_cell, spread
+from lorkd_deploy.profiling.figures import END_TO_END
+from lorkd_deploy.reporting.cells import column, engine_cell, spread
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Column, Table
 
@@ -20,7 +21,7 @@ def stages(sources: Sources, department: str) -> Table | None:
         Column("preprocess_ms", "Preprocessing"),
         Column("inference_ms", "Inference"),
         Column("postprocess_ms", "Postprocessing"),
-        Column("end_to_end_ms", "End to end"),
+        column(END_TO_END),
     )
     rows = []
     for engine in sources.engines(department):

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lorkd_deploy.profiling.figures import ACCURACY, AUC, P50, RATIO, SIZE
 from lorkd_deploy.reporting.cells import (
     UNMEASURED,
-    MiB,
-    area,
-    between,
+    beside_cell,
+    column,
+    difference_cell,
+    figure_cell,
     label,
-    mebibytes,
     number,
-    points,
-    share,
-    significant,
 )
 from lorkd_deploy.reporting.shown_engine import RULE, chosen, fault
 from lorkd_deploy.reporting.sources import Pair, Sources
@@ -30,10 +28,10 @@ _COLUMNS = (
     Column("department", "Department", numeric=False),
     Column("size_bytes", "Engine size"),
     Column("p50_ms", "Latency", hint="median of one image, ms"),
-    Column("speed_up", "Speed-up", hint="foundation model's median over the expert's"),
-    Column("accuracy", "Accuracy"),
+    Column("speed_up", RATIO.title, hint=RATIO.hint),
+    column(ACCURACY),
     Column("accuracy_difference", "Difference", hint="expert minus foundation model"),
-    Column("auc", "AUC"),
+    column(AUC),
     Column("auc_difference", "Difference in AUC", hint="expert minus foundation model"),
 )
 _TONES: dict[str, Tone] = {"faster": "good", "slower": "bad"}
@@ -88,12 +86,11 @@ def _engine(pair: Pair, sources: Sources) -> Cell:
 def _speed(pair: Pair) -> tuple[Cell, ...]:
     expert, teacher = pair.expert, pair.teacher
     if expert is None:
-        return mebibytes(pair.bytes), number(None), number(None)
-    of_size = f"of {significant(teacher.bytes / MiB)} MiB" if teacher else ""
-    of_latency = f"of {significant(teacher.latency.p50.value)} ms" if teacher else ""
+        return figure_cell(SIZE, pair.bytes), number(None), number(None)
+    p50 = teacher.latency.p50.value if teacher else None
     return (
-        mebibytes(expert.bytes, note=of_size),
-        number(expert.latency.p50.value, unit="ms", note=of_latency),
+        beside_cell(SIZE, expert.bytes, teacher.bytes if teacher else None),
+        beside_cell(P50, expert.latency.p50.value, p50),
         _speed_up(pair),
     )
 
@@ -103,23 +100,20 @@ def _speed_up(pair: Pair) -> Cell:
     ratio = pair.ratio
     if ratio is None:
         return number(None)
-    note = between(ratio.ratio)
-    if ratio.verdict != "faster":
-        note += f"; {ratio.verdict}"
-    cell = number(ratio.ratio.value, unit="×", note=note)
-    return replace(cell, tone=_TONES.get(ratio.verdict, ""))
+    cell = figure_cell(RATIO, ratio.ratio)
+    note = cell.note if ratio.verdict == "faster" else f"{cell.note}; {ratio.verdict}"
+    return replace(cell, note=note, tone=_TONES.get(ratio.verdict, ""))
 
 
 def _quality(pair: Pair) -> tuple[Cell, ...]:
     expert, teacher = pair.score(pair.expert), pair.score(pair.teacher)
-    difference = pair.difference
     gain: Tone = "" if pair.weak_teacher else "good"
-    before = f"of {100 * teacher.accuracy.value:.1f} %" if teacher else ""
-    area_before = f"of {teacher.auc.value:.3f}" if teacher and teacher.auc else ""
-    auc = expert.auc if expert else None
-    return (
-        share(expert.accuracy.value if expert else None, note=before),
-        points(difference.accuracy if difference else None, gain=gain),
-        area(auc.value if auc else None, note=area_before),
-        points(difference.auc if difference else None, scale=1, unit="", gain=gain),
-    )
+    cells: list[Cell] = []
+    for figure, unit in ((ACCURACY, "points"), (AUC, "")):
+        own, theirs = figure.of(expert), figure.of(teacher)
+        change = figure.of(pair.difference)
+        cells += [
+            beside_cell(figure, own.value if own else None, theirs.value if theirs else None),
+            difference_cell(figure, change, unit=unit, gain=gain),
+        ]
+    return tuple(cells)
