@@ -1,1 +1,1 @@
-"""One module a target; `lorkd_deploy.runtime` says what each of them must offer."""
+"""One module per target; `lorkd_deploy.runtime` says what each of them must offer."""

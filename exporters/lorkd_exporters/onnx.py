@@ -88,7 +88,7 @@ def probe() -> Probe:
         return Probe(False, False, version, reason=old, fix=INSTALL)
     if CPU not in onnxruntime.get_available_providers():
         return Probe(False, False, version, reason=f"it was built without {CPU}", fix=INSTALL)
-    # Of a scale a channel, the CPU's quantised convolution can't take the input.
+    # With one scale per channel, the CPU's quantised convolution can't take the input.
     return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:], int8="tensor")
 
 

@@ -69,7 +69,7 @@ class Bundle:
         return engines[engine]
 
     def department(self, engine: str) -> str:
-        """The department of an engine; the teacher's engine is nobody's and stands for itself."""
+        """The department of an engine; the teacher's engine is called one of its own."""
         return layout.TEACHER if engine == layout.TEACHER else self.task(engine).department
 
     def logits(self, engine: str) -> dict[str, npt.NDArray[Any]]:

@@ -25,16 +25,15 @@ from lorkd_deploy.runtime import F32, Runner, RunOptions
 
 SECONDS = 0.3  # per candidate and round, at least
 WARM_UP = 5  # calls before a round's first timed one, for caches that the others have taken
-LEAST = 5  # timed calls a round
+LEAST = 5  # timed calls per round
 Make = Callable[[str, Path], Artifact]  # a precision's engine, built into a folder and proven
 
 
-def fastest(
+def fastest_engine(
     make: Make,
     precisions: Sequence[str],
     bundle: Bundle,
     *,
-    engine: str,
     splits: list[Validation],
     work: Path,
     max_drop: float,
@@ -56,27 +55,29 @@ def fastest(
                 raise
             table.append(Candidate(precision=precision, status="not built", reason=exc.what))
             continue
-        failed = artifact.parity.status != "passed"
-        if failed and precision == BASELINE:
+        if artifact.parity.status == "passed":
+            made[precision] = artifact.model_copy(update={"folder": folder})
+        elif precision == BASELINE:
             raise GateError(
-                f"the fp32 engine of {engine} is not the model it came from:\n    "
+                f"the fp32 engine of {artifact.engine} is not the model it came from:\n    "
                 + "\n    ".join(artifact.parity.reasons),
                 where=bundle.path,
                 fix="without fp32 there is nothing to compare the others with; if the bundle is "
                 "whole (`lorkd inspect`), report this",
             )
-        if not failed:
-            made[precision] = artifact.model_copy(update={"folder": folder})
-        table.append(
-            Candidate(
-                precision=precision,
-                status="parity failed" if failed else "not taken",
-                reason="; ".join(artifact.parity.reasons) if failed else None,
-                parity=artifact.parity,
-                bytes=artifact.bytes,
-            )
-        )
+        table.append(_unmeasured(artifact))
     return _taken(made, table, bundle, splits, max_drop)
+
+
+def _unmeasured(artifact: Artifact) -> Candidate:
+    failed = artifact.parity.status != "passed"
+    return Candidate(
+        precision=artifact.precision,
+        status="parity failed" if failed else "not taken",
+        reason="; ".join(artifact.parity.reasons) if failed else None,
+        parity=artifact.parity,
+        bytes=artifact.bytes,
+    )
 
 
 def _taken(
@@ -124,8 +125,7 @@ def _taken(
 def interleaved(
     runners: Mapping[str, Runner], batch: F32, *, rounds: int, seconds: float
 ) -> dict[str, tuple[float, ...]]:
-    """Each runner's median call in ms, one per round; a runner is called for `seconds` a round at
-    least.
+    """Each runner's median call in ms, one per round, in which it is called for `seconds` at least.
 
     This is for choosing, not for a report, which `lorkd benchmark` measures with a process for each
     engine.

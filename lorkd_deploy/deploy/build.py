@@ -18,7 +18,7 @@ from lorkd_deploy.deploy.artifact import (
     environment,
     write_artifact,
 )
-from lorkd_deploy.deploy.auto import fastest
+from lorkd_deploy.deploy.auto import fastest_engine
 from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
 from lorkd_deploy.deploy.chain import Stage, stages
 from lorkd_deploy.deploy.graph import onnx_model
@@ -85,11 +85,10 @@ class EngineBuild:
         work = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
         work.mkdir(parents=True)
         try:
-            artifact = fastest(
+            artifact = fastest_engine(
                 make,
                 precisions,
                 reference.bundle,
-                engine=engine,
                 splits=splits,
                 work=work,
                 max_drop=self.max_drop,

@@ -65,8 +65,8 @@ def judged(measured: list[Candidate], max_drop: float) -> tuple[Candidate, ...]:
     Those that weren't measured stay as they are. Raises `GateError` where none was: there is
     always fp32, unless its own parity failed.
     """
-    able = [entry for entry in measured if entry.p50_ms is not None]
-    taken = fastest(able, lambda e: e.drop or 0.0, lambda e: e.p50_ms or 0.0, max_drop)
+    done = [entry for entry in measured if entry.p50_ms is not None]
+    taken = fastest(done, lambda e: e.drop or 0.0, lambda e: e.p50_ms or 0.0, max_drop)
     if taken is None:
         raise GateError("no candidate could be measured", fix="choose a --precision")
     return tuple(_with_status(entry, taken, max_drop) for entry in measured)

@@ -48,10 +48,10 @@ def stages(
 def opened_stage(stage: Stage) -> Iterator[Runner]:
     """The stage on ONNX Runtime's CPU; raises `RuntimeUnavailableError` where that isn't here."""
     runtime = exporter("onnx")
-    able = runtime.probe()
-    if not able.can_run:
+    probe = runtime.probe()
+    if not probe.can_run:
         raise RuntimeUnavailableError(
-            f"the steps between are run by ONNX Runtime: {able.reason}", fix=able.fix
+            f"the steps between are run by ONNX Runtime: {probe.reason}", fix=probe.fix
         )
     with tempfile.TemporaryDirectory(prefix="lorkd-stage-") as name:
         folder = Path(name)

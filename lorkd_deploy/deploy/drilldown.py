@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,42 +68,14 @@ def drill_down(artifact: Artifact, reference: Reference) -> Drilled:
     Raises `RuntimeUnavailableError` where ONNX Runtime or the target can't run here, `DataError`
     where an int8 model has to be made again and its calibration images aren't here.
     """
-    bundle = reference.bundle
-    fused = onnx_model(bundle, artifact.engine)
-    exact = Cuttable(fused)
-    own = artifact.folder / artifact.files[0].name
-    rebuilt = own.suffix != ".onnx"
-    if rebuilt:
-        able = exporter(artifact.target).probe()
-        given = source_model(fused, bundle, artifact.engine, artifact.precision, able)
-    else:
-        given = own.read_bytes()
-    cut = Cuttable(given)
-    images, share = reference.trial(artifact.engine, artifact.precision, IMAGES)
-    build = partial(_rebuilt, artifact, cut) if rebuilt else partial(_on_onnx_runtime, cut)
-
-    @cache
-    def compared(tensor: str) -> tuple[float, float]:
-        """The largest difference in a tensor, and what is allowed."""
-        expected = _on_onnx_runtime(exact, images, tensor)
-        found = build(images, tensor)
-        allowed = share * max(1.0, float(np.abs(expected).max()))
-        if expected.shape != found.shape or not np.isfinite(found).all():
-            return float("inf"), allowed
-        return float(np.abs(expected - found).max()), allowed
-
-    def differs(tensor: str) -> bool:
-        difference, allowed = compared(tensor)
-        return difference > allowed
-
-    common = [name for name in exact.tensors if name in set(cut.tensors)]
-    tensor = common[-1]
+    pair = _pair(artifact, reference)
+    exact, tensor = pair.exact, pair.common[-1]
     node = None
-    if differs(tensor):
-        tensor = first_difference(common, exact, differs)
+    if pair.differs(tensor):
+        tensor = first_difference(pair.common, exact, pair.differs)
         node = exact.makers[tensor]
-    difference, allowed = compared(tensor)
-    sources = {b.initializer: b.source for b in bundle.manifest.graph.bindings}
+    difference, allowed = pair.difference(tensor)
+    sources = {b.initializer: b.source for b in reference.bundle.manifest.graph.bindings}
     return Drilled(
         node=None if node is None else node.name or node.output[0],
         operator=None if node is None else node.op_type,
@@ -110,9 +83,63 @@ def drill_down(artifact: Artifact, reference: Reference) -> Drilled:
         tensor=tensor,
         difference=min(difference, float(np.finfo(np.float32).max)),  # JSON has no infinity
         tolerance=allowed,
-        rebuilt=rebuilt,
-        models=compared.cache_info().currsize,
+        rebuilt=pair.rebuilt,
+        models=len(pair.compared),
     )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The fused model and the engine's, and what is given to both; `run` is the engine's side.
+
+    A difference counts beyond `share` of the largest value of a tensor, or of 1.
+    """
+
+    exact: Cuttable
+    cut: Cuttable
+    run: Callable[[F32, str], F32]
+    rebuilt: bool
+    images: F32
+    share: float
+    compared: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def common(self) -> list[str]:
+        """The tensors that both have, in the order in which they are computed."""
+        known = set(self.cut.tensors)
+        return [name for name in self.exact.tensors if name in known]
+
+    def difference(self, tensor: str) -> tuple[float, float]:
+        """The largest difference in a tensor, and what is allowed; each is run once."""
+        if tensor not in self.compared:
+            expected = _on_onnx_runtime(self.exact, self.images, tensor)
+            found = self.run(self.images, tensor)
+            allowed = self.share * max(1.0, float(np.abs(expected).max()))
+            same = expected.shape == found.shape and np.isfinite(found).all()
+            largest = float(np.abs(expected - found).max()) if same else float("inf")
+            self.compared[tensor] = largest, allowed
+        return self.compared[tensor]
+
+    def differs(self, tensor: str) -> bool:
+        """Whether the difference in a tensor counts."""
+        difference, allowed = self.difference(tensor)
+        return difference > allowed
+
+
+def _pair(artifact: Artifact, reference: Reference) -> _Pair:
+    bundle = reference.bundle
+    fused = onnx_model(bundle, artifact.engine)
+    own = artifact.folder / artifact.files[0].name
+    rebuilt = own.suffix != ".onnx"
+    if rebuilt:
+        probe = exporter(artifact.target).probe()
+        cut = Cuttable(source_model(fused, bundle, artifact.engine, artifact.precision, probe))
+        run = partial(_rebuilt, artifact, cut)
+    else:
+        cut = Cuttable(own.read_bytes())
+        run = partial(_on_onnx_runtime, cut)
+    images, share = reference.trial(artifact.engine, artifact.precision, IMAGES)
+    return _Pair(Cuttable(fused), cut, run, rebuilt, images, share)
 
 
 def first_difference(order: Sequence[str], graph: Cuttable, differs: Callable[[str], bool]) -> str:

@@ -55,7 +55,7 @@ class Cuttable:
         return found
 
     def up_to(self, tensor: str) -> bytes:
-        """The model that gives `tensor`, one row an image, as float32 `(N, anything)`."""
+        """The model that gives `tensor`, one row per image, as float32 `(N, anything)`."""
         import onnx
 
         needed = self.ancestors(tensor) | {tensor}

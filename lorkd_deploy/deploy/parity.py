@@ -127,10 +127,10 @@ class Parity(Part):
         return sum(c.flips for c in self.compared)
 
 
-def not_run_here(target: str, able: Probe) -> Parity:
+def not_run_here(target: str, probe: Probe) -> Parity:
     """A proof that is left to the device: why, and what to do about it."""
-    reason = able.reason or f"{target} can't run on this machine"
-    return Parity(status="not run here", reasons=(with_fix(reason, able.fix),))
+    reason = probe.reason or f"{target} can't run on this machine"
+    return Parity(status="not run here", reasons=(with_fix(reason, probe.fix),))
 
 
 class ParityError(GateError):

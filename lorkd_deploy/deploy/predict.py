@@ -137,7 +137,7 @@ def _predictions(files: Sequence[Path], task: EngineTask, logits: F32) -> Iterat
 
 
 def _table(answers: Sequence[Prediction], task: EngineTask) -> bytes:
-    """The answers as CSV: one row an image, one column a class."""
+    """The answers as CSV: one row per image, one column per class."""
     import csv
 
     text = io.StringIO()

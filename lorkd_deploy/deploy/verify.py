@@ -142,15 +142,15 @@ def _parity(
     artifact: Artifact, reference: Reference, made: Remade
 ) -> tuple[Parity, dict[str, Any]]:
     """The engine's parity, and what the runtime says that it did."""
-    able = exporter(artifact.target).probe()
-    if not able.can_run:
-        return not_run_here(artifact.target, able), {}
+    probe = exporter(artifact.target).probe()
+    if not probe.can_run:
+        return not_run_here(artifact.target, probe), {}
     own = artifact.files[0].sha256
     chain = stages(made.fused, made.source, artifact.precision, own)
     with open_engine(artifact, RunOptions(threads=usable_cpus())) as runner:
         parity = reference.check(artifact.engine, runner, artifact.precision, chain)
         facts = runner.facts
-    between = artifact.precision in able.converted and artifact.onnx_sha256 != own
+    between = artifact.precision in probe.converted and artifact.onnx_sha256 != own
     if made.source is None and between and parity.links_not_here is None:
         missing = f"the {artifact.precision} ONNX model: {made.not_here}"
         return parity.model_copy(update={"links_not_here": missing}), facts

@@ -57,7 +57,7 @@ def int8(model: bytes, calibration: Callable[[], F32], *, form: Int8 = "any") ->
 
     `calibration()` are network inputs float32 `(N, 3, S, S)`. `form` is what the target takes
     (`Probe`): left to NNCF, tensors without negative values are UINT8, and the input of a depthwise
-    convolution has a scale a channel. NNCF runs in a process of its own: it would import torch
+    convolution has one scale per channel. NNCF runs in a process of its own: it would import torch
     where that is installed, and report to its vendor. Raises `RuntimeUnavailableError` where NNCF
     isn't installed, `DataError` for no image or values that are not finite.
     """

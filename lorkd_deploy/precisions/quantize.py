@@ -1,4 +1,4 @@
-"""`python -m lorkd_deploy.precisions.quantize FOLDER [tensor]`: NNCF's part of `precision.int8`,
+"""`python -m lorkd_deploy.precisions.quantize FOLDER [tensor]`: NNCF's part of `passes.int8`,
 alone. Reads `model.onnx` and `images.npy`, writes `int8.onnx`.
 """
 
@@ -13,7 +13,7 @@ def main(folder: Path, *, tensor: bool = False) -> None:
     """Quantise the model in `folder`, calibrated on all of the images there.
 
     Each activation has one scale a `tensor` and zero point 0, if asked for; else the input of a
-    depthwise convolution has one a channel.
+    depthwise convolution has one per channel.
     """
     modules: dict[str, Any] = sys.modules
     # It does without both: torch takes seconds to import, telemetry reports to the vendor.

@@ -1,4 +1,4 @@
-"""The precisions of engines, a row each: the one place that lists them.
+"""The precisions of engines, one row each: the only place that lists them.
 
 A new one is a row here, its pass over the ONNX model beside `passes.py`, and its name in the
 exporters of the targets that can do it.

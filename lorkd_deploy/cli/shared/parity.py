@@ -87,7 +87,7 @@ def _points(change: Change | None) -> str | None:
 
 
 def show_choices(output: Output, artifacts: Iterable[Artifact]) -> None:
-    """What `--precision auto` chose between, a table an engine; nothing where it did not choose."""
+    """What `--precision auto` chose between, one table per engine that it chose."""
     for artifact in artifacts:
         choice = artifact.choice
         if choice is None:

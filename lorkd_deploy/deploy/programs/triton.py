@@ -1,9 +1,9 @@
-"""A Triton model repository of exported engines: one model a task, loadable as it is.
+"""A Triton model repository of exported engines: one model per task, loadable as it is.
 
     REPOSITORY/
       TASK/
         config.pbtxt
-        labels.txt          one line a column of the output
+        labels.txt          one line per column of the output
         1/                  the engine's folder as it was exported: engine and artifact.json
 
 Triton opens the file that config.pbtxt names and leaves everything else in a version's folder
@@ -32,7 +32,7 @@ LAYOUT = "triton"
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
 VERSION = "1"
-MOST = 32  # images a request, of engines that take any number
+MOST = 32  # images per request, of engines that take any number
 UNPINNED = (
     "# This backend has no parameter for f32: a server whose CPU has bf16 computes in that,\n"
     "# which is not what artifact.json is about."
@@ -131,7 +131,7 @@ def config(artifact: Artifact, graph: GraphEntry) -> str:
 
 
 def labels(artifact: Artifact) -> str:
-    """One line a column; an engine of several tasks says whose class it is."""
+    """One line per column; an engine of several tasks says whose class it is."""
     several = len(artifact.tasks) > 1
     named = (
         f"{task.name}: {name}" if several else name
