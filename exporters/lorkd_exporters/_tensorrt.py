@@ -72,15 +72,9 @@ def build(  # noqa: PLR0917
     """
     logger = _logger(trt)
     builder = trt.Builder(logger)
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    # The parser owns the weights until the engine is built, so it has to be held.
+    network, _parser = _parsed(trt, builder, logger, onnx_path)
     network.name = spec.precision  # the only thing in an engine that its reader can ask for
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(onnx_path.read_bytes()):  # by content: the log gets no path
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        nodes = {" ".join(filter(None, (e.node_operator(), e.node_name()))) for e in errors}
-        said = f"{', '.join(sorted(nodes))}: {logger.worst}"
-        raise _failed(f"{trt.__name__} can't take this model: {said}", onnx_path)
     config = builder.create_builder_config()
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace * MIB)
@@ -98,15 +92,21 @@ def build(  # noqa: PLR0917
     if loads_here:
         write_atomic(folder / LAYERS, _layers(trt, folder / name))
         files.append(LAYERS)
-    return EngineFiles(
-        tuple(files),
-        {
-            "runtime": trt.__name__,
-            "version": trt.__version__,
-            "precision": spec.precision,
-            "options": options.model_dump(mode="json"),
-        },
-    )
+    facts = {"runtime": trt.__name__, "version": trt.__version__, "precision": spec.precision}
+    return EngineFiles(tuple(files), facts | {"options": options.model_dump(mode="json")})
+
+
+def _parsed(trt: Any, builder: Any, logger: Any, onnx_path: Path) -> tuple[Any, Any]:
+    """The model as TensorRT's network, with the types that stand in it, and its parser."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx_path.read_bytes()):  # by content: the log gets no path
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        nodes = {" ".join(filter(None, (e.node_operator(), e.node_name()))) for e in errors}
+        said = f"{', '.join(sorted(nodes))}: {logger.worst}"
+        raise _failed(f"{trt.__name__} can't take this model: {said}", onnx_path)
+    return network, parser
 
 
 class TensorRtRunner(Closing):

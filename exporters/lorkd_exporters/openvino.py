@@ -6,18 +6,15 @@ the inference precision stands in the IR, is set when the engine is opened, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field
 
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
-    F32,
-    Closing,
     EngineFiles,
     EngineSpec,
     Probe,
@@ -30,6 +27,7 @@ from lorkd_deploy.runtime import (
 )
 from lorkd_deploy.schema import Part
 from lorkd_exporters._nodes import with_nodes, with_operator
+from lorkd_exporters._openvino import OpenVinoRunner, said
 
 if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 MODEL = "model.xml"
 WEIGHTS = "model.bin"
 OLDEST = (2026, 4)
-COPIED = 256 * 2**10  # bytes of a batch up to which copying it is cheaper than binding it
 INSTALL = "python -m pip install 'lorkd-deploy[openvino]'"
 PYTHON_SAMPLE = PythonSample("import openvino", "openvino", fill("python/openvino.in"))
 
@@ -98,7 +95,7 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
         model = core.read_model(onnx_path)
     except RuntimeError as exc:
         raise ArtifactError(
-            f"OpenVINO can't take this model: {with_nodes(_said(exc), onnx_path)}"
+            f"OpenVINO can't take this model: {with_nodes(said(exc), onnx_path)}"
         ) from exc
     described = {
         "device": options.device,
@@ -127,46 +124,25 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     import openvino
 
     core = openvino.Core()
-    try:
-        model = core.read_model(*paths)
-        device, precision, hint = (
-            str(model.get_rt_info(["lorkd", name]).value)
-            for name in ("device", "precision", "inference_precision")
-        )
-        exported = model.has_rt_info(["lorkd", "cache"])
-        cache = str(model.get_rt_info(["lorkd", "cache"]).value) if exported else None
-    except RuntimeError as exc:
-        raise ArtifactError(
-            f"{paths[0].name} is damaged or no engine: {_said(exc)}",
-            where=folder,
-            fix="run `lorkd export` again",
-        ) from exc
+    model, written = _read(core, paths)
+    device, hint = written["device"], written["inference_precision"]
     _require_device(core, device)
-    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
     if device == "CPU":
         settings["INFERENCE_NUM_THREADS"] = options.threads
-    cache = given.cache or cache
+    cache = given.cache or written.get("cache")
     if cache is not None:
         settings["CACHE_DIR"] = str(folder / cache)
-    try:
-        compiled = core.compile_model(model, device, settings)
-    except RuntimeError as exc:
-        raise ArtifactError(
-            f"OpenVINO can't compile the engine for {device}: "
-            f"{with_operator(_said(exc), exc, model)}",
-            where=folder,
-        ) from exc
-    real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if real != hint:
-        raise RuntimeUnavailableError(
-            f"{device} of this machine would compute in {real}, the engine asks for {hint}",
-            fix="run `lorkd export` on this machine, or choose another --precision",
-        )
+    compiled = _compiled(core, model, device, settings, folder)
     facts = {
         "runtime": "openvino",
         "version": found.version,
         "provider": device,
-        "precision": precision,
+        "precision": written["precision"],
         "inference_precision": hint,
         "threads": options.threads,
     }
@@ -175,71 +151,41 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     return OpenVinoRunner(compiled, facts, None if cache is None else folder / cache)
 
 
-class OpenVinoRunner(Closing):
-    """A compiled model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`."""
+def _read(core: openvino.Core, paths: Sequence[Path]) -> tuple[openvino.Model, dict[str, str]]:
+    """The IR, and what `export` wrote into it."""
+    try:
+        model = core.read_model(*paths)
+        names = ["device", "precision", "inference_precision"]
+        names += ["cache"] if model.has_rt_info(["lorkd", "cache"]) else []
+        return model, {name: str(model.get_rt_info(["lorkd", name]).value) for name in names}
+    except RuntimeError as exc:
+        raise ArtifactError(
+            f"{paths[0].name} is damaged or no engine: {said(exc)}",
+            where=paths[0].parent,
+            fix="run `lorkd export` again",
+        ) from exc
 
-    def __init__(
-        self, compiled: openvino.CompiledModel, facts: dict[str, Any], cache: Path | None = None
-    ) -> None:
-        kinds = [v.get_element_type().get_type_name() for v in compiled.inputs + compiled.outputs]
-        if kinds != ["f32", "f32"]:
-            raise ArtifactError(
-                f"this model is no engine: it maps {len(compiled.inputs)} tensors to "
-                f"{len(compiled.outputs)} ({', '.join(kinds)}), a float32 one to a float32 one "
-                "is needed"
-            )
-        import openvino
 
-        self._tensor: Callable[..., Any] = openvino.Tensor
-        self._request: Any = compiled.create_infer_request()
-        self._classes = compiled.output(0).get_partial_shape()[1].get_length()
-        self._shape: tuple[int, ...] = ()  # the batch that the two arrays are bound for
-        self._input: F32 | None = None
-        self._output: F32 = np.empty(0, np.float32)
-        self.facts = facts
-        self.cache = cache
-
-    def __call__(self, batch: F32) -> F32:
-        """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
-        try:
-            if batch.dtype != np.float32:  # which OpenVINO would convert without a word
-                raise TypeError("float32 is needed")
-            if self._request is None:
-                raise RuntimeError("it is closed")
-            if batch.shape != self._shape:
-                self._bind(batch.shape)
-            if self._input is not None:
-                np.copyto(self._input, batch)
-            else:
-                # Held by this name until the answer is there: the tensor doesn't keep its array.
-                bound = np.require(batch, requirements=["C", "W"])
-                self._request.set_input_tensor(self._tensor(bound, shared_memory=True))
-            self._request.infer(share_outputs=True)
-            logits = self._output.copy()
-        except Exception as exc:  # the binding raises what it likes
-            raise ArtifactError(
-                f"the engine failed on {batch.dtype} {batch.shape}: {_said(exc)}"
-            ) from exc
-        return logits
-
-    def _bind(self, shape: tuple[int, ...]) -> None:
-        """Let the request read and write arrays of ours, which are there for every call of one
-        shape: `infer([batch])` looks at what it is given and makes arrays of what it gives, 0.1 ms
-        a call, and binding afresh costs a quarter of that. A batch above `COPIED` isn't copied,
-        unless OpenVINO takes no such array: one that can't be written to, or isn't contiguous.
-        """
-        self._shape = ()
-        small = 4 * int(np.prod(shape)) <= COPIED
-        self._input = np.empty(shape, np.float32) if small else None
-        self._output = np.empty((shape[0], self._classes), np.float32)
-        if self._input is not None:
-            self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))
-        self._request.set_output_tensor(self._tensor(self._output, shared_memory=True))
-        self._shape = shape
-
-    def close(self) -> None:
-        """Free the model; calling the runner after this raises `ArtifactError`."""
-        self._request = None
+def _compiled(
+    core: openvino.Core, model: openvino.Model, device: str, settings: dict[str, Any], folder: Path
+) -> openvino.CompiledModel:
+    """The model for `device`, computing in nothing but what `settings` ask for."""
+    try:
+        compiled = core.compile_model(model, device, settings)
+    except RuntimeError as exc:
+        raise ArtifactError(
+            f"OpenVINO can't compile the engine for {device}: "
+            f"{with_operator(said(exc), exc, model)}",
+            where=folder,
+        ) from exc
+    hint = settings["INFERENCE_PRECISION_HINT"]
+    real = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if real != hint:
+        raise RuntimeUnavailableError(
+            f"{device} of this machine would compute in {real}, the engine asks for {hint}",
+            fix="run `lorkd export` on this machine, or choose another --precision",
+        )
+    return compiled
 
 
 def _precisions(core: openvino.Core, device: str) -> dict[str, str]:
@@ -277,9 +223,3 @@ def _require_device(core: openvino.Core, device: str) -> None:
 def _version(full: str) -> str:
     """`2026.4.1` of `2026.4.1-22982-e213a147257-releases/2026/4`."""
     return full.partition("-")[0]
-
-
-def _said(exc: Exception) -> str:
-    """The last line of an OpenVINO error: those above name its source files."""
-    lines = [line.strip(" -") for line in str(exc).splitlines() if line.strip()]
-    return (lines or [type(exc).__name__])[-1][:300]
