@@ -75,6 +75,7 @@ def scenario(department: str, task: str) -> ScenarioRun:
         loadgen="6.0.17",
         measured="2026-11-24T10:00:00Z",
         logs="loadgen/offline",
+        asked={},
     )
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.environment import Environment
 from lorkd_deploy.metrics.interval import Interval
@@ -74,8 +72,8 @@ class ScenarioRun(Part):
     loadgen: str
     measured: str
     logs: str
+    asked: dict[str, Any]
     notes: tuple[str, ...] = ()
-    asked: dict[str, Any] = Field(default_factory=dict)  # empty in older files
 
 
 class ScenarioProfile(Part):

@@ -141,7 +141,7 @@ def _notes_of(runs: Sequence[ScenarioRun], machine: dict[str, Any]) -> Iterator[
     """The notes of every run, each once, and that some are of another machine than the last."""
     for note, count in Counter(note for run in runs for note in run.notes).items():
         yield note if count == len(runs) else f"{note} ({count} of {len(runs)} scenario runs)"
-    if others := sum(run.asked.get("machine", machine) != machine for run in runs):
+    if others := sum(run.asked["machine"] != machine for run in runs):
         yield (
             f"{others} of {len(runs)} scenario runs were measured on another machine or with other "
             "packages than the last ones: don't compare them with those"
