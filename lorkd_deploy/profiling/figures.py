@@ -241,7 +241,7 @@ END_TO_END = Figure(
     "end_to_end_ms",
     "End to end",
     "ms",
-    lambda m: m.engine.stages.end_to_end if m.engine.stages else None,
+    lambda m: m.engine.stages.end_to_end,
     hint="from an image's file to an answer",
 )
 LOADED = Figure("loaded_mib", "After load", "MiB", lambda m: m.engine.memory.loaded)
@@ -261,11 +261,7 @@ GPU = Figure(
     hint="of the process, after the smallest batch",
 )
 JOULES = Figure(
-    "joules",
-    "Energy",
-    "J",
-    lambda m: m.engine.joules,
-    hint="per image, over the idle machine's",
+    "joules", "Energy", "J", lambda m: m.engine.joules, hint="per image, over the idle machine's"
 )
 SIZE = Figure(
     "size_mib",
