@@ -16,6 +16,7 @@ from pydantic import (
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.delta import Factorisation
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe.training import TrainSpec
 from lorkd_deploy.schema import Part
 
@@ -50,6 +51,11 @@ class TeacherSpec(Part):
     )
     prefix: dict[str, str] = Field(
         default_factory=dict, description="key prefixes to replace, e.g. {'module.': ''}"
+    )
+    preprocess: Preprocess | None = Field(
+        default=None,
+        description="what its input is made by, where that isn't the student's `preprocess`: a "
+        "teacher of 224 px may teach a student of 64",
     )
     fit: Literal["all", "heads", "none"] = Field(
         default="all",

@@ -164,7 +164,7 @@ def _validated(
     """Scores of one expert on its validation split, by the unfused network."""
     model = restored(bundle.manifest, [task], bundle.base, {task.name: tensors})
     images = setup.val[place]
-    return score(images.labels, task_logits(model, images, 0, setup.recipe.preprocess), task.kind)
+    return score(images.labels, task_logits(model, images, 0, setup.preprocess), task.kind)
 
 
 def _write(
@@ -172,7 +172,7 @@ def _write(
 ) -> Compression:
     experts = {one.task.name: one.tensors for one in shrunk}
     model = restored(bundle.manifest, [one.task for one in shrunk], bundle.base, experts)
-    tested = scores(model, setup.test, setup.kinds, setup.recipe.preprocess)
+    tested = scores(model, setup.test, setup.kinds, setup.preprocess)
     tasks = [
         one.task.model_copy(update={"metrics": {**one.task.metrics, "expert": of_task}})
         for one, of_task in zip(shrunk, tested, strict=True)

@@ -190,7 +190,7 @@ def _tuned(setup: Setup, place: int, base: _Base, file: Path) -> _Tuned:
 
 def _score(setup: Setup, place: int, model: TaskNetwork, task: int, images: Images) -> Score:
     """Scores of `model`'s `task`, which in the recipe is at `place`."""
-    logits = task_logits(model, images, task, setup.recipe.preprocess)
+    logits = task_logits(model, images, task, setup.preprocess)
     return score(images.labels, logits, setup.kinds[place])
 
 

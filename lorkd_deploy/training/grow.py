@@ -129,7 +129,7 @@ def _write(job: Job, growth: Growth, model: ExpertClassifier, fitted: Fitted) ->
             f"training changed {moved[0]}, which all tasks share",
             fix="a backbone must keep its own tensors as they are, but for norms",
         )
-    tested = {"expert": scores(model, setup.test, setup.kinds, setup.recipe.preprocess)}
+    tested = {"expert": scores(model, setup.test, setup.kinds, setup.preprocess)}
     teacher = load_bundle(run.teacher) if run.teacher.exists() else None
     if teacher is not None and has_heads_for(teacher, setup):
         tested["teacher"] = [teacher.task(name).metrics["teacher"] for name in setup.names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,11 +68,12 @@ def teacher(
 
 def train_teacher(job: Job) -> TrainingResult:
     """`teacher` in a run that is claimed, over data that is open."""
-    setup, spec = job.setup, job.setup.recipe.teacher
-    job.processes.first(lambda: _check_student(setup))  # a recipe put right is another run's
+    job.processes.first(lambda: _check_student(job.setup))  # a recipe put right is another run's
+    setup, spec = job.setup.for_teacher(), job.setup.recipe.teacher
+    job = replace(job, setup=setup)
     torch.manual_seed(setup.recipe.seed)
     backbone = models.build(spec.architecture)
-    features = models.feature_dim(backbone, setup.recipe.preprocess.size)
+    features = models.feature_dim(backbone, setup.preprocess.size)
     model = TeacherNetwork(backbone, features, setup.classes)
     report = _import_checkpoint(model, setup.recipe)
     frozen = []

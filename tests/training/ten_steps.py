@@ -104,8 +104,9 @@ class PooledTransfer(nn.Module):
         super().__init__()
         self.projection = nn.Linear(12, width)
 
-    def forward(self, batch: Batch, x: Tensor, output: Outputs) -> Tensor:
-        pooled = nn.functional.adaptive_avg_pool2d(x.double(), 2).flatten(1)
+    def forward(self, batch: Batch, output: Outputs) -> Tensor:
+        x = torch.from_numpy(batch.images).permute(0, 3, 1, 2).double() / 127.5 - 1
+        pooled = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
         return softened_divergence(self.projection(pooled), output.features, 2.0)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_recipe import write_recipe
+from tiny_recipe import tiny_recipe, write_recipe
 
 from lorkd_deploy import cli, decompose, load_bundle, teacher
 from lorkd_deploy.cli.shared.render import Output
@@ -24,8 +24,12 @@ from lorkd_deploy.cli.shared.training import show
 from lorkd_deploy.errors import (
     BundleError,
     LorkdError,
+    ModelError,
     TrainingError,
 )
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.run import claim
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.fitting.checkpoint import Checkpoints
 from tests.stopping import KilledError, killed_when
@@ -75,8 +79,9 @@ def test_the_bundle_holds_what_was_trained(decomposed: Path) -> None:
 
 def test_the_history_says_what_the_training_waited_for_and_learnt_from(decomposed: Path) -> None:
     history = json.loads((decomposed / "history" / "bundle.json").read_text())
-    cache = decomposed / "cache" / history["teacher_features"]["file"]
-    assert history["teacher_features"]["sha256"] == sha256_file(cache)
+    assert history["teacher_features"].keys() == {"cells", "xray", "fundus"}
+    for held in history["teacher_features"].values():
+        assert held["sha256"] == sha256_file(decomposed / "cache" / held["file"])
     assert 0 <= history["waiting_for_data"] < 1
     assert history["finished"]
     assert [entry["step"] for entry in history["validations"]][-1] == history["steps"]
@@ -88,6 +93,23 @@ def test_the_teacher_is_a_bundle_with_one_engine(taught: Path) -> None:
     classes = sum(len(task.classes) for task in bundle.manifest.tasks)
     fused = bundle.fuse("teacher")
     assert any(array.shape in ((classes, 16), (16, classes)) for array in fused.values())
+
+
+def test_a_teacher_may_have_an_input_of_its_own(tmp_path: Path) -> None:
+    own = {"size": 24, "mean": [0.4, 0.4, 0.4], "interpolation": "bicubic"}
+    section = tiny_recipe()["teacher"]
+    recipe = write_recipe(tmp_path / "own.yaml", teacher=section | {"preprocess": own})
+    short = ["train.epochs=1", "teacher.train.epochs=1"]
+    decompose(recipe, tmp_path / "run", set=short)
+    taught, experts = (load_bundle(tmp_path / "run" / p).manifest for p in ("teacher", "bundle"))
+    assert taught.preprocess == Preprocess.model_validate(own)
+    assert experts.preprocess.size == 16
+    assert taught.recipe_sha256 == experts.recipe_sha256
+    plain = write_recipe(tmp_path / "plain.yaml")
+    claim(tmp_path / "other", load_recipe(plain, short))
+    shutil.copytree(tmp_path / "run" / "teacher", tmp_path / "other" / "teacher")
+    with pytest.raises(ModelError, match="another preprocessing"):
+        decompose(plain, tmp_path / "other", set=short)
 
 
 def test_decompose_alone_makes_the_teacher_first(recipe: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from lorkd_deploy.data import TaskData, open_data
 from lorkd_deploy.errors import DataError, LorkdError, RecipeError
 from lorkd_deploy.metrics.score import Kind
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
 from lorkd_deploy.training.batches.loader import Augment, Images, Loader
 from lorkd_deploy.training.batches.sampler import MixedSampler
@@ -27,6 +28,16 @@ class Setup:
     recipe: Recipe
     data: tuple[TaskData, ...]
     processes: Processes = field(default_factory=Processes)
+    own_preprocess: Preprocess | None = None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From a stored image to the input of the network that is trained or tested."""
+        return self.own_preprocess or self.recipe.preprocess
+
+    def for_teacher(self) -> Setup:
+        """The same data at the teacher's input, which may be another than the student's."""
+        return replace(self, own_preprocess=self.recipe.teacher.preprocess)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,15 +58,15 @@ class Setup:
 
     @cached_property
     def train(self) -> tuple[Images, ...]:
-        return tuple(Images(data.train, self.recipe.preprocess) for data in self.data)
+        return tuple(Images(data.train, self.preprocess) for data in self.data)
 
     @cached_property
     def val(self) -> tuple[Images, ...]:
-        return tuple(Images(data.val, self.recipe.preprocess) for data in self.data)
+        return tuple(Images(data.val, self.preprocess) for data in self.data)
 
     @cached_property
     def test(self) -> tuple[Images, ...]:
-        return tuple(Images(data.test, self.recipe.preprocess) for data in self.data)
+        return tuple(Images(data.test, self.preprocess) for data in self.data)
 
     def steps(self, spec: TrainSpec) -> tuple[int, int]:
         """Steps of the whole training, and between two validations."""

@@ -46,7 +46,7 @@ class Sources(NamedTuple):
 def write_teacher(run: Run, setup: Setup, model: TeacherNetwork, fitted: Fitted) -> TrainingResult:
     """Write `RUN/teacher`: backbone, heads, graph, reference logits, and its test scores."""
     recipe, backbone = setup.recipe, model.backbone
-    tested = {"teacher": scores(model, setup.test, setup.kinds, recipe.preprocess)}
+    tested = {"teacher": scores(model, setup.test, setup.kinds, setup.preprocess)}
     template = _template(setup, backbone, model.heads.head(0))
     state = backbone.state_dict()
     parameters = {"backbone": _count(backbone), "heads": _count(model.heads)}
@@ -87,7 +87,7 @@ def write_experts(
     `sources` are of experts that were extracted.
     """
     recipe, experts = setup.recipe, model.backbone
-    tested = {"expert": scores(model, setup.test, setup.kinds, recipe.preprocess)}
+    tested = {"expert": scores(model, setup.test, setup.kinds, setup.preprocess)}
     tested |= _teacher_scores(run)
     template = _template(setup, *model.dense(0))
     own = own_tensors(setup, model)
@@ -131,8 +131,8 @@ def _described(
     recipe = setup.recipe
     return Manifest(
         name=recipe.name,
-        preprocess=recipe.preprocess,
-        preprocess_sha256=recipe.preprocess.sha256,
+        preprocess=setup.preprocess,
+        preprocess_sha256=setup.preprocess.sha256,
         folds=template.folds,
         graph=template.graph,
         parity=ParityEntry(
@@ -147,13 +147,13 @@ def _described(
 
 
 def _template(setup: Setup, backbone: nn.Module, head: nn.Linear) -> Template:
-    size, opset = setup.recipe.preprocess.size, setup.recipe.export.opset
+    size, opset = setup.preprocess.size, setup.recipe.export.opset
     return graph_template(backbone, head, size=size, opset=opset)
 
 
 def _pictures(setup: Setup) -> npt.NDArray[np.uint8]:
     recipe = setup.recipe
-    return parity_inputs(recipe.parity.inputs, recipe.preprocess.size, recipe.seed)
+    return parity_inputs(recipe.parity.inputs, setup.preprocess.size, recipe.seed)
 
 
 def _teacher_scores(run: Run) -> dict[str, Scores]:

@@ -44,7 +44,7 @@ def reference_logits(
 
 @torch.no_grad()
 def _logits_of(model: TaskNetwork, pictures: U8, task: int, setup: Setup) -> F32:
-    x = network_input(pictures, setup.recipe.preprocess, torch.device("cpu"))
+    x = network_input(pictures, setup.preprocess, torch.device("cpu"))
     logits: F32 = model(x, torch.full((len(x),), task)).logits[task].numpy()
     return logits
 
@@ -58,7 +58,7 @@ def _image_reference(model: TaskNetwork, task: int, setup: Setup) -> ImageRefere
     digests = [np.frombuffer(image_sha256(images[int(row)]), np.uint8) for row in rows]
     hashes = np.stack(digests) if digests else np.empty((0, 32), np.uint8)
     chosen = _ChosenImages(setup.test[task], rows)
-    logits = task_logits(model, chosen, task, recipe.preprocess)
+    logits = task_logits(model, chosen, task, setup.preprocess)
     if recipe.parity.images == "reference":
         return ImageReference(rows, hashes, logits)
     return ImageReference(rows, hashes, logits, setup.test[task][rows], chosen.labels)

@@ -62,6 +62,11 @@ class Job:
         return Checkpoints(self.run.path / "checkpoints" / self.name, identity)
 
     @property
+    def cache(self) -> Path:
+        """Where the teacher's features lie."""
+        return self.run.path / "cache"
+
+    @property
     def history(self) -> Path:
         """The file that tells of it, named as the folder that comes of it."""
         folder = self.run.teacher if self.name == "teacher" else self.run.bundle

@@ -140,7 +140,7 @@ class _Training:
         """Score every task on its validation split, and keep the state if it is the best."""
         self._check_weights()
         setup, now = self._job.setup, self.now
-        network, preprocess = self._objective.network, setup.recipe.preprocess
+        network, preprocess = self._objective.network, setup.preprocess
         found = summary(
             scores(network, setup.val, setup.kinds, preprocess, setup.processes), setup.names
         )

@@ -34,9 +34,9 @@ class Loss:
 class Objective(nn.Module):
     """`network` and, of a student under a teacher, `transfer`: all that is trained is in it.
 
-    `forward` gives a batch's mean loss. `transfer` maps the batch, the network's input and its
-    outputs to the loss that the teacher adds, before it is weighted by the recipe's β. The modules
-    in `frozen` are in evaluation mode in training too: their running statistics don't move.
+    `forward` gives a batch's mean loss. `transfer` maps the batch and the network's outputs to the
+    loss that the teacher adds, before it is weighted by the recipe's β. The modules in `frozen` are
+    in evaluation mode in training too: their running statistics don't move.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Objective(nn.Module):
         setup, spec = self._setup, self._spec
         recipe, device = setup.recipe, setup.processes.device
         order = spec.channels_last
-        x = network_input(batch.images, recipe.preprocess, device, channels_last=order)
+        x = network_input(batch.images, setup.preprocess, device, channels_last=order)
         output = self.network(x, batch.route(device))
         labels = [torch.from_numpy(part).to(device) for part in batch.labels]
         smoothing = spec.label_smoothing
         part = label_loss(output.logits, labels, setup.kinds, smoothing, self._weights)
         parts = {"labels": part}
         if self.transfer is not None:
-            parts["transfer"] = recipe.transfer.beta * self.transfer(batch, x, output)
+            parts["transfer"] = recipe.transfer.beta * self.transfer(batch, output)
         return Loss(parts, batch_accuracy(output.logits, labels, setup.kinds))

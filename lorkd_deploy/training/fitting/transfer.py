@@ -1,7 +1,7 @@
 """What the student learns from the teacher, a module per `transfer.kind` of the recipe.
 
-Each maps a batch, the network input `(N, 3, S, S)` and the student's outputs on it to a loss, the
-mean over the N samples. What such a module has of its own is trained, and thrown away.
+Each maps a batch and the student's outputs on it to a loss, the mean over its N samples. What such
+a module has of its own is trained, and thrown away.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class FeatureTransfer(nn.Module):
         self._features = features
         self._tau = tau
 
-    def forward(self, batch: Batch, x: Tensor, output: Outputs) -> Tensor:
-        target = self.projection(self._features(batch, x))
+    def forward(self, batch: Batch, output: Outputs) -> Tensor:
+        target = self.projection(self._features(batch))
         return softened_divergence(target, output.features, self._tau)
 
 
@@ -53,9 +53,9 @@ class LogitTransfer(nn.Module):
         self._kinds = kinds
         self._tau = tau
 
-    def forward(self, batch: Batch, x: Tensor, output: Outputs) -> Tensor:
-        features = self._features(batch, x)
-        target = self._features.teacher.heads(features, batch.route(x.device))
+    def forward(self, batch: Batch, output: Outputs) -> Tensor:
+        features = self._features(batch)
+        target = self._features.teacher.heads(features, batch.route(features.device))
         return logit_divergence(target, output.logits, self._kinds, self._tau)
 
 

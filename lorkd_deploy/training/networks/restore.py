@@ -12,6 +12,7 @@ from lorkd_deploy.bundle.manifest import HEAD, HEAD_TENSORS, Manifest, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts import ExpertClassifier, add_experts
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import Tensors
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.networks.network import TeacherNetwork, place
@@ -65,9 +66,10 @@ def _load(classifier: ExpertClassifier, task: int, tensors: Tensors, scale: floa
 
 
 class Teacher(NamedTuple):
-    """The frozen foundation model in evaluation mode, on the CPU, and its bundle's sha256."""
+    """The frozen foundation model, on the CPU, and what its bundle says of it."""
 
     network: TeacherNetwork
+    preprocess: Preprocess
     sha256: str
 
 
@@ -84,7 +86,7 @@ def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Tea
             fix="run `lorkd teacher` with this recipe in a new --out",
         )
     backbone = models.build(bundle.manifest.architecture)
-    size = setup.recipe.preprocess.size
+    size = bundle.manifest.preprocess.size
     model = TeacherNetwork(backbone, models.feature_dim(backbone, size), setup.classes)
     backbone.load_state_dict({k: torch.tensor(v) for k, v in bundle.base.items()}, strict=False)
     for index, task in enumerate(setup.names if heads else ()):
@@ -92,12 +94,12 @@ def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Tea
         model.heads.head(index).load_state_dict(state)
     model.requires_grad_(False)
     place(model, torch.device("cpu"), channels_last=setup.recipe.train.channels_last)
-    return Teacher(model.eval(), bundle.sha256)
+    return Teacher(model.eval(), bundle.manifest.preprocess, bundle.sha256)
 
 
 def has_heads_for(bundle: Bundle, setup: Setup) -> bool:
     """Whether a teacher has a head for each task, on inputs that are prepared the same."""
     heads = {task.name: len(task.classes) for task in bundle.manifest.tasks}
     wanted = zip(setup.names, setup.classes, strict=True)
-    same = bundle.manifest.preprocess == setup.recipe.preprocess
+    same = bundle.manifest.preprocess == setup.for_teacher().preprocess
     return same and all(heads.get(name) == classes for name, classes in wanted)

@@ -82,7 +82,7 @@ def _without_a_rank(setup: Setup) -> Iterator[int]:
 
 
 def _validation(setup: Setup, model: ExpertClassifier) -> list[dict[str, float]]:
-    return scores(model, setup.val, setup.kinds, setup.recipe.preprocess, setup.processes)
+    return scores(model, setup.val, setup.kinds, setup.preprocess, setup.processes)
 
 
 def _factors(own: Tensors) -> dict[str, torch.Tensor]:
