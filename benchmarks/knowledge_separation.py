@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.experts import ExpertModel, add_experts
+from lorkd_deploy.experts import ExpertModel, add_experts, hold_absent
 from lorkd_deploy.experts.layers import ExpertConv2d
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.machine.memory import resident
@@ -144,6 +144,7 @@ def step_of(variant: str, case: Case) -> Callable[[], None]:
     optimiser = torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, foreach=True
     )
+    hold_absent(optimiser)
 
     def step() -> None:
         optimiser.zero_grad()

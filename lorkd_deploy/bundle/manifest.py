@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lorkd_deploy.lowrank.delta import Factorisation
+from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import NAME, NormKind
 from lorkd_deploy.schema import Part
@@ -62,7 +63,7 @@ class TaskEntry(Part):
     name: Name
     department: Name
     classes: tuple[str, ...]
-    kind: Literal["multiclass", "multilabel"]
+    kind: Kind
     data: dict[str, Any]
     rank: int | None = None
     ranks: dict[str, int] = Field(default_factory=dict)

@@ -25,10 +25,10 @@ from lorkd_deploy.data.source import (
     locate,
 )
 from lorkd_deploy.errors import DataError
+from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import SMALLEST_SIDE
 from lorkd_deploy.storage import sha256_file
 
-Kind = Literal["multiclass", "multilabel"]
 _KEYS = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 

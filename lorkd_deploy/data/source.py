@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.errors import DataError
+from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.schema import Part
 
 U8 = npt.NDArray[np.uint8]
@@ -45,7 +46,7 @@ class TaskData:
     """
 
     classes: tuple[str, ...]
-    kind: Literal["multiclass", "multilabel"]
+    kind: Kind
     train: Split
     val: Split
     test: Split

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.machine.processor import cpu_model
+from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
@@ -42,7 +43,7 @@ class EngineTask(Part):
     """One task of an engine; its logits are columns `start` up to `stop` of the output."""
 
     name: str
-    kind: Literal["multiclass", "multilabel"]
+    kind: Kind
     classes: tuple[str, ...]
     start: int
     stop: int
