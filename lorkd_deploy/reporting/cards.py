@@ -107,8 +107,8 @@ def _use(tasks: list[TaskEntry]) -> list[str]:
         "## Intended use",
         f"Research and engineering: classifying images like those of the data below ({names}), on "
         "hardware of your own, to study how a decomposed model behaves.",
-        "Not intended: diagnosis, triage or treatment of patients; images of another kind, device "
-        "or preparation than the data below; any use that needs a cleared medical device.",
+        "Not intended: diagnosis, triage or treatment of patients; images of a different kind, "
+        "device or preparation than the data below; any use that needs a cleared medical device.",
     ]
 
 

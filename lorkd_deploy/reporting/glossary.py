@@ -10,24 +10,24 @@ _ALWAYS = (
         "the large network that was trained on all departments' images together; also called the "
         "teacher",
     ),
-    ("Expert", "the small network that one department's task was given out of it"),
+    ("Expert", "the small network that was taken out of it for one task of a department"),
     (
         "Engine",
         "an expert (or the foundation model) as a file that a runtime executes, e.g. ONNX Runtime; "
-        "fp32, fp16 and int8 say how exactly it computes",
+        "fp32, fp16 and int8 say how precisely it computes",
     ),
     (
         "Label flips",
-        "images for which an engine names another class than the network it was made from",
+        "images for which an engine names a different class than the network it was made from",
     ),
 )
 _MEASURED = (
     (
         "Latency, median (p50)",
-        "the time for one answer that half of the calls stay below; p99 is what 99 of 100 stay "
-        "below, and tells how bad the slow ones are",
+        "half of the calls take less than this; 99 of 100 take less than the p99, which tells how "
+        "bad the slow ones are",
     ),
-    ("Throughput", "images a second when one batch follows the other"),
+    ("Throughput", "images per second when one batch follows another"),
     (
         "95 % interval",
         "where the true value lies, as far as chance is concerned: a difference whose interval "
@@ -38,15 +38,15 @@ _MEASURED = (
 _SCORED = (
     (
         "Accuracy",
-        "the share of the test images that were answered rightly; to be compared with the majority "
-        "class, which a model reaches that always says the same",
+        "the share of the test images that were answered correctly; to be compared with the "
+        "majority class, which a model reaches by always saying the same",
     ),
     (
         "AUC",
         "how well sick and healthy are told apart whatever the threshold: 0.5 is guessing, 1 is "
         "perfect",
     ),
-    ("Sensitivity", "of the images that show the finding, the share that was found"),
+    ("Sensitivity", "of the images that show the finding, the share in which it was found"),
     ("Specificity", "of the images that don't show it, the share that was cleared"),
     (
         "Calibration",

@@ -19,16 +19,16 @@ def protocol(profile: Profile | None) -> list[str]:
     how = profile.protocol
     shape = " × ".join(str(side) for side in how.input_shape)
     return [
-        f"Every engine ran in {count(how.rounds, 'round')}, each round in a fresh process of its "
-        f"own, the foundation model's and the experts' interleaved: the order was drawn with seed "
-        f"{how.seed}, each second round the reverse of the one before, so that a machine that "
-        f"grows warmer or busier favours none.",
+        f"Every engine ran in {count(how.rounds, 'round')}, each in a fresh process of its own, "
+        "the rounds of the foundation model and of the experts interleaved: the order was drawn "
+        f"with seed {how.seed}, every second round the reverse of the one before, so that a "
+        "machine that grows warmer or busier favours none.",
         f"A round warmed up with at least {how.warmup} images, until the median settled, then ran "
-        f"until at least {how.iterations} images (not calls) and {how.seconds:g} s were done, at "
+        f"for at least {how.iterations} images (not calls) and {how.seconds:g} s, at "
         f"batch {listed(how.batch_sizes)}, input {shape}, float32. {_pinned(how)} "
         f"Each call was timed with {how.clock}; all calls count, none is trimmed.",
         "p50, p90, p99 and p99.9 are percentiles over all calls of all rounds; no p99 is shown "
-        f"of fewer than {LEAST_CALLS['p99']} calls, no p99.9 of fewer than "
+        f"for fewer than {LEAST_CALLS['p99']} calls, no p99.9 for fewer than "
         f"{LEAST_CALLS['p99_9']:,}. Intervals are 95 % "
         f"bootstrap intervals: of latency by resampling rounds{_covers(how)}, of accuracy by "
         "resampling images. "
@@ -54,7 +54,7 @@ def _covers(how: Protocol) -> str:
 
 
 def _extras(how: Protocol) -> list[str]:
-    """What the protocol does besides: best batch, stages, and rounds measured again."""
+    """What else the protocol does: best batches, stages, and rounds measured again."""
     stages_and_bounds = [
         "The stages start from a drawn grey PNG of "
         f"{how.stage_image} × {how.stage_image} px in the system's cache, one image at a time: "
@@ -66,7 +66,7 @@ def _extras(how: Protocol) -> list[str]:
     if not how.best_batches:
         return stages_and_bounds
     return [
-        "Each engine's best batch was looked for before the rounds by doubling the batch up to "
+        "Each engine's best batch was searched for before the rounds by doubling the batch up to "
         f"{how.largest_batch} while it gained throughput, and then measured like the others.",
         *stages_and_bounds,
     ]
@@ -76,8 +76,8 @@ def _cold(how: Protocol) -> str:
     if not how.uncached:
         return "Files may already be in the system's cache."
     return (
-        "The files are in the system's cache then; after each round the engine is started once "
-        "more with its files out of it, which the kernel was asked for and then asked about."
+        "By then the files are in the system's cache. After each round the engine is started once "
+        "more without them: the kernel was asked to drop them, and then how much of them it did."
     )
 
 
@@ -98,7 +98,7 @@ def _pinned(how: Protocol) -> str:
 
 
 def environment(sources: Sources) -> list[tuple[str, str]]:
-    """The machine, as far as it bears on the figures; of the scenarios' what is different."""
+    """The machine, as far as it bears on the figures, and where that of the scenarios differs."""
     facts = _measured_on(sources.profile) if sources.profile else []
     beside = " (MLPerf scenarios)" if facts else ""
     if sources.scenarios:

@@ -17,19 +17,19 @@ RULE = (
 
 
 def chosen(sources: Sources) -> list[Pair]:
-    """One engine a task, in the recipe's order; a task without an engine is a pair without one.
+    """One engine per task, in the recipe's order; a task without an engine is a pair without one.
 
     The rule is that of `lorkd export --precision auto`, but on the test images, which are what a
     profile scores; auto never sees them. Where no engine of a task is accepted, the fastest of all
     is shown, with what `fault` says of it.
     """
-    found = []
+    shown = []
     for task in sources.manifest.tasks:
-        own = [pair for pair in sources.pairs(task.department) if pair.task.name == task.name]
+        own = sources.pairs_of(task)
         proven = [pair for pair in own if _proven(pair)]
         taken = fastest(proven, partial(_lost, own=own), _milliseconds)
-        found.append(taken or min(own, key=_milliseconds))
-    return found
+        shown.append(taken or min(own, key=_milliseconds))
+    return shown
 
 
 def fault(pair: Pair, own: Sequence[Pair]) -> str:

@@ -11,8 +11,8 @@ from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 CAPTION = (
-    "Medians of the rounds, ms, with the smallest and the largest round in small print, each a "
-    "process of its own. Cached: the files had been read before, as when a service is started "
+    "Medians of the rounds, ms, with the smallest and the largest round in small print; each round "
+    "is a process of its own. Cached: the files had been read before, as when a service is started "
     "again. Not cached: the system was made to forget the files that the process reads; the last "
     "column says how much of them it did forget."
 )

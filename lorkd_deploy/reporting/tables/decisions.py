@@ -28,7 +28,7 @@ DECISIONS = (
 )
 AGAINST = (
     "Expert minus foundation model on the same test images, in points; the 95 % interval is in "
-    "small print. Gained and lost are images that only one of the two answers rightly; McNemar's "
+    "small print. Gained and lost are images that only one of the two answers correctly; McNemar's "
     "exact test says how often chance alone splits them so unevenly."
 )
 
