@@ -18,14 +18,27 @@ TORCH_IMPORT = re.compile(
     r"|^from lorkd_deploy import .*(?:add_experts|decompose|extract|teacher)",
     re.MULTILINE,
 )
-# Files that take longest, in this order: begun first, none is left to one process at the end.
+# The files that take longest, in this order: begun first, so that none is left to one process at
+# the end, and left out by `make quick`.
 LONGEST = (
+    "test_demo.py",
     "test_packaging.py",
     "test_processes.py",
-    "test_demo.py",
-    "test_compiled.py",
+    "test_benchmark.py",
+    "test_scenarios.py",
     "test_decompose.py",
+    "test_graph_template.py",
+    "test_extract.py",
+    "test_precision.py",
     "test_readme.py",
+    "test_compiled.py",
+    "test_memory.py",
+    "test_verify.py",
+    "test_in_chromium.py",
+    "test_knowledge_separation.py",
+    "test_auto_rank.py",
+    "test_drilldown.py",
+    "test_gates.py",
 )
 HAS_TORCH = find_spec("torch") is not None
 
@@ -41,10 +54,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return TORCH_IMPORT.search(collection_path.read_text(encoding="utf-8")) is not None or None
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by what is marked here
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files of `LONGEST` first, all others as they were."""
+    """Put the files of `LONGEST` first, all others as they were, and mark their tests `slow`."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    for item in items:
+        if item.path.name in order:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
