@@ -16,6 +16,8 @@ from pydantic import Field, field_validator
 
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
+from lorkd_deploy.precisions.passes import KEY
+from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import (
     F32,
     Closing,
@@ -147,7 +149,7 @@ class OnnxRunner(Closing):
             "runtime": "onnxruntime",
             "version": probe().version,
             "provider": session.get_providers()[0],
-            "precision": session.get_modelmeta().custom_metadata_map.get("lorkd.precision", "fp32"),
+            "precision": session.get_modelmeta().custom_metadata_map.get(KEY, BASELINE),
             "threads": threads,
         }
         if session.get_providers() != [CPU]:

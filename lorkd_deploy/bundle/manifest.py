@@ -14,6 +14,7 @@ experts without factors: heads only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -189,3 +190,13 @@ class Manifest(Part):
         if self.kind == "teacher":
             return {TEACHER: self.tasks}
         return {task.name: (task,) for task in self.tasks}
+
+
+def columns_of(tasks: Sequence[TaskEntry]) -> list[tuple[TaskEntry, slice]]:
+    """An engine's `tasks`, each with the columns of its logits."""
+    found = []
+    start = 0
+    for task in tasks:
+        found.append((task, slice(start, start + len(task.classes))))
+        start += len(task.classes)
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry
+from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry, columns_of
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.candidates import Choice
 from lorkd_deploy.deploy.parity import Parity
@@ -110,17 +110,16 @@ def engine_folder(department: str, engine: str, target: str, precision: str) -> 
 
 def engine_tasks(entries: tuple[TaskEntry, ...]) -> tuple[EngineTask, ...]:
     """The tasks of an engine with the columns of their logits."""
-    tasks: list[EngineTask] = []
-    start = 0
-    for entry in entries:
-        stop = start + len(entry.classes)
-        tasks.append(
-            EngineTask(
-                name=entry.name, kind=entry.kind, classes=entry.classes, start=start, stop=stop
-            )
+    return tuple(
+        EngineTask(
+            name=entry.name,
+            kind=entry.kind,
+            classes=entry.classes,
+            start=columns.start,
+            stop=columns.stop,
         )
-        start = stop
-    return tuple(tasks)
+        for entry, columns in columns_of(entries)
+    )
 
 
 def write_artifact(artifact: Artifact, folder: Path) -> Artifact:

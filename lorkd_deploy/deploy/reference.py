@@ -6,14 +6,14 @@ bundle, or opened as the bundle's recipe says and recognised by their hashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
 
-from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.bundle.manifest import TaskEntry, columns_of
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.bundle.reference import (
@@ -117,7 +117,7 @@ class Reference:
         """The generated inputs, then the test images of each task that has them here; tasks whose
         images aren't here, and images that are certainly not those of the reference."""
         tensors = self.bundle.logits(engine)
-        tasks = tuple(self._columns(engine))
+        tasks = tuple(columns_of(self.bundle.engine(engine)))
         samples = [
             Sample("inputs", self._inputs, inputs_reference(tensors, self.bundle.path), tasks)
         ]
@@ -233,10 +233,3 @@ class Reference:
         batches = [images[a:b] for a, b in zip(starts, [*starts[1:], len(images)], strict=True)]
         preprocess = self.bundle.manifest.preprocess
         return np.concatenate([runner(preprocess.normalise(batch)) for batch in batches])
-
-    def _columns(self, engine: str) -> Iterator[tuple[TaskEntry, slice]]:
-        """The engine's tasks, each with the columns of its logits."""
-        start = 0
-        for task in self.bundle.engine(engine):
-            yield task, slice(start, start + len(task.classes))
-            start += len(task.classes)

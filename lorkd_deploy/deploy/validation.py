@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.bundle.manifest import TaskEntry, columns_of
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.data import Split, open_data
 from lorkd_deploy.errors import DataError
@@ -41,8 +41,7 @@ def validation_splits(bundle: Bundle, engine: str) -> list[Validation]:
     recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
     specs = {task.name: task.data for task in recipe.tasks}
     found: list[Validation] = []
-    start = 0
-    for task in bundle.engine(engine):
+    for task, columns in columns_of(bundle.engine(engine)):
         try:
             data = open_data(specs[task.name], recipe.data_folder)
         except DataError as exc:
@@ -60,9 +59,7 @@ def validation_splits(bundle: Bundle, engine: str) -> list[Validation]:
                 fix="--precision auto measures on the validation images: put those here, or "
                 "choose a --precision",
             )
-        stop = start + len(task.classes)
-        found.append(Validation(task, data.val, slice(start, stop)))
-        start = stop
+        found.append(Validation(task, data.val, columns))
     return found
 
 
