@@ -32,7 +32,7 @@ Overrides = Annotated[
     ),
 ]
 NewRun = Annotated[
-    Path, typer.Option("--out", metavar="RUN", help="The run's folder.", show_default=False)
+    Path, typer.Option("--out", metavar="RUN", help="The folder to write to.", show_default=False)
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue from the last checkpoint of the same recipe.")
