@@ -17,12 +17,15 @@ from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.bundling.assemble import write_teacher
 from lorkd_deploy.training.bundling.result import TrainingResult
 from lorkd_deploy.training.fitting.compiled import check_compiler, compiled
+from lorkd_deploy.training.fitting.features import TeacherFeatures
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.loop import fit
 from lorkd_deploy.training.fitting.objective import Objective
+from lorkd_deploy.training.fitting.probe import fit_heads
 from lorkd_deploy.training.fitting.tensorboard import check_tensorboard
 from lorkd_deploy.training.networks.network import TeacherNetwork, place
+from lorkd_deploy.training.networks.restore import Teacher
 from lorkd_deploy.training.networks.student import build_student
 from lorkd_deploy.training.processes import joined
 from lorkd_deploy.training.ranks.auto_rank import check_budget
@@ -76,15 +79,8 @@ def train_teacher(job: Job) -> TrainingResult:
     features = models.feature_dim(backbone, setup.preprocess.size)
     model = TeacherNetwork(backbone, features, setup.classes)
     report = _import_checkpoint(model, setup.recipe)
-    frozen = []
-    if spec.fit == "heads":
-        backbone.requires_grad_(False)
-        frozen = [backbone]  # its batch statistics don't move either
     place(model, job.device, channels_last=job.spec.channels_last)
-    if spec.fit == "none":
-        fitted = Fitted(0, 0, [], 0.0, 0.0)
-    else:
-        fitted = fit(job, Objective(model, setup, job.spec, frozen=frozen))
+    fitted = _fitted(job, model)
 
     def write() -> TrainingResult:
         result = write_teacher(job.run, setup, model, fitted)
@@ -93,6 +89,16 @@ def train_teacher(job: Job) -> TrainingResult:
         return result.model_copy(update=keys)
 
     return job.processes.first(write)
+
+
+def _fitted(job: Job, model: TeacherNetwork) -> Fitted:
+    kind = job.setup.recipe.teacher.fit
+    if kind == "none":
+        return Fitted(0, 0, [], 0.0, 0.0)
+    if kind == "all":
+        return fit(job, Objective(model, job.setup, job.spec))
+    frozen = Teacher(model.eval().requires_grad_(False), job.setup.preprocess)
+    return fit_heads(job, TeacherFeatures(frozen, job))
 
 
 def _check_student(setup: Setup) -> None:

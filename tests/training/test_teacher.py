@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,27 @@ def test_heads_are_trained_on_a_frozen_backbone(recipe: Path, tmp_path: Path) ->
     written = load_bundle(tmp_path / "run" / "teacher")
     for name, array in written.base.items():
         np.testing.assert_array_equal(array, state[name].numpy(), err_msg=name)
+    for task in written.manifest.tasks:
+        assert np.abs(written.expert(task.name)["head.weight"]).max() > 0
+    history = json.loads((tmp_path / "run" / "history" / "teacher.json").read_text())
+    assert history["penalties"].keys() == {"cells", "xray", "fundus"}
+
+
+def test_a_student_finds_the_features_that_the_heads_were_fitted_to(tmp_path: Path) -> None:
+    torch.save(backbone().state_dict(), tmp_path / "foundation.pt")
+    path = write_recipe(
+        tmp_path / "heads.yaml",
+        teacher={
+            "architecture": "tiny_backbone:backbone",
+            "checkpoint": str(tmp_path / "foundation.pt"),
+            "fit": "heads",
+            "preprocess": {"size": 24},
+        },
+    )
+    teacher(path, tmp_path / "run", set=["train.epochs=1"])
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "cache").iterdir()}
+    decompose(path, tmp_path / "run", set=["train.epochs=1"])
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "cache").iterdir()} == made
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(recipe: Path, tmp_path: Path) -> None:

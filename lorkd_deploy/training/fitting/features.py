@@ -20,27 +20,29 @@ from lorkd_deploy.storage import canonical_json, sha256_bytes, sha256_file, writ
 from lorkd_deploy.training.batches.loader import Batch, Images
 from lorkd_deploy.training.fitting.autocast import autocast, chosen_precision
 from lorkd_deploy.training.fitting.job import Job
-from lorkd_deploy.training.networks.network import network_input
+from lorkd_deploy.training.networks.network import network_input, weights_sha256
 from lorkd_deploy.training.networks.restore import Teacher
 
 log = logging.getLogger(__name__)
 F16 = npt.NDArray[np.float16]
+F32 = npt.NDArray[np.float32]
 CHUNK = 128
 
 
 class TeacherFeatures:
     """Features `(N, F)` of a batch's images, read from one file per task in the job's cache.
 
-    A file's name has the hash of all that it depends on (teacher, its preprocessing, the task's
-    images, precision) and that of its own bytes, so that neither another teacher's nor a damaged
-    one is ever learnt from. `facts` are for the history: each task's file and its hash.
+    A file's name has the hash of all that it depends on (the teacher's weights, its preprocessing,
+    the task's images, precision) and that of its own bytes, so that neither another teacher's nor a
+    damaged one is ever learnt from. `facts` are for the history: each task's file and its hash.
     """
 
     def __init__(self, teacher: Teacher, job: Job) -> None:
         self.teacher = teacher.network.to(job.device)
-        self._sha256, self._preprocess = teacher.sha256, teacher.preprocess
+        self.precision = chosen_precision(job.spec.precision, job.device)
+        self._sha256 = weights_sha256(self.teacher.backbone)
+        self._preprocess = teacher.preprocess
         self._job = job
-        self._precision = chosen_precision(job.spec.precision, job.device)
         self.facts: dict[str, dict[str, str]] = {}
         self._held = [self._of_task(number) for number in range(len(job.setup.data))]
 
@@ -60,13 +62,14 @@ class TeacherFeatures:
             "teacher": self._sha256,
             "preprocess": self._preprocess.sha256,
             "data": job.setup.data[number].provenance,
-            "precision": self._precision,
+            "precision": self.precision,
             "device": job.device.type,
         }
         start = f"{name}-{sha256_bytes(canonical_json(depends))[:16]}"
         file = job.processes.first(lambda: self._found(name, start))
         if file is None:
-            made = self._made(number)
+            images = Images(job.setup.data[number].train, self._preprocess)
+            made = self.of_images(images, f"teacher features of {name}").astype(np.float16)
             file = job.processes.first(lambda: _written(job.cache, start, made))
             log.info("teacher features of %s written: cache/%s", name, file.name)
         else:
@@ -90,20 +93,19 @@ class TeacherFeatures:
             unfinished.unlink()  # a killed writer's, of up to gigabytes
         return None
 
-    def _made(self, number: int) -> F16:
-        job, setup = self._job, self._job.setup
-        images = Images(setup.data[number].train, self._preprocess)
-        processes = setup.processes
-        job.progress.start(f"teacher features of {setup.names[number]}", len(images))
+    def of_images(self, images: Images, title: str) -> F32:
+        """Those of any images that were made by the teacher's preprocessing, `(n, F)`, not kept."""
+        job, processes = self._job, self._job.processes
+        job.progress.start(title, len(images))
         made = np.zeros((len(images), self.teacher.features), np.float32)
         for start in range(CHUNK * processes.index, len(images), CHUNK * processes.count):
             chosen = np.arange(start, min(start + CHUNK, len(images)))
             x = network_input(images[chosen], self._preprocess, job.device)
-            with torch.no_grad(), autocast(job.device, self._precision):
+            with torch.no_grad(), autocast(job.device, self.precision):
                 made[chosen] = self.teacher.backbone(x).float().cpu().numpy()
             job.progress.advance(len(chosen))
         job.progress.stop()
-        return processes.total_array(made).astype(np.float16)
+        return processes.total_array(made)
 
 
 def _written(folder: Path, start: str, made: F16) -> Path:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lorkd_deploy.experts import ExpertClassifier, Outputs, Route, TaskHeads
 from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.storage import sha256_bytes, tensor_bytes
 
 
 class TeacherNetwork(nn.Module):
@@ -27,6 +28,12 @@ class TeacherNetwork(nn.Module):
 
 
 TaskNetwork = TeacherNetwork | ExpertClassifier
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Of the names and values of all that `module` computes with."""
+    state = module.state_dict()
+    return sha256_bytes(tensor_bytes({name: value.cpu().numpy() for name, value in state.items()}))
 
 
 def network_input(

@@ -66,11 +66,10 @@ def _load(classifier: ExpertClassifier, task: int, tensors: Tensors, scale: floa
 
 
 class Teacher(NamedTuple):
-    """The frozen foundation model, on the CPU, and what its bundle says of it."""
+    """The frozen foundation model, on the CPU in evaluation mode, and its preprocessing."""
 
     network: TeacherNetwork
     preprocess: Preprocess
-    sha256: str
 
 
 def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Teacher:
@@ -94,7 +93,7 @@ def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Tea
         model.heads.head(index).load_state_dict(state)
     model.requires_grad_(False)
     place(model, torch.device("cpu"), channels_last=setup.recipe.train.channels_last)
-    return Teacher(model.eval(), bundle.manifest.preprocess, bundle.sha256)
+    return Teacher(model.eval(), bundle.manifest.preprocess)
 
 
 def has_heads_for(bundle: Bundle, setup: Setup) -> bool:

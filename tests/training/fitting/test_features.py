@@ -41,7 +41,7 @@ def _features(
     setup: Setup, seed: int, run: Path, preprocess: Preprocess = LARGER
 ) -> TeacherFeatures:
     job = Job("decompose", Run(run, run / "bundle"), setup)
-    return TeacherFeatures(Teacher(_teacher(setup, seed), preprocess, str(seed)), job)
+    return TeacherFeatures(Teacher(_teacher(setup, seed), preprocess), job)
 
 
 def _compare(setup: Setup, features: TeacherFeatures, seed: int) -> None:
