@@ -28,7 +28,6 @@ from lorkd_deploy.deploy.parity import Change, Compared, Parity, ParityError
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling.scoring import TaskAnswers, answers, difference, open_task, score
-from lorkd_deploy.recipe import parse_recipe
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 2**20  # bytes
@@ -129,10 +128,8 @@ def attempt(run: Path, engines: Path, row: dict[str, Any], built: Built) -> dict
 
 def scored(bundle: Bundle, engines: list[Artifact]) -> Iterator[TaskAnswers]:
     """Every engine's answers on the whole test split of each task whose data is here."""
-    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
-    specs = {task.name: task.data for task in recipe.tasks}
     for task in bundle.manifest.tasks:
-        data = open_task(task, specs[task.name], recipe.data_folder)
+        data = open_task(bundle, task)
         if data is not None:
             preprocess = bundle.manifest.preprocess
             print(f"scoring {len(data.test)} test images of {task.name}", flush=True)

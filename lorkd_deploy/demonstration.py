@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.progress import Progress
 from lorkd_deploy.schema import Part
 
 
@@ -34,10 +34,9 @@ def demo(out: str | Path = "lorkd-demo", *, progress: Progress | None = None) ->
     from lorkd_deploy.training.decompose import decompose
 
     began = time.monotonic()
-    shown = progress or Silent()
-    trained = decompose("demo", out, resume=True, progress=shown)
-    engines = export(trained.run, "onnx", teacher=True, progress=shown)
-    checked = verify(trained.run, progress=shown)
+    trained = decompose("demo", out, resume=True, progress=progress)
+    engines = export(trained.run, "onnx", teacher=True, progress=progress)
+    checked = verify(trained.run, progress=progress)
     failed = [check for check in checked if not check.passed]
     if failed:
         raise GateError(
@@ -45,7 +44,7 @@ def demo(out: str | Path = "lorkd-demo", *, progress: Progress | None = None) ->
             where=trained.run,
             fix=f"`lorkd verify {trained.run}` shows each of them",
         )
-    benchmark(trained.run, progress=shown)
+    benchmark(trained.run, progress=progress)
     page = report(trained.run)
     return DemoResult(
         run=trained.run,

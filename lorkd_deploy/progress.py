@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -23,3 +25,14 @@ class Silent:
     def advance(self, steps: int = 1, **shown: str) -> None: ...
 
     def stop(self) -> None: ...
+
+
+@contextmanager
+def bar(progress: Progress | None, what: str, total: int) -> Iterator[Progress]:
+    """A bar for the length of a `with` block; without a `progress` none is drawn."""
+    shown = progress or Silent()
+    shown.start(what, total)
+    try:
+        yield shown
+    finally:
+        shown.stop()

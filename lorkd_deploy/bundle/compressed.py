@@ -11,6 +11,7 @@ from lorkd_deploy.bundle.write import expert_files, now, write_derived
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.lowrank.spectrum import Spectrum, spectrum_of_factors
+from lorkd_deploy.machine.packages import software
 from lorkd_deploy.storage import Tensors
 
 
@@ -64,7 +65,6 @@ def write_compressed(
     tasks: Sequence[TaskEntry],
     experts: Mapping[str, Tensors],
     logits: Mapping[str, Tensors],
-    versions: Mapping[str, str],
     rule: str,
 ) -> Bundle:
     """Write `bundle` with these tasks, `experts` and reference `logits` as `path`.
@@ -78,7 +78,7 @@ def write_compressed(
         update={
             "tasks": tuple(tasks),
             "parameters": {**old.parameters, **counts},
-            "versions": dict(versions),
+            "versions": software(),
             "created": now(),
             # What proved the larger experts' engines doesn't prove these.
             "packed_from": (),

@@ -8,6 +8,7 @@ from pathlib import Path
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.bundle.write import expert_files, now, write_derived
+from lorkd_deploy.machine.packages import software
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.storage import Tensors
 
@@ -21,7 +22,6 @@ def write_grown(
     logits: Mapping[str, Tensors],
     parameters: Mapping[str, int],
     recipe: Recipe,
-    versions: Mapping[str, str],
 ) -> Bundle:
     """Write `bundle` and `tasks`, with their `experts` and reference `logits`, as `path`.
 
@@ -37,7 +37,7 @@ def write_grown(
             "parameters": {**old.parameters, **parameters},
             "recipe": recipe.model_dump(mode="json"),
             "recipe_sha256": recipe.sha256,
-            "versions": dict(versions),
+            "versions": software(),
             "created": now(),
             "grown_from": (*old.grown_from, bundle.sha256),
         }

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from lorkd_deploy.bundle import manifest as layout
 from lorkd_deploy.bundle.manifest import FACTORS, HEAD_TENSORS, LayerEntry, Manifest, TaskEntry
+from lorkd_deploy.data import TaskData, open_data
 from lorkd_deploy.errors import BundleError, unknown_name
 from lorkd_deploy.lowrank.delta import delta_weight, factor_shapes
+from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.schema import read_part
 from lorkd_deploy.storage import inside, read_tensors, sha256_bytes, sha256_file
 
@@ -40,6 +42,18 @@ class Bundle:
         what departments were added to.
         """
         return frozenset((self.sha256, *self.manifest.packed_from, *self.manifest.grown_from))
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that it was made by; raises `RecipeError` where this version can't read it."""
+        return parse_recipe(self.manifest.recipe, where=self.path)
+
+    def data(self, task: str) -> TaskData:
+        """A task's images as the recipe names them, which may be others than it was made with.
+
+        Raises `DataError` where they aren't here.
+        """
+        return open_data(self.recipe.task(task).data, self.recipe.data_folder)
 
     @cached_property
     def base(self) -> Mapping[str, npt.NDArray[Any]]:

@@ -20,7 +20,6 @@ from lorkd_deploy.deploy.candidates import Candidate, Choice, drop, judged
 from lorkd_deploy.deploy.validation import Validation, accuracies
 from lorkd_deploy.errors import GateError, LorkdError
 from lorkd_deploy.precisions.table import BASELINE
-from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import F32, Runner, RunOptions
 
 SECONDS = 0.3  # per candidate and round, at least
@@ -88,7 +87,7 @@ def _taken(
     max_drop: float,
 ) -> Artifact:
     """Measure all that were made side by side, and put the table into the one that is taken."""
-    spec = parse_recipe(bundle.manifest.recipe, where=bundle.path).benchmark
+    spec = bundle.recipe.benchmark
     size = bundle.manifest.preprocess.size
     one = bundle.manifest.preprocess.normalise(parity_inputs(1, size, spec.seed))
     with ExitStack() as stack:

@@ -18,7 +18,7 @@ from lorkd_deploy.deploy.programs.triton import require_layout, require_own, wri
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.precisions.table import BASELINE, precision_of
-from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import ALIASES, EngineSpec, Probe, exporter, require_precision
 from lorkd_deploy.storage import exclusive
@@ -68,21 +68,20 @@ def export(
     spec = EngineSpec(precision, dict(options or {}))
     most = MAX_DROP if max_drop is None else max_drop
     build = EngineBuild(target, spec, builder, probe, folder, most).build
-    shown = progress or Silent()
-    shown.start(f"exporting to {target}", len(chosen))
-    try:
-        with _full_disk_explained(folder), exclusive(folder, "export"):
-            artifacts = []
-            for reference, engine in chosen:
-                artifacts.append(build(reference, engine))
-                shown.advance(engine=artifacts[-1].name)
-                for language in sample:
-                    write_sample(artifacts[-1], language)
-            if layout is not None:
-                graphs = [reference.bundle.manifest.graph for reference, _ in chosen]
-                write_repository(list(zip(artifacts, graphs, strict=True)), repository)
-    finally:
-        shown.stop()
+    with (
+        bar(progress, f"exporting to {target}", len(chosen)) as shown,
+        _full_disk_explained(folder),
+        exclusive(folder, "export"),
+    ):
+        artifacts = []
+        for reference, engine in chosen:
+            artifacts.append(build(reference, engine))
+            shown.advance(engine=artifacts[-1].name)
+            for language in sample:
+                write_sample(artifacts[-1], language)
+        if layout is not None:
+            graphs = [reference.bundle.manifest.graph for reference, _ in chosen]
+            write_repository(list(zip(artifacts, graphs, strict=True)), repository)
     return artifacts
 
 

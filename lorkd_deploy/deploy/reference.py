@@ -22,7 +22,7 @@ from lorkd_deploy.bundle.reference import (
     image_reference,
     inputs_reference,
 )
-from lorkd_deploy.data import image_sha256, open_data
+from lorkd_deploy.data import image_sha256
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
 from lorkd_deploy.deploy.parity import (
     Compared,
@@ -33,7 +33,7 @@ from lorkd_deploy.deploy.parity import (
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.precisions.table import Tolerance, precision_of
 from lorkd_deploy.preprocess import U8
-from lorkd_deploy.recipe import ParitySpec, parse_recipe
+from lorkd_deploy.recipe import ParitySpec
 from lorkd_deploy.runtime import F32, Runner
 from lorkd_deploy.storage import Tensors, sha256_bytes
 
@@ -211,9 +211,7 @@ class Reference:
         labels."""
         manifest = self.bundle.manifest
         try:
-            recipe = parse_recipe(manifest.recipe, where=self.bundle.path)
-            spec = {entry.name: entry.data for entry in recipe.tasks}[task.name]
-            split = open_data(spec, recipe.data_folder).test
+            split = self.bundle.data(task.name).test
             images = split.images
             found = {i: images[i] for i in chosen.indices.tolist() if i < len(images)}
         except LorkdError as exc:

@@ -14,12 +14,10 @@ import numpy as np
 
 from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.data import open_data
 from lorkd_deploy.deploy.artifact import Artifact, environment
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.errors import DataError, LorkdError
 from lorkd_deploy.precisions.table import BASELINE, converted, precision_of
-from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import F32, Probe, exporter
 from lorkd_deploy.storage import sha256_bytes
 
@@ -54,13 +52,12 @@ def calibration_images(bundle: Bundle, engine: str) -> F32:
     Their number and the seed stand in the recipe; an engine of several tasks takes equally many of
     each. Raises `DataError` where the images aren't here or are others.
     """
-    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
-    specs = {task.name: task.data for task in recipe.tasks}
+    spec = bundle.recipe.calibration
     tasks = bundle.engine(engine)
-    each = -(-recipe.calibration.images // len(tasks))
+    each = -(-spec.images // len(tasks))
     parts = []
     for task in tasks:
-        data = open_data(specs[task.name], recipe.data_folder)
+        data = bundle.data(task.name)
         if data.classes != task.classes:
             raise DataError(
                 f"the data of {task.name} that is here has other classes than the bundle's",
@@ -68,7 +65,7 @@ def calibration_images(bundle: Bundle, engine: str) -> F32:
                 fix="int8 is calibrated on the training images: put those here",
             )
         # Raw bits of PCG64: NumPy keeps this stream from version to version.
-        bits = np.random.PCG64(recipe.calibration.seed).random_raw(len(data.train))
+        bits = np.random.PCG64(spec.seed).random_raw(len(data.train))
         rows = np.sort(np.argsort(bits, kind="stable")[:each]).tolist()
         parts.append(bundle.manifest.preprocess(data.train.images[row] for row in rows))
     return np.concatenate(parts)

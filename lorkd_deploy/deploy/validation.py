@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from lorkd_deploy.bundle.manifest import TaskEntry, columns_of
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.data import Split, open_data
+from lorkd_deploy.data import Split
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics import score as metrics
-from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.runtime import Runner
 from lorkd_deploy.storage import canonical_json
 
@@ -38,12 +37,10 @@ def validation_splits(bundle: Bundle, engine: str) -> list[Validation]:
 
     Raises `DataError` where the images aren't here, or are others than the bundle was made with.
     """
-    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
-    specs = {task.name: task.data for task in recipe.tasks}
     found: list[Validation] = []
     for task, columns in columns_of(bundle.engine(engine)):
         try:
-            data = open_data(specs[task.name], recipe.data_folder)
+            data = bundle.data(task.name)
         except DataError as exc:
             raise DataError(
                 f"--precision auto measures on the validation images of {task.name}: {exc.what}",

@@ -25,7 +25,7 @@ from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.deploy.source_model import Remade, remade
 from lorkd_deploy.errors import ArtifactError, LorkdError, with_fix
 from lorkd_deploy.machine.processor import usable_cpus
-from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import RunOptions, exporter
 from lorkd_deploy.schema import Part
@@ -71,15 +71,11 @@ def verify(
             "nothing was exported yet", where=opened.export, fix=f"lorkd export {opened.path}"
         )
     sources = _Sources(opened)
-    shown = progress or Silent()
-    shown.start("verifying", len(folders))
-    try:
+    with bar(progress, "verifying", len(folders)) as shown:
         verdicts = []
         for folder in folders:
             verdicts.append(_verify(folder, sources, drill_down=drill_down))
             shown.advance(engine=verdicts[-1].engine)
-    finally:
-        shown.stop()
     return verdicts
 
 

@@ -20,7 +20,7 @@ from lorkd_deploy.profiling.scoring import score_tasks, tensors
 from lorkd_deploy.profiling.selection import EngineFilter
 from lorkd_deploy.profiling.setup import Setup, set_up
 from lorkd_deploy.profiling.summary import single_calls, sum_up
-from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.progress import Progress
 from lorkd_deploy.schema import write_part
 from lorkd_deploy.storage import exclusive, sha256_file, write_tensors
 
@@ -72,10 +72,12 @@ def benchmark(
     wanted = EngineFilter(tuple(department), tuple(task), tuple(target), teacher)
     setup = set_up(run, wanted, given, quick=quick)
     with exclusive(setup.run.profile, "benchmark"):
-        return _profile(setup, gates, resume=resume, progress=progress or Silent())
+        return _profile(setup, gates, resume=resume, progress=progress)
 
 
-def _profile(setup: Setup, gates: Sequence[Gate], *, resume: bool, progress: Progress) -> Profile:
+def _profile(
+    setup: Setup, gates: Sequence[Gate], *, resume: bool, progress: Progress | None
+) -> Profile:
     """Measure, score and write; the rounds are kept until all is written."""
     folder, engines, before = setup.run.profile, setup.engines, load_average()
     here = identity(environment())

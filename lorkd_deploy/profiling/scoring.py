@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.data import DataSource, Split, TaskData, open_data
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.data import Split, TaskData
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics import decisions
@@ -26,7 +27,7 @@ from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling.profile import Difference, Flips, Score, answers_name, labels_name
 from lorkd_deploy.profiling.setup import Setup
 from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
-from lorkd_deploy.progress import Progress
+from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.storage import canonical_json
 
 F32 = npt.NDArray[np.float32]
@@ -49,10 +50,10 @@ class TaskAnswers:
     from_recipe: bool = False
 
 
-def open_task(task: TaskEntry, spec: DataSource, folder: str | None) -> TaskData | None:
+def open_task(bundle: Bundle, task: TaskEntry) -> TaskData | None:
     """The data that the bundle's model was tested on, or None where it isn't here."""
     try:
-        data = open_data(spec, folder)
+        data = bundle.data(task.name)
     except DataError as exc:
         log.warning("no accuracy of %s: %s", task.name, exc)
         return None
@@ -63,18 +64,17 @@ def open_task(task: TaskEntry, spec: DataSource, folder: str | None) -> TaskData
     return data
 
 
-def score_tasks(setup: Setup, progress: Progress) -> tuple[dict[str, TaskAnswers], dict[str, str]]:
+def score_tasks(
+    setup: Setup, progress: Progress | None
+) -> tuple[dict[str, TaskAnswers], dict[str, str]]:
     """Task → what each engine answers on its test split, for the tasks whose data is here; and, for
     the notes, task → that an engine failed. All engines of a task are open at once, which may not
     fit into memory: no reason to lose the times.
     """
-    specs = {task.name: task for task in setup.recipe.tasks}
     scored, failed = {}, {}
-    progress.start("scoring the test images", len(setup.tasks))
-    try:
+    with bar(progress, "scoring the test images", len(setup.tasks)) as shown:
         for task in setup.tasks:
-            spec = specs[task.name]
-            data = open_task(task, spec.data, setup.recipe.data_folder)
+            data = open_task(setup.bundle, task)
             if data is not None:
                 try:
                     scored[task.name] = answers(
@@ -84,7 +84,7 @@ def score_tasks(setup: Setup, progress: Progress) -> tuple[dict[str, TaskAnswers
                         setup.bundle.manifest.preprocess,
                         threads=setup.protocol.threads,
                         cpus=setup.protocol.cpus,
-                        threshold=spec.threshold,
+                        threshold=setup.bundle.recipe.task(task.name).threshold,
                     )
                 except WorkerError as exc:
                     log.warning("%s", exc)
@@ -92,9 +92,7 @@ def score_tasks(setup: Setup, progress: Progress) -> tuple[dict[str, TaskAnswers
                         f"speed only, no accuracy, of {task.name}: an engine failed on its images "
                         "while the others of the task were open"
                     )
-            progress.advance(task=task.name)
-    finally:
-        progress.stop()
+            shown.advance(task=task.name)
     return scored, failed
 
 

@@ -13,7 +13,6 @@ from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.profiling.protocol import Protocol, protocol_of
 from lorkd_deploy.profiling.selection import EngineFilter, is_teacher, select_engines
-from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.run import Run, open_run
 
 
@@ -26,7 +25,6 @@ class Setup:
 
     run: Run
     bundle: Bundle
-    recipe: Recipe
     engines: tuple[Artifact, ...]
     protocol: Protocol
     notes: tuple[str, ...]
@@ -49,17 +47,16 @@ def set_up(
     """
     folder = open_run(run)
     bundle = load_bundle(folder.bundle)
-    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
     engines, notes = select_engines(folder.path, bundle, wanted)
     protocol = protocol_of(
-        recipe.benchmark,
+        bundle.recipe.benchmark,
         [engine.name for engine in engines],
         bundle.manifest.preprocess.size,
         {name: value for name, value in given.items() if value is not None},
         quick=quick,
     )
     _check_writable(folder.profile)
-    return Setup(folder, bundle, recipe, tuple(engines), protocol, tuple(notes))
+    return Setup(folder, bundle, tuple(engines), protocol, tuple(notes))
 
 
 def _check_writable(folder: Path) -> None:

@@ -88,6 +88,10 @@ class Recipe(Part):
         """Every task, in the recipe's order: the order of the experts."""
         return tuple(task for department in self.departments for task in department.tasks)
 
+    def task(self, name: str) -> TaskSpec:
+        """The task called `name`; raises `KeyError`."""
+        return {task.name: task for task in self.tasks}[name]
+
     @property
     def sha256(self) -> str:
         """Hash of the resolved recipe: `--resume` and later stages refuse another one."""

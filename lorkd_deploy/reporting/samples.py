@@ -13,7 +13,6 @@ from lorkd_deploy.metrics.decisions import decided
 from lorkd_deploy.metrics.score import F64, I64
 from lorkd_deploy.preprocess import U8
 from lorkd_deploy.profiling.scoring import open_task
-from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.reporting.answers import Answers
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION
 from lorkd_deploy.reporting.sources import Sources
@@ -38,9 +37,7 @@ def samples(sources: Sources, answers: Answers) -> tuple[Sample, ...]:
     The first four on which the models disagree, then others evenly over the test split.
     """
     manifest = sources.manifest
-    recipe = parse_recipe(manifest.recipe, where=sources.bundle.path)
-    spec = next(task.data for task in recipe.tasks if task.name == answers.task.name)
-    data = open_task(answers.task, spec, recipe.data_folder)
+    data = open_task(sources.bundle, answers.task)
     if data is None or len(data.test) != len(answers.labels):
         return ()
     return tuple(

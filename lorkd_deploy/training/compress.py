@@ -14,10 +14,8 @@ from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import DataError, UsageError
 from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.spectrum import Step, holding
-from lorkd_deploy.machine.packages import software
 from lorkd_deploy.metrics.score import score
-from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.run import Run, claimed, open_run, refuse_bundle
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors, canonical_json, carry_over
@@ -77,11 +75,10 @@ def compress(
             parse_budget(budget),
             {task.name: bundle.expert(task.name) for task in bundle.manifest.tasks},
         )
-    recipe = parse_recipe(bundle.manifest.recipe, where=bundle.path)
-    with claimed(out, recipe, "compress") as new:
-        setup = open_setup(recipe)
+    with claimed(out, bundle.recipe, "compress") as new:
+        setup = open_setup(bundle.recipe)
         _check_data(bundle, setup)
-        shrunk = _all_shrunk(bundle, setup, choose, progress or Silent())
+        shrunk = _all_shrunk(bundle, setup, choose, progress)
         return _write(source, bundle, new, setup=setup, rule=rule, shrunk=shrunk)
 
 
@@ -146,15 +143,14 @@ def _shrunk(bundle: Bundle, setup: Setup, place: int, choose: Choice) -> _Shrunk
     return _Shrunk(entry, smaller, report)
 
 
-def _all_shrunk(bundle: Bundle, setup: Setup, choose: Choice, progress: Progress) -> list[_Shrunk]:
+def _all_shrunk(
+    bundle: Bundle, setup: Setup, choose: Choice, progress: Progress | None
+) -> list[_Shrunk]:
     shrunk = []
-    progress.start("compressing", len(bundle.manifest.tasks))
-    try:
+    with bar(progress, "compressing", len(bundle.manifest.tasks)) as shown:
         for place, task in enumerate(bundle.manifest.tasks):
             shrunk.append(_shrunk(bundle, setup, place, choose))
-            progress.advance(task=task.name)
-    finally:
-        progress.stop()
+            shown.advance(task=task.name)
     return shrunk
 
 
@@ -182,13 +178,7 @@ def _write(
         if (source.path / part).is_dir() and source.path != source.bundle:
             carry_over(source.path / part, new.path / part)
     written = write_compressed(
-        bundle,
-        new.bundle,
-        tasks=tasks,
-        experts=experts,
-        logits=logits,
-        versions=software(),
-        rule=rule,
+        bundle, new.bundle, tasks=tasks, experts=experts, logits=logits, rule=rule
     )
     return Compression(
         run=str(new.path),

@@ -16,7 +16,7 @@ from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.metrics.score import score
 from lorkd_deploy.models import build, feature_dim
-from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.run import Run, claimed, refuse_bundle
 from lorkd_deploy.schema import Part
@@ -104,7 +104,6 @@ def extract(
             "`lorkd compress` with --budget",
         )
     refuse_bundle(out, "an extracted one is always a new one")
-    shown = progress or Silent()
     with claimed(out, loaded, "extract") as run:
         began = time.perf_counter()
         setup = open_setup(loaded)
@@ -116,13 +115,10 @@ def extract(
             w0, with_experts(copy.deepcopy(w0), loaded), feature_dim(w0, loaded.preprocess.size)
         )
         tuned = []
-        shown.start("extracting", len(files))
-        try:
+        with bar(progress, "extracting", len(files)) as shown:
             for place, file in enumerate(files):
                 tuned.append(_tuned(setup, place, source, file))
                 shown.advance(task=setup.names[place])
-        finally:
-            shown.stop()
         model = _with_heads(setup, w0, tuned)
         return _write(run, setup, model, tuned, base=sha256_file(Path(base)), began=began)
 

@@ -16,7 +16,6 @@ from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.experts import ExpertClassifier
-from lorkd_deploy.machine.packages import software
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.storage import carry_over, sha256_bytes
@@ -143,7 +142,6 @@ def _write(job: Job, growth: Growth, model: ExpertClassifier, fitted: Fitted) ->
         logits=reference_logits(setup, model, known_inputs(bundle)),
         parameters=parameters,
         recipe=growth.grown,
-        versions=software(),
     )
     kept = {name: grown.manifest.files[name].sha256 for name in bundle.manifest.files}
     result = training_result(run.bundle, setup, fitted, tested, parameters)

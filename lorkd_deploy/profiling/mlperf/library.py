@@ -52,13 +52,8 @@ class Library:
 
 def write_library(file: Path, setup: Setup) -> Library:
     """Prepare every test image of the tasks, in the recipe's order, and write them to `file`."""
-    specs = {task.name: task for task in setup.recipe.tasks}
     protocol = setup.protocol
-    found = [
-        (task, data)
-        for task in setup.tasks
-        if (data := open_task(task, specs[task.name].data, setup.recipe.data_folder))
-    ]
+    found = [(task, data) for task in setup.tasks if (data := open_task(setup.bundle, task))]
     total = sum(len(data.test) for _, data in found)
     shape = (total + GENERATED, *protocol.input_shape)
     rows = np.lib.format.open_memmap(file, "w+", np.float32, shape)

@@ -28,7 +28,7 @@ from lorkd_deploy.profiling.notes import state_of, unscored
 from lorkd_deploy.profiling.rounds.best_batch import best_batch
 from lorkd_deploy.profiling.selection import EngineFilter
 from lorkd_deploy.profiling.setup import Setup, set_up
-from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.schema import write_part
 from lorkd_deploy.storage import exclusive
 
@@ -81,7 +81,7 @@ def benchmark_scenarios(
         "search_ms": QUICK_SEARCH_MS if quick else SEARCH_MS,
     }
     with exclusive(setup.run.profile, "benchmark"):
-        return _profile(setup, wanted, settings, resume=resume, progress=progress or Silent())
+        return _profile(setup, wanted, settings, resume=resume, progress=progress)
 
 
 def _profile(
@@ -90,7 +90,7 @@ def _profile(
     settings: dict[str, Any],
     *,
     resume: bool,
-    progress: Progress,
+    progress: Progress | None,
 ) -> ScenarioProfile:
     """Run the scenarios; what is there is written after each."""
     file, bundle, before = setup.run.profile / LOADGEN, setup.bundle, load_average()
@@ -153,15 +153,14 @@ def _measure(
     wanted: Sequence[Scenario],
     plan: Plan,
     done: Mapping[tuple[str, Scenario], ScenarioRun],
-    progress: Progress,
+    progress: Progress | None,
 ) -> Iterator[ScenarioRun]:
     """Every scenario on every engine; what is `done` as it is asked for now is not done again."""
-    progress.start("LoadGen's scenarios", len(engines) * len(wanted))
-    try:
+    with bar(progress, "LoadGen's scenarios", len(engines) * len(wanted)) as shown:
         for engine in engines:
             batch = None
             for scenario in wanted:
-                progress.advance(0, scenario=scenario, engine=engine.name)
+                shown.advance(0, scenario=scenario, engine=engine.name)
                 found = done.get((engine.name, scenario))
                 if found is None or found.asked != plan.asked(engine):
                     batch = batch or _batch(engine, wanted, plan)
@@ -169,9 +168,7 @@ def _measure(
                 else:
                     log.info("%s of %s was measured before", scenario, engine.name)
                 yield found
-                progress.advance(scenario=scenario, engine=engine.name)
-    finally:
-        progress.stop()
+                shown.advance(scenario=scenario, engine=engine.name)
 
 
 def _batch(engine: Artifact, wanted: Sequence[Scenario], plan: Plan) -> int:

@@ -15,7 +15,7 @@ from lorkd_deploy.profiling.rounds.best_batch import best_batch
 from lorkd_deploy.profiling.rounds.round import Instruments, Round, measure_round
 from lorkd_deploy.profiling.rounds.store import KeptRounds
 from lorkd_deploy.profiling.worker.stages import draw_image
-from lorkd_deploy.progress import Progress
+from lorkd_deploy.progress import Progress, bar
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class MeasuredRounds:
     resumed: int
 
 
-def measure(engines: Sequence[Artifact], kept: KeptRounds, progress: Progress) -> MeasuredRounds:
+def measure(
+    engines: Sequence[Artifact], kept: KeptRounds, progress: Progress | None
+) -> MeasuredRounds:
     """Every round of every engine, in the protocol's order; each is kept once it is done.
 
     Raises `WorkerError`; the rounds done so far stay in `kept`.
@@ -46,39 +48,35 @@ def measure(engines: Sequence[Artifact], kept: KeptRounds, progress: Progress) -
     protocol = protocol.model_copy(update=found_here)
     measured: dict[str, list[Round]] = {name: [] for name in by_name}
     resumed = 0
-    progress.start("measuring", protocol.rounds * len(engines))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            image = Path(folder) / "image.png"
-            draw_image(image, protocol.seed)
-            for number, order in enumerate(protocol.order, 1):
-                for name in order:
-                    found = kept.load(number, name)
-                    if found is not None:
-                        resumed += 1
-                        instruments.pace.seen += found.paces
-                    else:
-                        found = measure_round(by_name[name], protocol, image, instruments)
-                        kept.save(number, name, found)
-                    measured[name].append(found)
-                    progress.advance(round=f"{number}/{protocol.rounds}", engine=name)
-    finally:
-        progress.stop()
+    with (
+        bar(progress, "measuring", protocol.rounds * len(engines)) as shown,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        image = Path(folder) / "image.png"
+        draw_image(image, protocol.seed)
+        for number, order in enumerate(protocol.order, 1):
+            for name in order:
+                found = kept.load(number, name)
+                if found is not None:
+                    resumed += 1
+                    instruments.pace.seen += found.paces
+                else:
+                    found = measure_round(by_name[name], protocol, image, instruments)
+                    kept.save(number, name, found)
+                measured[name].append(found)
+                shown.advance(round=f"{number}/{protocol.rounds}", engine=name)
     return MeasuredRounds(measured, protocol, resumed)
 
 
 def _with_best_batches(
-    engines: Sequence[Artifact], kept: KeptRounds, progress: Progress
+    engines: Sequence[Artifact], kept: KeptRounds, progress: Progress | None
 ) -> Protocol:
     protocol = kept.protocol
     if protocol.best_batches or not protocol.largest_batch:
         return protocol
     found = {}
-    progress.start("looking for the best batch", len(engines))
-    try:
+    with bar(progress, "looking for the best batch", len(engines)) as shown:
         for engine in engines:
             found[engine.name] = best_batch(engine, protocol)
-            progress.advance(engine=engine.name, batch=str(found[engine.name]))
-    finally:
-        progress.stop()
+            shown.advance(engine=engine.name, batch=str(found[engine.name]))
     return kept.decide(found)

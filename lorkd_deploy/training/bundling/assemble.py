@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from lorkd_deploy.bundle.compressed import factor_parameters
 from lorkd_deploy.bundle.manifest import EXPERT, TEACHER, Manifest, ParityEntry
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.bundle.write import Contents, write_bundle
+from lorkd_deploy.bundle.write import Contents, now, write_bundle
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.run import Run
@@ -141,7 +140,7 @@ def _described(
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256,
         versions=software(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
         **own,
     )
 
