@@ -48,7 +48,16 @@ class Outputs(NamedTuple):
     logits: tuple[Tensor, ...]
 
 
-class ExpertClassifier(nn.Module):
+class TaskNetwork(nn.Module):
+    """Base of what answers for several tasks: `network(x, task)` gives `Outputs`.
+
+    `x` is `(N, 3, H, W)`, `task` what `ExpertModel` takes; see `TaskHeads` for the logits' form.
+    """
+
+    heads: TaskHeads
+
+
+class ExpertClassifier(TaskNetwork):
     """A backbone with experts and a head for each task, in one forward.
 
     `backbone` maps `(N, 3, H, W)` to `(N, features)`; see `TaskHeads` for the logits' form.

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from lorkd_deploy.errors import UsageError, unknown_name
-from lorkd_deploy.experts import ExpertClassifier, ExpertModel
+from lorkd_deploy.experts import ExpertClassifier, ExpertModel, TaskNetwork
 from lorkd_deploy.metrics.score import score
 from lorkd_deploy.models import build, feature_dim
 from lorkd_deploy.progress import Progress, bar
@@ -27,7 +27,6 @@ from lorkd_deploy.training.bundling.assemble import Sources, write_experts
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.networks.evaluate import task_logits
 from lorkd_deploy.training.networks.finetuned import fine_tuned, load_whole
-from lorkd_deploy.training.networks.network import TaskNetwork
 from lorkd_deploy.training.networks.student import with_experts
 from lorkd_deploy.training.ranks.difference import (
     Difference,

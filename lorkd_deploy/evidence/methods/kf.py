@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorkd_deploy.evidence.methods.stages import StagedNetwork
-from lorkd_deploy.experts import TaskHeads
+from lorkd_deploy.experts import Outputs, TaskHeads, TaskNetwork
 from lorkd_deploy.experts.routing import Route, plan_route
 
 TASK_WEIGHT = 1.0  # λ
@@ -31,7 +31,7 @@ _LEAST_VARIANCE = 1e-6  # of a feature that is the same for all samples of a bat
 
 
 class Factors(NamedTuple):
-    """A forward of `FactorisedNetwork`; samples are in the batch's order.
+    """A forward of `FactorisedNetwork` with its parts; samples are in the batch's order.
 
     `features` z are `(N, F)`, `logits` a tensor `(n_t, K_t)` per task, `stages` the common
     network's `(N, C)`; `own` are z_t `(n_t, F)` of the tasks present, with `own_logits` per task.
@@ -44,10 +44,10 @@ class Factors(NamedTuple):
     own_logits: tuple[Tensor, ...]
 
 
-class FactorisedNetwork(nn.Module):
+class FactorisedNetwork(TaskNetwork):
     """`common` `(N, 3, S, S)` → `(N, F)`, and per task a network of `own` to fewer features.
 
-    A bias-free layer takes z_t from `own_features` to F.
+    A bias-free layer takes z_t from `own_features` to F. Outputs are those of z = z_c + z_t.
     """
 
     def __init__(
@@ -66,7 +66,12 @@ class FactorisedNetwork(nn.Module):
         self.heads = TaskHeads(features, classes)
         self.own_heads = TaskHeads(features, classes)
 
-    def forward(self, x: Tensor, task: Tensor | int | Route) -> Factors:
+    def forward(self, x: Tensor, task: Tensor | int | Route) -> Outputs:
+        features, logits, *_ = self.factors(x, task)
+        return Outputs(features, logits)
+
+    def factors(self, x: Tensor, task: Tensor | int | Route) -> Factors:
+        """The same with what the loss is of."""
         route = plan_route(task, len(x), len(self.own), x.device)
         x = route.sort(x)
         shared, stages = self.common(x)

@@ -10,11 +10,12 @@ import torch
 
 from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
 from lorkd_deploy.data import image_sha256
+from lorkd_deploy.experts import TaskNetwork
 from lorkd_deploy.storage import Tensors
 from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.networks.evaluate import task_logits
-from lorkd_deploy.training.networks.network import TaskNetwork, network_input
+from lorkd_deploy.training.networks.network import network_input
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

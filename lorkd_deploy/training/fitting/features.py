@@ -35,14 +35,15 @@ class TeacherFeatures:
     A file's name has the hash of all that it depends on (the teacher's weights, its preprocessing,
     the task's images, precision) and that of its own bytes, so that neither another teacher's nor a
     damaged one is ever learnt from. `facts` are for the history: each task's file and its hash.
+    `kind` begins the names, for features of another kind beside the usual ones.
     """
 
-    def __init__(self, teacher: Teacher, job: Job) -> None:
+    def __init__(self, teacher: Teacher, job: Job, *, kind: str = "features") -> None:
         self.teacher = teacher.network.to(job.device)
         self.precision = chosen_precision(job.spec.precision, job.device)
         self._sha256 = weights_sha256(self.teacher.backbone)
         self._preprocess = teacher.preprocess
-        self._job = job
+        self._job, self._kind = job, kind
         self.facts: dict[str, dict[str, str]] = {}
         self._held = [self._of_task(number) for number in range(len(job.setup.data))]
 
@@ -65,8 +66,9 @@ class TeacherFeatures:
             "precision": self.precision,
             "device": job.device.type,
         }
-        start = f"{name}-{sha256_bytes(canonical_json(depends))[:16]}"
-        file = job.processes.first(lambda: self._found(name, start))
+        prefix = f"{self._kind}-{name}"
+        start = f"{prefix}-{sha256_bytes(canonical_json(depends))[:16]}"
+        file = job.processes.first(lambda: self._found(prefix, start))
         if file is None:
             images = Images(job.setup.data[number].train, self._preprocess)
             made = self.of_images(images, f"teacher features of {name}").astype(np.float16)
@@ -78,10 +80,10 @@ class TeacherFeatures:
         held: F16 = np.load(file, mmap_mode="r")
         return held
 
-    def _found(self, name: str, start: str) -> Path | None:
+    def _found(self, prefix: str, start: str) -> Path | None:
         """The file whose name begins with `start`, whole; else None, and the task's others go."""
         folder = self._job.cache
-        for path in sorted(folder.glob(f"{name}-{'?' * 16}-{'?' * 16}.npy")):
+        for path in sorted(folder.glob(f"{prefix}-{'?' * 16}-{'?' * 16}.npy")):
             if not path.name.startswith(start):
                 log.info("%s is of another teacher or recipe: computed again", path.name)
             elif path.name == _file_name(start, sha256_file(path)):
@@ -89,7 +91,7 @@ class TeacherFeatures:
             else:
                 log.warning("%s is damaged: computed again", path.name)
             path.unlink()
-        for unfinished in folder.glob(f".{name}-*.tmp"):
+        for unfinished in folder.glob(f".{prefix}-*.tmp"):
             unfinished.unlink()  # a killed writer's, of up to gigabytes
         return None
 

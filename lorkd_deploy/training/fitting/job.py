@@ -33,6 +33,7 @@ class Job:
     tensorboard: bool = False
     progress: Progress = field(default_factory=Silent)
     identity: str | None = None
+    cache_folder: Path | None = None
 
     @property
     def spec(self) -> TrainSpec:
@@ -63,8 +64,8 @@ class Job:
 
     @property
     def cache(self) -> Path:
-        """Where the teacher's features lie."""
-        return self.run.path / "cache"
+        """Where the teacher's features lie, by default in the run."""
+        return self.cache_folder or self.run.path / "cache"
 
     @property
     def history(self) -> Path:

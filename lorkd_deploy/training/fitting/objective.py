@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lorkd_deploy.experts import TaskNetwork
 from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.fitting.losses import batch_accuracy, label_loss
-from lorkd_deploy.training.networks.network import TaskNetwork, network_input
+from lorkd_deploy.training.networks.network import network_input
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,21 @@ class Objective(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> Loss:
-        setup, spec = self._setup, self._spec
-        recipe, device = setup.recipe, setup.processes.device
-        order = spec.channels_last
-        x = network_input(batch.images, setup.preprocess, device, channels_last=order)
-        output = self.network(x, batch.route(device))
-        labels = [torch.from_numpy(part).to(device) for part in batch.labels]
-        smoothing = spec.label_smoothing
-        part = label_loss(output.logits, labels, setup.kinds, smoothing, self._weights)
-        parts = {"labels": part}
+        x, labels = self.given(batch)
+        output = self.network(x, batch.route(x.device))
+        parts = {"labels": self.label_loss(output.logits, labels)}
         if self.transfer is not None:
-            parts["transfer"] = recipe.transfer.beta * self.transfer(batch, output)
-        return Loss(parts, batch_accuracy(output.logits, labels, setup.kinds))
+            parts["transfer"] = self._setup.recipe.transfer.beta * self.transfer(batch, output)
+        return Loss(parts, batch_accuracy(output.logits, labels, self._setup.kinds))
+
+    def given(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The network's input and each task's labels, on the device."""
+        setup, device = self._setup, self._setup.processes.device
+        order = self._spec.channels_last
+        x = network_input(batch.images, setup.preprocess, device, channels_last=order)
+        return x, [torch.from_numpy(part).to(device) for part in batch.labels]
+
+    def label_loss(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """As the recipe has it: smoothing, and weights by class."""
+        smoothing = self._spec.label_smoothing
+        return label_loss(logits, labels, self._setup.kinds, smoothing, self._weights)

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorkd_deploy.experts import TaskNetwork
 from lorkd_deploy.metrics.score import Kind, score
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.training.batches.loader import Images
-from lorkd_deploy.training.networks.network import TaskNetwork, network_input
+from lorkd_deploy.training.networks.network import network_input
 from lorkd_deploy.training.processes import ALONE, Processes
 
 F32 = npt.NDArray[np.float32]

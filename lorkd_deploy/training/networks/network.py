@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.experts import ExpertClassifier, Outputs, Route, TaskHeads
+from lorkd_deploy.experts import Outputs, Route, TaskHeads, TaskNetwork
 from lorkd_deploy.preprocess import U8, Preprocess
 from lorkd_deploy.storage import sha256_bytes, tensor_bytes
 
 
-class TeacherNetwork(nn.Module):
+class TeacherNetwork(TaskNetwork):
     """`backbone` maps `(N, 3, H, W)` to `(N, features)`; the heads are those of a student."""
 
     def __init__(self, backbone: nn.Module, features: int, classes: Sequence[int]) -> None:
@@ -27,13 +27,14 @@ class TeacherNetwork(nn.Module):
         return Outputs(features, self.heads(features, task))
 
 
-TaskNetwork = TeacherNetwork | ExpertClassifier
-
-
 def weights_sha256(module: nn.Module) -> str:
     """Of the names and values of all that `module` computes with."""
-    state = module.state_dict()
-    return sha256_bytes(tensor_bytes({name: value.cpu().numpy() for name, value in state.items()}))
+    state = {
+        name: value.cpu().numpy()
+        for name, value in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    return sha256_bytes(tensor_bytes(state))
 
 
 def network_input(

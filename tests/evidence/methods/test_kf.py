@@ -9,6 +9,7 @@ from torch import nn
 from lorkd_deploy import models
 from lorkd_deploy.evidence.methods.kf import FactorisedNetwork, InfoMax, info_max, info_min
 from lorkd_deploy.evidence.methods.stages import StagedNetwork
+from lorkd_deploy.experts import Outputs
 
 NARROW = "lorkd_deploy.evidence.methods.shufflenet:shufflenet_v2_x0_25"
 
@@ -89,7 +90,8 @@ def test_stages_are_paired_from_the_last_one() -> None:
 def test_each_sample_passes_the_common_network_and_its_own_tasks() -> None:
     network = factorised().eval()
     x, task = torch.randn(6, 3, 32, 32), torch.tensor([2, 0, 1, 0, 0, 1])  # other counts per task
-    found = network(x, task)
+    found = network.factors(x, task)
+    torch.testing.assert_close(network(x, task), Outputs(found.features, found.logits))
     assert [tuple(logits.shape) for logits in found.logits] == [(3, 2), (2, 5), (1, 3)]
     torch.testing.assert_close(found.stages, network.common(x).stages)
     for number in range(3):

@@ -60,7 +60,7 @@ def _compare(setup: Setup, features: TeacherFeatures, seed: int) -> None:
 
 
 def _files(run: Path) -> dict[str, Path]:
-    return {path.name.split("-")[0]: path for path in (run / "cache").iterdir()}
+    return {path.name.split("-")[1]: path for path in (run / "cache").iterdir()}
 
 
 @pytest.mark.parametrize(
