@@ -228,6 +228,12 @@ def require_precision(target: str, precision: str, probe: Probe) -> None:
         )
 
 
+def require_running(target: str, probe: Probe) -> None:
+    """Raise `RuntimeUnavailableError` where `target` can't run here."""
+    if not probe.can_run:
+        raise RuntimeUnavailableError(f"{target} can't run here: {probe.reason}", fix=probe.fix)
+
+
 def parse_options(target: str, schema: type[Schema], given: Mapping[str, Any]) -> Schema:
     """`given` as the target's own `schema`; raises `UsageError` that tells every fault at once.
 
@@ -255,12 +261,22 @@ def engine_path(folder: Path, name: str) -> Path:
     return path
 
 
-def older(name: str, version: str, oldest: tuple[int, ...]) -> str | None:
-    """Why a runtime of this version can't be used: it is older than `oldest`; None if it isn't."""
-    parts = [int(part) for part in re.findall(r"\d+", version)[: len(oldest)]]
-    if tuple(parts) >= oldest:
-        return None
-    return f"{name} {version} is too old: {'.'.join(map(str, oldest))} is needed"
+def unusable(module: str, name: str, oldest: tuple[int, ...], install: str) -> Probe | None:
+    """Why the runtime `name`, imported as `module`, can't be used here: it isn't installed, is
+    broken, or is older than `oldest`; None where it can. `install` is what to do about it.
+    """
+    version = None
+    try:
+        version = str(importlib.import_module(module).__version__).partition("-")[0]
+    except ModuleNotFoundError:
+        reason = f"{module} is not installed"
+    except ImportError as exc:
+        reason = f"{module} is broken: {exc}"
+    else:
+        if tuple(map(int, re.findall(r"\d+", version)[: len(oldest)])) >= oldest:
+            return None
+        reason = f"{name} {version} is too old: {'.'.join(map(str, oldest))} is needed"
+    return Probe(False, False, version, reason=reason, fix=install)
 
 
 def first_line(exc: Exception) -> str:

@@ -28,9 +28,10 @@ from lorkd_deploy.runtime import (
     RunOptions,
     engine_path,
     first_line,
-    older,
     parse_options,
     require_precision,
+    require_running,
+    unusable,
 )
 from lorkd_deploy.schema import Part, document_bytes, read_document
 from lorkd_deploy.storage import write_atomic
@@ -79,15 +80,11 @@ class Options(Part):
 
 def probe() -> Probe:
     """Whether ONNX Runtime is here, new enough, and has its CPU provider."""
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        missing = isinstance(exc, ModuleNotFoundError)
-        reason = "onnxruntime is not installed" if missing else f"onnxruntime is broken: {exc}"
-        return Probe(False, False, None, reason=reason, fix=INSTALL)
+    if fault := unusable("onnxruntime", "onnxruntime", OLDEST, INSTALL):
+        return fault
+    import onnxruntime
+
     version: str = onnxruntime.__version__
-    if old := older("onnxruntime", version, OLDEST):
-        return Probe(False, False, version, reason=old, fix=INSTALL)
     if CPU not in onnxruntime.get_available_providers():
         return Probe(False, False, version, reason=f"it was built without {CPU}", fix=INSTALL)
     # With one scale per channel, the CPU's quantised convolution can't take the input.
@@ -117,9 +114,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
     `ArtifactError` for a missing or damaged model, `RuntimeUnavailableError` where ONNX Runtime,
     or a provider, can't run here.
     """
-    found = probe()
-    if not found.can_run:
-        raise RuntimeUnavailableError(f"onnx can't run here: {found.reason}", fix=found.fix)
+    require_running("onnx", probe())
     given = dict(options.options)
     if CHOSEN in files and "providers" not in given:
         given |= read_document(

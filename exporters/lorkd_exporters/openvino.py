@@ -21,9 +21,10 @@ from lorkd_deploy.runtime import (
     PythonSample,
     RunOptions,
     engine_path,
-    older,
     parse_options,
     require_precision,
+    require_running,
+    unusable,
 )
 from lorkd_deploy.schema import Part
 from lorkd_exporters._nodes import with_nodes, with_operator
@@ -62,15 +63,11 @@ class Opening(Part):
 
 def probe() -> Probe:
     """Whether OpenVINO is here, and what its CPU can do."""
-    try:
-        import openvino
-    except ImportError as exc:
-        missing = isinstance(exc, ModuleNotFoundError)
-        reason = "openvino is not installed" if missing else f"openvino is broken: {exc}"
-        return Probe(False, False, None, reason=reason, fix=INSTALL)
-    version = _version(openvino.__version__)
-    if old := older("openvino", version, OLDEST):
-        return Probe(False, False, version, reason=old, fix=INSTALL)
+    if fault := unusable("openvino", "openvino", OLDEST, INSTALL):
+        return fault
+    import openvino
+
+    version = openvino.__version__.partition("-")[0]  # the release, without its build
     core = openvino.Core()
     if "CPU" not in core.available_devices:
         return Probe(False, False, version, reason="it was installed without CPU", fix=INSTALL)
@@ -118,8 +115,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     """
     given = parse_options("openvino", Opening, options.options)
     found = probe()
-    if not found.can_run:
-        raise RuntimeUnavailableError(f"openvino can't run here: {found.reason}", fix=found.fix)
+    require_running("openvino", found)
     paths = [engine_path(folder, name) for name in files]
     import openvino
 
@@ -218,8 +214,3 @@ def _require_device(core: openvino.Core, device: str) -> None:
             f"OpenVINO finds no {device} on this machine",
             fix=f"it finds: {', '.join(core.available_devices)}",
         )
-
-
-def _version(full: str) -> str:
-    """`2026.4.1` of `2026.4.1-22982-e213a147257-releases/2026/4`."""
-    return full.partition("-")[0]

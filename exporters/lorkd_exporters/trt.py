@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import Field
 
 from lorkd_deploy.deploy.programs.template import fill
-from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
@@ -23,9 +22,10 @@ from lorkd_deploy.runtime import (
     PythonSample,
     RunOptions,
     engine_path,
-    older,
     parse_options,
     require_precision,
+    require_running,
+    unusable,
 )
 from lorkd_exporters import _tensorrt
 from lorkd_exporters._cuda import gpus
@@ -46,15 +46,11 @@ class Options(_tensorrt.Options):
 
 def probe() -> Probe:
     """Whether TensorRT is here, new enough, and has a GPU; it can't build without one."""
-    try:
-        import tensorrt  # type: ignore[import-not-found]
-    except ImportError as exc:
-        missing = isinstance(exc, ModuleNotFoundError)
-        reason = "tensorrt is not installed" if missing else f"tensorrt is broken: {exc}"
-        return Probe(False, False, None, reason=reason, fix=INSTALL)
+    if fault := unusable("tensorrt", "TensorRT", OLDEST, INSTALL):
+        return fault
+    import tensorrt  # type: ignore[import-not-found]
+
     version: str = tensorrt.__version__
-    if old := older("TensorRT", version, OLDEST):
-        return Probe(False, False, version, reason=old, fix=INSTALL)
     for blocked, why in BLOCKED.items():
         if version.startswith(blocked):
             reason = f"TensorRT {version} is blocked: {why}"
@@ -84,9 +80,7 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
 def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.TensorRtRunner:
     """Load the engine on the first GPU; `RuntimeUnavailableError` where there is none."""
     parse_options("trt", NoOptions, options.options)
-    found = probe()
-    if not found.can_run:
-        raise RuntimeUnavailableError(f"trt can't run here: {found.reason}", fix=found.fix)
+    require_running("trt", probe())
     path = engine_path(folder, files[0])
     import tensorrt
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lorkd_deploy.deploy.programs.template import fill
-from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
@@ -22,9 +21,10 @@ from lorkd_deploy.runtime import (
     PythonSample,
     RunOptions,
     engine_path,
-    older,
     parse_options,
     require_precision,
+    require_running,
+    unusable,
 )
 from lorkd_exporters import _tensorrt
 from lorkd_exporters._cuda import gpus
@@ -49,15 +49,11 @@ class Options(_tensorrt.Options):
 
 def probe() -> Probe:
     """Whether TensorRT for RTX is here; it runs where one of its GPUs is."""
-    try:
-        import tensorrt_rtx  # type: ignore[import-untyped]
-    except ImportError as exc:
-        missing = isinstance(exc, ModuleNotFoundError)
-        reason = "tensorrt_rtx is not installed" if missing else f"tensorrt_rtx is broken: {exc}"
-        return Probe(False, False, None, reason=reason, fix=INSTALL)
+    if fault := unusable("tensorrt_rtx", "TensorRT for RTX", OLDEST, INSTALL):
+        return fault
+    import tensorrt_rtx  # type: ignore[import-untyped]
+
     version: str = tensorrt_rtx.__version__
-    if old := older("TensorRT for RTX", version, OLDEST):
-        return Probe(False, False, version, reason=old, fix=INSTALL)
     found = gpus()
     if found and found[0].capability in SUPPORTED:
         return Probe(True, True, version, PRECISIONS, converted=PRECISIONS[1:], int8="signed")
@@ -95,9 +91,7 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
 def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.TensorRtRunner:
     """Load the engine on the first GPU; `RuntimeUnavailableError` where there is none."""
     parse_options("trt-rtx", NoOptions, options.options)
-    found = probe()
-    if not found.can_run:
-        raise RuntimeUnavailableError(f"trt-rtx can't run here: {found.reason}", fix=found.fix)
+    require_running("trt-rtx", probe())
     path = engine_path(folder, files[0])
     import tensorrt_rtx
 

@@ -95,10 +95,4 @@ def _decompose(job: Job) -> TrainingResult:
         teacher = processes.first(lambda: restored_teacher(load_bundle(run.teacher), setup))
     student = build_student(setup, teacher and teacher.network)
     fitted = fit_student(job, student, teacher)
-
-    def write() -> TrainingResult:
-        result = write_experts(run, setup, student.classifier, fitted)
-        job.checkpoints.clear()
-        return result
-
-    return processes.first(write)
+    return job.finish(lambda: write_experts(run, setup, student.classifier, fitted))

@@ -80,13 +80,7 @@ def add_departments(job: Job, growth: Growth) -> TrainingResult:
     student = build_student(setup, teacher and teacher.network)
     frozen = freeze_base(student.classifier.backbone, growth.bundle)
     fitted = fit_student(job, student, teacher, frozen=frozen)
-
-    def write() -> TrainingResult:
-        result = _write(job, growth, student.classifier, fitted)
-        job.checkpoints.clear()
-        return result
-
-    return processes.first(write)
+    return job.finish(lambda: _write(job, growth, student.classifier, fitted))
 
 
 def _teacher(job: Job, finished: Run) -> Teacher | None:

@@ -81,14 +81,9 @@ def train_teacher(job: Job) -> TrainingResult:
     report = _import_checkpoint(model, setup.recipe)
     place(model, job.device, channels_last=job.spec.channels_last)
     fitted = _fitted(job, model)
-
-    def write() -> TrainingResult:
-        result = write_teacher(job.run, setup, model, fitted)
-        job.checkpoints.clear()
-        keys = {"missing_keys": report.missing, "unexpected_keys": report.unexpected}
-        return result.model_copy(update=keys)
-
-    return job.processes.first(write)
+    result = job.finish(lambda: write_teacher(job.run, setup, model, fitted))
+    keys = {"missing_keys": report.missing, "unexpected_keys": report.unexpected}
+    return result.model_copy(update=keys)
 
 
 def _fitted(job: Job, model: TeacherNetwork) -> Fitted:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -14,6 +15,8 @@ from lorkd_deploy.run import Run
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.fitting.checkpoint import Checkpoints
 from lorkd_deploy.training.processes import Processes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,16 @@ class Job:
         """Where it is continued from."""
         identity = self.identity or self.setup.recipe.sha256
         return Checkpoints(self.run.path / "checkpoints" / self.name, identity)
+
+    def finish(self, write: Callable[[], T]) -> T:
+        """What the first process writes of the finished training, whose checkpoints then go."""
+
+        def last() -> T:
+            result = write()
+            self.checkpoints.clear()
+            return result
+
+        return self.processes.first(last)
 
     @property
     def cache(self) -> Path:
