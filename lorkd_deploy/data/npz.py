@@ -30,6 +30,7 @@ from lorkd_deploy.preprocess import SMALLEST_SIDE
 from lorkd_deploy.storage import sha256_file
 
 _KEYS = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
+_GROUPS = {f"{split}_groups" for split in SPLITS}
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -45,6 +46,7 @@ class NpzData(DataSource):
 
         Images are uint8 `(N, H, W)`, `(N, H, W, 1)` or `(N, H, W, 3)`. Labels are whole numbers:
         classes `(N,)` or `(N, 1)`, or findings `(N, L)` of 0 and 1, which make a multi-label task.
+        `train_groups`, `val_groups`, `test_groups` may number the patients or cases of the images.
         Classes without a name in the recipe are called class-0, class-1, …
         """
         path = locate(self.path, folders)
@@ -67,12 +69,12 @@ def read_archive(path: Path) -> tuple[dict[str, Split], Kind]:
     Raises `DataError` for a file that is missing, damaged or holds something else.
     """
     with _reading(path), zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
-        missing = [key for key in _KEYS if f"{key}.npy" not in names]
+        present = {name.removesuffix(".npy") for name in archive.namelist()}
+        missing = [key for key in _KEYS if key not in present]
         if missing:
-            present = ", ".join(sorted(name.removesuffix(".npy") for name in names)) or "nothing"
             raise DataError(
-                f"the archive lacks {', '.join(missing)}; it has {present}",
+                f"the archive lacks {', '.join(missing)}; it has "
+                + (", ".join(sorted(present)) or "nothing"),
                 where=path,
                 fix=f"save it by numpy.savez_compressed with the keys {', '.join(_KEYS)}",
             )
@@ -87,7 +89,11 @@ def read_archive(path: Path) -> tuple[dict[str, Split], Kind]:
     if kind == "multilabel":
         _refuse_one_hot(path, labels)
     splits = {
-        split: Split(_images(path, f"{split}_images", *headers[f"{split}_images"]), labels[split])
+        split: Split(
+            _images(path, f"{split}_images", *headers[f"{split}_images"]),
+            labels[split],
+            _groups(path, f"{split}_groups", len(labels[split])) if present >= _GROUPS else None,
+        )
         for split in SPLITS
     }
     return splits, kind
@@ -189,3 +195,15 @@ def _refuse_one_hot(path: Path, labels: dict[str, I64]) -> None:
             where=f"{path}, labels",
             fix="save class numbers instead: labels.argmax(axis=1)",
         )
+
+
+def _groups(path: Path, key: str, images: int) -> I64:
+    groups = _array(path, key)
+    if groups.dtype.kind not in "iu" or groups.shape not in ((images,), (images, 1)):
+        raise DataError(
+            f"the groups are {groups.dtype} values of shape {groups.shape}; one whole number for "
+            f"each of the {images} images is needed",
+            where=f"{path}, {key}",
+            fix="number the patients or cases, or leave the groups of all splits out",
+        )
+    return groups.reshape(-1).astype(np.int64)

@@ -27,14 +27,36 @@ class Split:
     """Images uint8 `(H, W)`, `(H, W, 1)` or `(H, W, 3)`, by index, and their labels.
 
     `images` may be one array or a sequence that reads on request. `labels` is int64: class
-    numbers `(N,)`, or 0 and 1 `(N, L)` for multi-label tasks.
+    numbers `(N,)`, or 0 and 1 `(N, L)` for multi-label tasks. `groups` `(N,)` are the numbers of
+    patients or cases, where the source has any: images of one group are alike.
     """
 
     images: Sequence[U8]
     labels: I64
+    groups: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, indices: I64) -> Split:
+        """The images at `indices`, in that order."""
+        groups = None if self.groups is None else self.groups[indices]
+        return Split(_Chosen(self.images, indices), self.labels[indices], groups)
+
+
+class _Chosen(Sequence[U8]):
+    """Some of the images of a split, still unread."""
+
+    def __init__(self, images: Sequence[U8], indices: I64) -> None:
+        self._images, self._indices = images, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._images[int(one)] for one in self._indices[index]]
+        return self._images[int(self._indices[index])]
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,12 @@ class Recipe(Part):
     data_folder: str | None = Field(
         default=None, description="looked in before LORKD_DATA and ~/.medmnist"
     )
+    images_per_task: int | None = Field(
+        default=None,
+        ge=1,
+        description="train on at most this many images of each task, the same ones at every seed; "
+        "unset: on all",
+    )
     departments: tuple[DepartmentSpec, ...] = Field(min_length=1)
     preprocess: Preprocess
     teacher: TeacherSpec = TeacherSpec()

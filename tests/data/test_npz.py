@@ -48,6 +48,29 @@ def test_images_and_labels_come_out_as_they_were_saved(tmp_path: Path, colour: b
     assert data.provenance == {"source": "npz", "name": "own.npz", "sha256": digest}
 
 
+def test_groups_are_read_where_all_splits_have_them(tmp_path: Path) -> None:
+    saved = arrays()
+    assert opened(save(tmp_path / "plain.npz", **saved)).test.groups is None
+    counts = {name: len(saved[f"{name}_labels"]) for name in ("train", "val", "test")}
+    groups = {f"{name}_groups": (np.arange(n) // 2)[:, None] for name, n in counts.items()}
+    data = opened(save(tmp_path / "own.npz", **saved, **groups))
+    assert data.test.groups is not None
+    np.testing.assert_array_equal(data.test.groups, np.arange(counts["test"]) // 2)
+    groups["val_groups"] = groups["val_groups"][:-1]
+    assert "one whole number for each" in str(fault(save(tmp_path / "w.npz", **saved, **groups)))
+
+
+def test_a_part_of_a_split_is_still_unread(tmp_path: Path) -> None:
+    data = opened(save(tmp_path / "own.npz", **arrays()))
+    chosen = np.array([3, 0])
+    part = data.train.part(chosen)
+    np.testing.assert_array_equal(part.labels, data.train.labels[chosen])
+    np.testing.assert_array_equal(part.images[0], data.train.images[3])
+    np.testing.assert_array_equal(
+        np.stack(part.images[:]), np.stack([data.train.images[i] for i in chosen])
+    )
+
+
 def test_images_are_read_only_when_they_are_asked_for(tmp_path: Path) -> None:
     data = opened(save(tmp_path / "own.npz", **arrays()))
     (tmp_path / "own.npz").unlink()

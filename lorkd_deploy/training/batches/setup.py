@@ -105,15 +105,19 @@ def open_setup(recipe: Recipe, processes: Processes | None = None) -> Setup:
     """Open every task's data; the first fault names its task."""
     processes = processes or Processes()
     with processes.one_per_machine_first():
-        data = tuple(_open(task, recipe.data_folder) for task in recipe.tasks)
+        data = tuple(_open(task, recipe) for task in recipe.tasks)
     return Setup(recipe, data, processes)
 
 
-def _open(task: TaskSpec, folder: str | None) -> TaskData:
+def _open(task: TaskSpec, recipe: Recipe) -> TaskData:
     try:
-        data = open_data(task.data, folder, download=True)
+        data = open_data(task.data, recipe.data_folder, download=True)
     except LorkdError as exc:
         raise DataError(f"task {task.name!r}: {exc.what}", where=exc.where, fix=exc.fix) from exc
+    most = recipe.images_per_task
+    if most is not None and len(data.train) > most:
+        drawn = np.random.default_rng(0).permutation(len(data.train))[:most]
+        data = replace(data, train=data.train.part(np.sort(drawn)))
     _check_every_class(task, data)
     return data
 

@@ -63,6 +63,7 @@ class TeacherFeatures:
             "teacher": self._sha256,
             "preprocess": self._preprocess.sha256,
             "data": job.setup.data[number].provenance,
+            "images": len(job.setup.data[number].train),
             "precision": self.precision,
             "device": job.device.type,
         }

@@ -45,3 +45,18 @@ def test_a_task_with_one_training_image(tmp_path: Path) -> None:
     labels: dict[str, list[object]] = {"train": [1], "val": [0, 1], "test": [0, 1]}
     with pytest.raises(DataError, match="task 'own': all images have the same label"):
         opened(tmp_path, labels, ["a", "b"])
+
+
+def test_a_limit_takes_the_same_training_images_at_every_seed(tmp_path: Path) -> None:
+    file = write_recipe(tmp_path / "r.yaml", images_per_task=20)
+    first, second = (open_setup(load_recipe(file, [f"seed={seed}"])) for seed in (0, 1))
+    assert [len(data.train) for data in first.data] == [20, 20, 16]
+    whole = open_setup(load_recipe(file, ["images_per_task=null"]))
+    for one, other, full in zip(first.data, second.data, whole.data, strict=True):
+        np.testing.assert_array_equal(one.train.labels, other.train.labels)
+        images = [image.tobytes() for image in full.train.images]
+        taken = [image.tobytes() for image in one.train.images]
+        assert taken == [image.tobytes() for image in other.train.images]
+        assert set(taken) <= set(images)
+        assert len(one.test) == len(full.test)
+        assert one.provenance == full.provenance
