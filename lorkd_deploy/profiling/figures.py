@@ -56,9 +56,8 @@ class Measured:
 
     @property
     def ratio(self) -> BatchRatio | None:
-        """The teacher's median latency over the expert's, at the smallest batch that both have."""
-        ratios = self.comparison.latency if self.comparison else ()
-        return min(ratios, key=lambda entry: entry.batch, default=None)
+        """What `Comparison.ratio` is."""
+        return self.comparison.ratio if self.comparison else None
 
 
 def measured(engine: EngineProfile, profile: Profile, task: str | None = None) -> Measured:
@@ -68,14 +67,13 @@ def measured(engine: EngineProfile, profile: Profile, task: str | None = None) -
     """
     comparison = next((c for c in profile.comparisons if c.engine == engine.engine), None)
     name = task or (engine.tasks[0] if len(engine.tasks) == 1 else None)
-    differences = comparison.scores if comparison else ()
     return Measured(
         engine,
         engine.latency,
-        next((score for score in engine.scores if score.task == name), None),
+        engine.score(name),
         profile.engine(comparison.teacher) if comparison else None,
         comparison,
-        next((entry for entry in differences if entry.task == name), None),
+        comparison.difference(name) if comparison else None,
     )
 
 

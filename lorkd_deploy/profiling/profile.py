@@ -110,6 +110,11 @@ class Score(Quality):
     thresholds: tuple[float, ...]
     threshold_from: Literal["recipe", "validation"]
 
+    @property
+    def skilled(self) -> bool:
+        """Whether it is more accurate than always giving the commonest class."""
+        return self.accuracy.value > self.majority
+
 
 class EngineProfile(Part):
     """One engine. `engine` is its folder below RUN/export, e.g. `lungs/xray/onnx-fp32`.
@@ -143,6 +148,10 @@ class EngineProfile(Part):
     def latency(self) -> Timing:
         """The timing at the smallest batch: 1, unless the protocol says otherwise."""
         return min(self.timings, key=lambda timing: timing.batch)
+
+    def score(self, task: str | None) -> Score | None:
+        """Its score on one task's test split; None where that was not measured."""
+        return next((score for score in self.scores if score.task == task), None)
 
 
 class Flips(Part):
@@ -193,6 +202,15 @@ class Comparison(Part):
     size: float
     scores: tuple[Difference, ...]
     throughput: Interval | None
+
+    @property
+    def ratio(self) -> BatchRatio | None:
+        """The teacher's median latency over the expert's, at the smallest batch that both have."""
+        return min(self.latency, key=lambda entry: entry.batch, default=None)
+
+    def difference(self, task: str | None) -> Difference | None:
+        """Expert minus teacher on one task's test split; None where that was not measured."""
+        return next((entry for entry in self.scores if entry.task == task), None)
 
 
 class Assertion(Part):

@@ -72,7 +72,7 @@ def no_better(pairs: Sequence[Pair]) -> list[str]:
     for pair in pairs:
         for model, engine in (("the foundation model", pair.teacher), ("the expert", pair.expert)):
             score = pair.score(engine)
-            if score and score.accuracy.value <= score.majority:
+            if score and not score.skilled:
                 key = (model, pair.task.name)
                 found[key] = min(found.get(key, (1, 1)), (score.accuracy.value, score.majority))
     return [

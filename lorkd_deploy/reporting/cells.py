@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.figures import Figure, Value
+from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.profiling.resampling import Spread
 from lorkd_deploy.reporting.table import Cell, Column, Tone
@@ -19,12 +20,12 @@ def label(text: object, *, tone: Tone = "", note: str = "") -> Cell:
     return Cell(str(text), str(text), note, tone)
 
 
-def engine_name(engine: EngineProfile) -> str:
+def engine_name(engine: EngineProfile | ScenarioRun) -> str:
     """What a reader calls the engine's model."""
     return FOUNDATION if engine.kind == "teacher" else f"Expert {', '.join(engine.tasks)}"
 
 
-def engine_cell(engine: EngineProfile) -> Cell:
+def engine_cell(engine: EngineProfile | ScenarioRun) -> Cell:
     """The engine's model, with its target and precision in small print."""
     return label(engine_name(engine), note=f"{engine.target} {engine.precision}")
 
@@ -119,12 +120,12 @@ def signed(value: float, digits: int) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
-def between(value: Interval, digits: int = 3, unit: str = "") -> str:
+def between(value: Interval) -> str:
     """The 95 % interval in words."""
-    return f"{significant(value.low, digits)} to {significant(value.high, digits)} {unit}".strip()
+    return f"{significant(value.low)} to {significant(value.high)}"
 
 
-def spread(found: Spread | None, unit: str) -> Cell:
+def spread(found: Spread | None, unit: str = "") -> Cell:
     """The median of the rounds, with the smallest and the largest round in small print."""
     if found is None:
         return number(None)

@@ -5,6 +5,7 @@ Only the bundle has to be there. Everything else may be missing, and is then sai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,26 +59,22 @@ class Pair:
     @property
     def ratio(self) -> BatchRatio | None:
         """Teacher's p50 over expert's p50 at the smallest batch that both ran."""
-        if not self.comparison or not self.comparison.latency:
-            return None
-        return min(self.comparison.latency, key=lambda entry: entry.batch)
+        return self.comparison.ratio if self.comparison else None
 
     @property
     def difference(self) -> Difference | None:
         """Expert minus teacher on the task's test split."""
-        found = self.comparison.scores if self.comparison else ()
-        return next((entry for entry in found if entry.task == self.task.name), None)
+        return self.comparison.difference(self.task.name) if self.comparison else None
 
     @property
     def weak_teacher(self) -> bool:
         """Whether the teacher's accuracy isn't above the majority class: a gain over it is none."""
         score = self.score(self.teacher)
-        return score is not None and score.accuracy.value <= score.majority
+        return score is not None and not score.skilled
 
     def score(self, engine: EngineProfile | None) -> Score | None:
         """The task's score through `engine` (the expert's or the teacher's)."""
-        found = engine.scores if engine else ()
-        return next((entry for entry in found if entry.task == self.task.name), None)
+        return engine.score(self.task.name) if engine else None
 
 
 @dataclass(frozen=True)
@@ -125,15 +122,20 @@ class Sources:
 
     def engines(self, department: str) -> list[EngineProfile]:
         """The measured engines of a department, each once; those of the teacher come first."""
-        pairs = self.pairs(department)
-        teachers = {p.teacher.engine: p.teacher for p in pairs if p.teacher}
-        experts = {p.expert.engine: p.expert for p in pairs if p.expert}
-        return [*teachers.values(), *experts.values()]
+        return [engine for of_model in by_model(self.pairs(department)) for engine in of_model]
 
     def teachers(self) -> list[EngineProfile]:
         """Every engine of the foundation model that was measured."""
         engines = self.profile.engines if self.profile else ()
         return [engine for engine in engines if engine.kind == "teacher"]
+
+
+def by_model(pairs: Sequence[Pair]) -> tuple[list[EngineProfile], list[EngineProfile]]:
+    """The measured engines of the teacher and of the experts, each once: several experts' engines
+    may stand beside one of the teacher, or beside none."""
+    teachers = {pair.teacher.engine: pair.teacher for pair in pairs if pair.teacher}
+    experts = {pair.expert.engine: pair.expert for pair in pairs if pair.expert}
+    return list(teachers.values()), list(experts.values())
 
 
 def read_sources(run: Run) -> Sources:

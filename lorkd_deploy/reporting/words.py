@@ -15,10 +15,10 @@ NO_DEVICE = (
 _SMALL = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
+def count(number: int, one: str) -> str:
     """`one department`, `four departments`, `12 departments`."""
     word = _SMALL[number] if number < len(_SMALL) else str(number)
-    return f"{word} {one if number == 1 else many or one + 's'}"
+    return f"{word} {one if number == 1 else one + 's'}"
 
 
 def listed(values: Sequence[int]) -> str:

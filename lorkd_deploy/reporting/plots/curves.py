@@ -137,12 +137,9 @@ def _line(name: str, x: list[float], y: list[float]) -> dict[str, Any]:
 
 
 def _square(across: str, up: str) -> dict[str, Any]:
-    look = layout(HEIGHT, across)
-    look["xaxis"] |= {"range": [-0.02, 1.02]}
-    look["yaxis"] |= {
-        "range": [-0.02, 1.02],
-        "title": {"text": up, "standoff": 8, "font": {"size": 13}},
-    }
+    look = layout(HEIGHT, across, up)
+    for axis in ("xaxis", "yaxis"):
+        look[axis]["range"] = [-0.02, 1.02]
     return look
 
 

@@ -20,7 +20,7 @@ from lorkd_deploy.reporting.cells import (
     number,
     significant,
 )
-from lorkd_deploy.reporting.plots.figure import Figure, layout
+from lorkd_deploy.reporting.plots.figure import Figure, layout, title
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -86,11 +86,7 @@ def distribution(sources: Sources, department: str) -> Figure | None:
         look["annotations"].append(_heading(engine, top))
         traces += _strokes(engine, found, end)
         top = bottom - _GAP / room
-    look[f"xaxis{end}"]["title"] = {
-        "text": f"Latency, ms, batch {measured[0][0].latency.batch}",
-        "standoff": 8,
-        "font": {"size": 13},
-    }
+    look[f"xaxis{end}"]["title"] = title(f"Latency, ms, batch {measured[0][0].latency.batch}")
     single = measured[0][1][0].number is not None
     what = "One line per round, each in its own process" if single else "All rounds together"
     caption = (

@@ -40,8 +40,13 @@ class Figure:
         return next(iter(self.specs))
 
 
-def layout(height: int, axis: str, *, log: bool = False) -> dict[str, Any]:
-    """The look that all plots share, for one pair of axes."""
+def title(text: str, standoff: int = 8) -> dict[str, Any]:
+    """An axis's title, so many px from the axis."""
+    return {"text": text, "standoff": standoff, "font": {"size": 13}}
+
+
+def layout(height: int, across: str, up: str = "", *, log: bool = False) -> dict[str, Any]:
+    """The look that all plots share, for one pair of axes and their titles."""
     lines = {
         "gridcolor": "line",
         "linecolor": "soft",
@@ -51,7 +56,7 @@ def layout(height: int, axis: str, *, log: bool = False) -> dict[str, Any]:
     }
     x: dict[str, Any] = {
         **lines,
-        "title": {"text": axis, "standoff": 10, "font": {"size": 13}},
+        "title": title(across, 10),
         "showline": True,
     }
     if log:
@@ -67,7 +72,7 @@ def layout(height: int, axis: str, *, log: bool = False) -> dict[str, Any]:
             "color": "ink",
         },
         "xaxis": x,
-        "yaxis": dict(lines),
+        "yaxis": lines | ({"title": title(up)} if up else {}),
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "hoverlabel": {
             "align": "left",

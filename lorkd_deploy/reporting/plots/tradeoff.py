@@ -101,9 +101,8 @@ def _spec(
         named.add(department)
     if len(targets) > 1:
         traces += [_legend(target, "soft", symbol) for target, symbol in symbols.items()]
-    look = layout(380, cost.axis, log=True)
-    axis = f"{quality.title}, {quality.unit}" if quality.unit else quality.title
-    look["yaxis"] |= {"title": {"text": axis, "standoff": 8, "font": {"size": 13}}}
+    up = f"{quality.title}, {quality.unit}" if quality.unit else quality.title
+    look = layout(380, cost.axis, up, log=True)
     look["hovermode"] = "closest"
     return {"data": traces, "layout": look}
 

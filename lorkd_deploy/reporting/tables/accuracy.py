@@ -6,7 +6,7 @@ from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.profiling.figures import ACCURACY, AUC
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import FOUNDATION, column, figure_cell, label, number
-from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.sources import Sources, by_model
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 INTRO = (
@@ -29,18 +29,14 @@ def accuracy(sources: Sources, department: str) -> Table:
     """Accuracy and AUC per task: through the engines, and of the torch models before export."""
     rows: list[tuple[Cell, ...]] = []
     for task in sources.tasks(department):
-        pairs = sources.pairs_of(task)
-        # Several targets may share one engine of the teacher, or have none.
-        teachers = {p.teacher.engine: p.teacher for p in pairs if p.teacher}
-        experts = {p.expert.engine: p.expert for p in pairs if p.expert}
-        for model, engines in (("teacher", teachers), ("expert", experts)):
-            measured: list[EngineProfile | None] = [*engines.values()]
-            rows += [_row(task, model, engine) for engine in measured or [None]]
+        models = by_model(sources.pairs_of(task))
+        for name, engines in zip(("teacher", "expert"), models, strict=True):
+            rows += [_row(task, name, engine) for engine in engines] or [_row(task, name, None)]
     return Table("accuracy", "Accuracy on the test split", "", _COLUMNS, tuple(rows))
 
 
 def _row(task: TaskEntry, model: str, engine: EngineProfile | None) -> tuple[Cell, ...]:
-    score = Pair(task).score(engine)
+    score = engine.score(task.name) if engine else None
     before = task.metrics.get(model, {})
     return (
         label(task.name),

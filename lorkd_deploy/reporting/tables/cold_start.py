@@ -42,13 +42,13 @@ def cold_start(sources: Sources, department: str) -> Table | None:
         rows.append(
             (
                 engine_cell(engine),
-                spread(cold.runtime_import, ""),
-                spread(cold.load, ""),
-                spread(cold.first_inference, ""),
-                spread(cold.process_to_first_answer, ""),
-                spread(cold.uncached_load, ""),
-                spread(cold.uncached_first_inference, ""),
-                spread(cold.uncached_process_to_first_answer, ""),
+                spread(cold.runtime_import),
+                spread(cold.load),
+                spread(cold.first_inference),
+                spread(cold.process_to_first_answer),
+                spread(cold.uncached_load),
+                spread(cold.uncached_first_inference),
+                spread(cold.uncached_process_to_first_answer),
                 Cell(f"{100 * gone.median:.0f} %", gone.median) if gone else number(None),
                 number(engine.build_seconds, 2, "s"),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorkd_deploy.profiling.figures import ACCURACY
 from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
-from lorkd_deploy.reporting.cells import FOUNDATION, figure_cell, label, number
+from lorkd_deploy.reporting.cells import FOUNDATION, engine_cell, figure_cell, label, number
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -42,13 +42,12 @@ def scenarios(sources: Sources, department: str) -> Table | None:
 
 def _row(entry: ScenarioRun) -> tuple[Cell, ...]:
     bound = f", 99 % within {entry.server_ms:g} ms" if entry.server_ms else ""
-    name = FOUNDATION if entry.kind == "teacher" else f"Expert {', '.join(entry.tasks)}"
     accuracy = entry.scores[0].accuracy if len(entry.scores) == 1 else None
     several = f"{len(entry.scores)} tasks" if len(entry.scores) > 1 else ""
     why = "quick run" if entry.quick else "; ".join(entry.because)
     return (
         label(entry.scenario),
-        label(name, note=f"{entry.target} {entry.precision}"),
+        engine_cell(entry),
         number(entry.value, unit=entry.unit, note=f"{entry.metric}{bound}"),
         *(number(entry.percentiles.get(mark)) for mark in ("50", "90", "99")),
         number(entry.queries),

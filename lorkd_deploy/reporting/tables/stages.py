@@ -25,15 +25,9 @@ def stages(sources: Sources, department: str) -> Table | None:
     )
     rows = []
     for engine in sources.engines(department):
-        if (found := engine.stages) is None:
-            continue
-        parts = (found.read, found.preprocess, found.inference, found.postprocess)
-        rows.append(
-            (
-                engine_cell(engine),
-                *(spread(part, "") for part in (*parts, found.end_to_end)),
-            )
-        )
+        of = engine.stages
+        parts = (of.read, of.preprocess, of.inference, of.postprocess, of.end_to_end)
+        rows.append((engine_cell(engine), *map(spread, parts)))
     if not rows:
         return None
     return Table("stages", "From an image file to an answer", CAPTION, columns, tuple(rows))
