@@ -20,7 +20,6 @@ def benchmark(
     target: Annotated[
         list[str],
         typer.Option(
-            "--target",
             metavar="TARGET",
             help="Only engines of this target; may be repeated.",
             show_default="all",
@@ -31,12 +30,11 @@ def benchmark(
     ] = True,
     rounds: Annotated[
         int | None,
-        typer.Option("--rounds", min=1, help="Number of rounds.", show_default="the recipe's"),
+        typer.Option(min=1, help="Number of rounds.", show_default="the recipe's"),
     ] = None,
     seconds: Annotated[
         float | None,
         typer.Option(
-            "--seconds",
             min=0,
             help="Least length of a round, in seconds.",
             show_default="the recipe's",
@@ -45,7 +43,6 @@ def benchmark(
     iterations: Annotated[
         int | None,
         typer.Option(
-            "--iterations",
             min=1,
             help="Least number of images per round.",
             show_default="the recipe's",
@@ -53,14 +50,11 @@ def benchmark(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            "--threads", min=1, help="CPU threads per engine.", show_default="the recipe's"
-        ),
+        typer.Option(min=1, help="CPU threads per engine.", show_default="the recipe's"),
     ] = None,
     repeats: Annotated[
         int | None,
         typer.Option(
-            "--repeats",
             min=0,
             max=3,
             help="How many times a disturbed round may be measured again.",
@@ -70,7 +64,6 @@ def benchmark(
     largest_batch: Annotated[
         int | None,
         typer.Option(
-            "--largest-batch",
             min=0,
             help="Search for the batch with the most images per second, up to this size; 0: don't.",
             show_default="the recipe's",
@@ -96,7 +89,6 @@ def benchmark(
     scenario: Annotated[
         list[str],
         typer.Option(
-            "--scenario",
             metavar="S",
             help="Instead, let MLCommons LoadGen run an MLPerf scenario: single-stream, "
             "multi-stream, server or offline; may be repeated. Takes ten minutes per engine and "
@@ -107,7 +99,6 @@ def benchmark(
     server_ms: Annotated[
         float | None,
         typer.Option(
-            "--server-ms",
             min=0.001,
             help="Latency, in ms, that 99 of 100 queries of the server scenario must stay within.",
             show_default="15",

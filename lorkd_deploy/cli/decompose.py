@@ -38,7 +38,6 @@ def decompose(
     add_department: Annotated[
         list[str],
         typer.Option(
-            "--add-department",
             metavar="D",
             help="Train only this department; W0 and all others stay as they are in --from. "
             "May be repeated.",

@@ -12,7 +12,7 @@ from lorkd_deploy.cli.shared.render import Output
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run's folder.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder.")] = Path(
         "lorkd-demo"
     ),
     as_json: Json = False,

@@ -16,12 +16,11 @@ def export(
     run: Run,
     target: Annotated[
         str,
-        typer.Option("--target", metavar="TARGET", help="The runtime to build for."),
+        typer.Option(metavar="TARGET", help="The runtime to build for."),
     ] = "onnx",
     precision: Annotated[
         str,
         typer.Option(
-            "--precision",
             metavar="P",
             help="The engine's precision, as far as the target supports it, e.g. fp16 or int8; "
             "auto measures them all and takes the fastest.",
@@ -30,7 +29,6 @@ def export(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            "--max-drop",
             metavar="POINTS",
             help="How many points of validation accuracy auto may lose against fp32.",
             show_default="0.5",
@@ -39,7 +37,6 @@ def export(
     option: Annotated[
         list[str],
         typer.Option(
-            "--option",
             metavar="KEY=VALUE",
             help="One of the target's own options; may be repeated. An unknown one lists them all.",
             show_default=False,
@@ -48,7 +45,6 @@ def export(
     providers: Annotated[
         list[str],
         typer.Option(
-            "--providers",
             metavar="EP",
             help="Execution provider of the onnx target: CPU, CUDA, TensorRT or OpenVINO; may be "
             "repeated, in order of preference. No other provider runs what these can't.",
@@ -63,7 +59,6 @@ def export(
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout",
             metavar="LAYOUT",
             help="Also write a deployment folder: triton, a model repository.",
             show_default=False,
@@ -72,7 +67,6 @@ def export(
     sample: Annotated[
         list[str],
         typer.Option(
-            "--sample",
             metavar="LANGUAGE",
             help="Also write, beside each engine, a program that runs it: python or cpp; may be "
             "repeated.",
@@ -82,7 +76,6 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
             metavar="DIR",
             help="Where to write the engines; with --layout, where to write its folder.",
             show_default="RUN/export, RUN/LAYOUT",

@@ -42,7 +42,6 @@ def extract(
     model: Annotated[
         list[str],
         typer.Option(
-            "--model",
             metavar="TASK=FILE",
             help="A task's fine-tuned model; one for each task of the recipe.",
             show_default=False,

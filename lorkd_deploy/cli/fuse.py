@@ -13,14 +13,10 @@ from lorkd_deploy.cli.shared.render import Output
 
 def fuse(
     run: Run,
-    task: Annotated[
-        str, typer.Option("--task", metavar="T", help="The expert's task.", show_default=False)
-    ],
+    task: Annotated[str, typer.Option(metavar="T", help="The expert's task.", show_default=False)],
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", metavar="F.safetensors", help="The file to write.", show_default=False
-        ),
+        typer.Option(metavar="F.safetensors", help="The file to write.", show_default=False),
     ],
     as_json: Json = False,
     quiet: Quiet = False,

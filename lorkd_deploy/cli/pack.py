@@ -16,13 +16,11 @@ def pack(
     run: Run,
     department: Annotated[
         str,
-        typer.Option(
-            "--department", metavar="D", help="The department to deliver to.", show_default=False
-        ),
+        typer.Option(metavar="D", help="The department to deliver to.", show_default=False),
     ],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="DIR", help="The new folder to write.", show_default=False),
+        typer.Option(metavar="DIR", help="The new folder to write.", show_default=False),
     ],
     as_json: Json = False,
     quiet: Quiet = False,

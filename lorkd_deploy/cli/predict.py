@@ -23,23 +23,18 @@ def predict(
             show_default=False,
         ),
     ],
-    task: Annotated[
-        str, typer.Option("--task", metavar="T", help="The task to answer.", show_default=False)
-    ],
+    task: Annotated[str, typer.Option(metavar="T", help="The task to answer.", show_default=False)],
     target: Annotated[
-        str, typer.Option("--target", metavar="TARGET", help="The exported engine's runtime.")
+        str, typer.Option(metavar="TARGET", help="The exported engine's runtime.")
     ] = "onnx",
     precision: Precision = "fp32",
     csv: Annotated[
         Path | None,
-        typer.Option(
-            "--csv", metavar="F", help="Also write the probabilities here.", show_default=False
-        ),
+        typer.Option(metavar="F", help="Also write the probabilities here.", show_default=False),
     ] = None,
     save_input: Annotated[
         Path | None,
         typer.Option(
-            "--save-input",
             metavar="F.npy",
             help="Also write the preprocessed images, float32 (N, 3, H, W).",
             show_default=False,

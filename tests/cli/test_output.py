@@ -72,7 +72,7 @@ def test_results_of_every_kind_become_json(capsys: pytest.CaptureFixture[str]) -
     assert files == {"html": "r.html", "score": None}
     assert model == preprocess.model_dump(mode="json")
     assert other == {"1": ["x", True]}
-    with pytest.raises(TypeError, match="object"):
+    with pytest.raises(ValueError, match="object"):
         render.plain(object())
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lorkd_deploy.errors import LorkdError
@@ -201,24 +199,9 @@ def stopped(then: str) -> None:
 
 def plain(value: object) -> Any:
     """`value` as JSON can hold it: models and dataclasses as objects, NaN and ±inf as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else plain(_fields(value))
+    from pydantic_core import from_json, to_json
 
-
-def _fields(value: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):
-        dumped: dict[str, Any] = value.model_dump(mode="json")
-        return dumped
-    raise TypeError(f"{type(value).__name__} is no result that JSON can hold")
+    return from_json(to_json(value, inf_nan_mode="null"))
 
 
 def _console(stream: TextIO) -> Console:
