@@ -107,7 +107,7 @@ def answers(network: TaskNetwork, setup: Setup, progress: Progress | None = None
         parts = []
         for start in range(0, len(split), CHUNK):
             chosen = np.arange(start, min(start + CHUNK, len(split)))
-            x = network_input(split[chosen], setup.preprocess, torch.device("cpu"))
+            x = network_input(split[chosen], setup.preprocess, network)
             parts.append(network(x, number))
             shown.advance(len(chosen))
         logits[name] = torch.cat([part.logits[number] for part in parts]).float().numpy()

@@ -79,7 +79,7 @@ def train_teacher(job: Job) -> TrainingResult:
     features = models.feature_dim(backbone, setup.preprocess.size)
     model = TeacherNetwork(backbone, features, setup.classes)
     report = _import_checkpoint(model, setup.recipe)
-    place(model, job.device, channels_last=job.spec.channels_last)
+    place(model, job.device, channels_last=job.spec.channels_last, size=setup.preprocess.size)
     fitted = _fitted(job, model)
     result = job.finish(lambda: write_teacher(job.run, setup, model, fitted))
     keys = {"missing_keys": report.missing, "unexpected_keys": report.unexpected}

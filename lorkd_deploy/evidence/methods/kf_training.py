@@ -41,7 +41,9 @@ def train_factorised(job: Job, teacher: Teacher) -> tuple[FactorisedNetwork, Fit
     network = build_factorised(job.setup)
     staged = StagedTeacher(teacher, job)
     objective = FactorisationObjective(network, job, staged)
-    place(objective, job.device, channels_last=job.spec.channels_last)
+    asked, size = job.spec.channels_last, job.setup.preprocess.size
+    place(network, job.device, channels_last=asked, size=size)
+    objective.to(job.device)
     return network, fit(job, objective, {"teacher_features": staged.facts})
 
 
@@ -68,7 +70,8 @@ class StagedTeacher:
         self.widths = staged.widths
         width = sum(self.widths) + teacher.network.features
         network = TeacherNetwork(_Concatenated(staged), width, job.setup.classes).eval()
-        place(network, job.device, channels_last=job.spec.channels_last)
+        asked, size = job.spec.channels_last, teacher.preprocess.size
+        place(network, job.device, channels_last=asked, size=size)
         self._features = TeacherFeatures(Teacher(network, teacher.preprocess), job, kind="stages")
         self._heads = teacher.network.heads.to(job.device)
         self.facts = self._features.facts

@@ -45,7 +45,7 @@ def reference_logits(
 
 @torch.no_grad()
 def _logits_of(model: TaskNetwork, pictures: U8, task: int, setup: Setup) -> F32:
-    x = network_input(pictures, setup.preprocess, torch.device("cpu"))
+    x = network_input(pictures, setup.preprocess, model)
     logits: F32 = model(x, torch.full((len(x),), task)).logits[task].numpy()
     return logits
 

@@ -103,7 +103,7 @@ class TeacherFeatures:
         made = np.zeros((len(images), self.teacher.features), np.float32)
         for start in range(CHUNK * processes.index, len(images), CHUNK * processes.count):
             chosen = np.arange(start, min(start + CHUNK, len(images)))
-            x = network_input(images[chosen], self._preprocess, job.device)
+            x = network_input(images[chosen], self._preprocess, self.teacher)
             with torch.no_grad(), autocast(job.device, self.precision):
                 made[chosen] = self.teacher.backbone(x).float().cpu().numpy()
             job.progress.advance(len(chosen))

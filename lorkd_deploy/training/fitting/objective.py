@@ -74,8 +74,7 @@ class Objective(nn.Module):
     def given(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The network's input and each task's labels, on the device."""
         setup, device = self._setup, self._setup.processes.device
-        order = self._spec.channels_last
-        x = network_input(batch.images, setup.preprocess, device, channels_last=order)
+        x = network_input(batch.images, setup.preprocess, self.network)
         return x, [torch.from_numpy(part).to(device) for part in batch.labels]
 
     def label_loss(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:

@@ -41,7 +41,9 @@ def fit_student(
         transfer = transfer_module(setup, features, student.projection)
         notes = {"teacher_features": features.facts}
     objective = Objective(classifier, setup, job.spec, transfer=transfer, frozen=frozen)
-    place(objective, job.device, channels_last=job.spec.channels_last)
+    asked, size = job.spec.channels_last, setup.preprocess.size
+    place(classifier, job.device, channels_last=asked, size=size)
+    objective.to(job.device)
     fitted = fit(job, objective, notes)
     fitted.truncated = truncate_to_budget(setup, classifier)
     return fitted

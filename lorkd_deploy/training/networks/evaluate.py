@@ -33,15 +33,13 @@ def task_logits(
 
     Each of the `processes` computes some of the batches, and all get all.
     """
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     logits = np.zeros((len(images), model.heads.head(task).out_features), np.float32)
     for number, start in enumerate(range(0, len(images), batch), start=task):
         if number % processes.count == processes.index:
             chosen = np.arange(start, min(start + batch, len(images)))
-            x = network_input(images[chosen], preprocess, device)
-            output = model(x, task)
+            output = model(network_input(images[chosen], preprocess, model), task)
             logits[chosen] = output.logits[task].float().cpu().numpy()
     model.train(was_training)
     return processes.total_array(logits)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lorkd_deploy.errors import is_out_of_memory
 from lorkd_deploy.experts import Outputs, Route, TaskHeads, TaskNetwork
 from lorkd_deploy.preprocess import U8, Preprocess
 from lorkd_deploy.storage import sha256_bytes, tensor_bytes
+
+log = logging.getLogger(__name__)
+_LAST = torch.channels_last
 
 
 class TeacherNetwork(TaskNetwork):
@@ -37,15 +42,51 @@ def weights_sha256(module: nn.Module) -> str:
     return sha256_bytes(tensor_bytes(state))
 
 
-def network_input(
-    images: U8, preprocess: Preprocess, device: torch.device, *, channels_last: bool = True
-) -> torch.Tensor:
-    """uint8 `(N, S, S, 3)` → normalised float32 `(N, 3, S, S)` on `device`."""
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.from_numpy(preprocess.normalise(images)).to(device, memory_format=order)
+def network_input(images: U8, preprocess: Preprocess, network: nn.Module) -> Tensor:
+    """uint8 `(N, S, S, 3)` → normalised float32 `(N, 3, S, S)`, where `network` is and in the order
+    of memory of its weights.
+    """
+    x = torch.from_numpy(preprocess.normalise(images))
+    device = next(network.parameters()).device
+    return x.to(device, memory_format=memory_order(network))
 
 
-def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:
-    """Move `model` to `device`, its convolutions' weights in the asked order of memory."""
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    model.to(device, memory_format=order)  # type: ignore[call-overload]
+def place(network: TaskNetwork, device: torch.device, *, channels_last: bool, size: int) -> None:
+    """Move `network` to `device`, its convolutions' weights in channels-last order if asked.
+
+    Code such as `x.view(len(x), -1)` works on contiguous memory alone. A trial on images of `size`
+    pixels shows it: there the weights are contiguous, whatever is asked.
+    """
+    _order(network, device, torch.channels_last if channels_last else torch.contiguous_format)
+    if channels_last and (fault := _fault_on_trial(network, size)):
+        _order(network, device, torch.contiguous_format)
+        log.info("the network needs contiguous memory, so channels_last is left out: %s", fault)
+
+
+def memory_order(network: nn.Module) -> torch.memory_format:
+    """That of the network's convolutions, and so of its inputs."""
+    last = any(
+        p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=_LAST)
+        for p in network.parameters()
+    )
+    return _LAST if last else torch.contiguous_format
+
+
+def _order(network: nn.Module, device: torch.device, order: torch.memory_format) -> None:
+    network.to(device, memory_format=order)  # type: ignore[call-overload]
+
+
+@torch.no_grad()
+def _fault_on_trial(network: TaskNetwork, size: int) -> str | None:
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    try:
+        network(torch.zeros(2, 3, size, size, device=device).to(memory_format=_LAST), 0)
+    except RuntimeError as exc:  # torch's own; the network's faults on any memory are known by now
+        if is_out_of_memory(exc):
+            raise
+        return str(exc).splitlines()[0]
+    finally:
+        network.train(was_training)
+    return None

@@ -92,7 +92,8 @@ def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Tea
         state = {k.removeprefix(HEAD): torch.tensor(v) for k, v in bundle.expert(task).items()}
         model.heads.head(index).load_state_dict(state)
     model.requires_grad_(False)
-    place(model, torch.device("cpu"), channels_last=setup.recipe.train.channels_last)
+    asked = setup.recipe.train.channels_last
+    place(model, torch.device("cpu"), channels_last=asked, size=size)
     return Teacher(model.eval(), bundle.manifest.preprocess)
 
 

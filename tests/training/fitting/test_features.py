@@ -23,7 +23,6 @@ from lorkd_deploy.training.networks.network import TeacherNetwork, network_input
 from lorkd_deploy.training.networks.restore import Teacher
 from tests.stopping import KilledError, killed_when
 
-CPU = torch.device("cpu")
 LARGER = Preprocess(size=48, mean=(0.4, 0.5, 0.6))
 
 
@@ -55,7 +54,7 @@ def _compare(setup: Setup, features: TeacherFeatures, seed: int) -> None:
         ]
         shown = np.stack([LARGER.geometry(image) for image in stored])
         with torch.no_grad():
-            expected = teacher.backbone(network_input(shown, LARGER, CPU)).numpy()
+            expected = teacher.backbone(network_input(shown, LARGER, teacher)).numpy()
         np.testing.assert_allclose(features(batch).numpy(), expected, rtol=2e-3, atol=1e-4)
 
 

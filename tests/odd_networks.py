@@ -1,0 +1,33 @@
+"""Networks of kinds that users bring: images `(N, 3, 16, 16)` → features `(N, F)`, seconds each."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def _layer(inputs: int, outputs: int) -> nn.Module:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class _FlattensByView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(_layer(3, 8), _layer(8, 16))
+        self.last = nn.Linear(16 * 4 * 4, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        features: Tensor = self.last(y.view(y.size(0), -1))
+        return features
+
+
+def flattens_by_view() -> nn.Module:
+    """It works on contiguous memory alone."""
+    return _FlattensByView()
+
+
+def pools() -> nn.Module:
+    """Nothing is odd in it."""
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(_layer(3, 8), _layer(8, 16), *pooled)
