@@ -176,7 +176,8 @@ def tensor_bytes(tensors: Tensors, metadata: dict[str, str] | None = None) -> by
     """The bytes that `write_tensors` writes."""
     from safetensors.numpy import save
 
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    # Not `ascontiguousarray`, which gives a tensor without dimensions one.
+    ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     data: bytes = save(ordered, metadata)
     return data
 

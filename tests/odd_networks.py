@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -31,3 +32,24 @@ def pools() -> nn.Module:
     """Nothing is odd in it."""
     pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(_layer(3, 8), _layer(8, 16), *pooled)
+
+
+class _HasScalars(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = pools()
+        self.mixing = nn.Conv2d(8, 8, 1)
+        self.scale = nn.Parameter(torch.tensor(0.3))
+        self.gate = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("shift", torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers[0](x)
+        y = y + self.gate * self.mixing(y)
+        features: Tensor = self.layers[1:](y) * self.scale.exp() + self.shift
+        return features
+
+
+def has_scalars() -> nn.Module:
+    """Tensors without dimensions: a logit scale, a ReZero gate, a buffer."""
+    return _HasScalars()

@@ -8,11 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lorkd_deploy import storage
 from lorkd_deploy.errors import BundleError, LorkdError
-from lorkd_deploy.storage import exclusive, folder_atomic, inside, write_atomic
+from lorkd_deploy.storage import (
+    exclusive,
+    folder_atomic,
+    inside,
+    read_tensors,
+    write_atomic,
+    write_tensors,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -109,3 +117,9 @@ def test_paths_stay_inside(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="leaves its folder"):
             inside(tmp_path, outside)
     assert inside(tmp_path, "a/b") == tmp_path / "a" / "b"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 3)])
+def test_tensors_keep_their_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"a": np.ones((*shape[::-1],), np.float32).T})
+    assert read_tensors(tmp_path / "a.safetensors")["a"].shape == shape

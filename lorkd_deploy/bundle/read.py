@@ -142,7 +142,7 @@ class Bundle:
             value = state[binding.source]
             value = value.T if binding.transpose else value
             shape = value.shape if binding.shape is None else binding.shape
-            fused[binding.initializer] = np.ascontiguousarray(value.reshape(shape), np.float32)
+            fused[binding.initializer] = np.asarray(value.reshape(shape), np.float32, order="C")
         return fused
 
     def _fold(self, state: dict[str, F64]) -> None:
