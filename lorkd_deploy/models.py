@@ -5,10 +5,10 @@ Nothing is ever downloaded: weights come from a file by `load_checkpoint`.
 
 from __future__ import annotations
 
-import pickle
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
+from lorkd_deploy.weight_files import read_weights
 
 _FORMS = "torchvision:NAME, timm:NAME or pkg.module:function"
 _IMAGENET_CLASSES = 1000  # what every torchvision classifier is built with
-_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights
 
 
 def build(architecture: str) -> nn.Module:
@@ -155,15 +155,15 @@ def load_checkpoint(
     """Load weights into `module` from safetensors, or a torch file read with `weights_only=True`.
 
     `prefix` replaces the beginnings of keys, the longest that fits: `{"module.": ""}`. Weights
-    that stand in `state_dict`, `model_state_dict` or `model` of a torch file are found.
+    that a training script keeps under a usual name (`state_dict`, `model`, `ema`) are found.
 
-    Raises `ModelError` for a file that can't be read, and for a checkpoint of another
-    architecture: shapes that differ, or fewer than half of the module's weights found. The
-    module is then unchanged.
+    Raises `ModelError` as `read_weights` does, and for a checkpoint of another architecture:
+    shapes that differ, or fewer than half of the module's weights found. The module is then
+    unchanged.
     """
     path = Path(path)
-    state = read_checkpoint(path, prefix)
     own = module.state_dict()
+    state = read_weights(path, prefix or {}, own)
     differ = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     if differ:
         key = differ[0]
@@ -174,20 +174,20 @@ def load_checkpoint(
     weights = [name for name, _ in module.named_parameters()]
     found = sum(name in state for name in weights)
     if 2 * found < len(weights) or not found:
+        lacking = [name for name in weights if name not in state]
         raise _other_architecture(
-            module, path, f"it has {found} of the {len(weights)} weights; its keys are like "
-            + ", ".join(repr(k) for k in list(state)[:3])
-            + ", wanted such as " + ", ".join(repr(k) for k in list(own)[:3])
+            module, path, f"it has {found} of the {len(weights)} weights; it lacks {lacking[0]!r}, "
+            + _nearest(lacking[0], [name for name in state if name not in own])
         )  # fmt: skip
     result = module.load_state_dict(state, strict=False)
     missing = [k for k in result.missing_keys if not k.endswith("num_batches_tracked")]
     return LoadReport(tuple(missing), tuple(result.unexpected_keys))
 
 
-def read_checkpoint(path: str | Path, prefix: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name; formats, `prefix` and errors as in `load_checkpoint`."""
-    path = Path(path)
-    return _renamed(_read(path), prefix or {}, path)
+def _nearest(name: str, others: list[str]) -> str:
+    """What a checkpoint has where `name` is missing: names may differ in a part alone."""
+    near = get_close_matches(name, others, 1, cutoff=0.0)
+    return f"the nearest name it has is {near[0]!r}" if near else "and has no other names"
 
 
 def _other_architecture(module: nn.Module, path: Path, how: str) -> ModelError:
@@ -196,44 +196,3 @@ def _other_architecture(module: nn.Module, path: Path, how: str) -> ModelError:
         where=path,
         fix="name the architecture it was trained with; if only names differ, map key prefixes",
     )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError("the checkpoint does not exist", where=path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:
-        raise ModelError(
-            "the checkpoint holds more than tensors, or is damaged; loading it could run code",
-            where=path,
-            fix="save its state_dict() alone, best as safetensors",
-        ) from exc
-    except Exception as exc:  # each format has its own errors for a damaged file
-        first = (str(exc).splitlines() or [type(exc).__name__])[0]
-        raise ModelError(f"the checkpoint can't be read: {first}", where=path) from exc
-    for key in _NESTED:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    tensors = isinstance(loaded, Mapping) and all(isinstance(v, Tensor) for v in loaded.values())
-    if not tensors or not loaded:
-        raise ModelError("the checkpoint is no mapping of names to tensors", where=path)
-    return dict(loaded)
-
-
-def _renamed(
-    state: Mapping[str, Tensor], prefix: Mapping[str, str], path: Path
-) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    longest_first = sorted(prefix, key=len, reverse=True)
-    for key, value in state.items():
-        old = next((p for p in longest_first if key.startswith(p)), "")
-        new = prefix.get(old, "") + key[len(old) :]
-        if new in renamed:
-            raise ModelError(f"the prefixes give two weights the name {new!r}", where=path)
-        renamed[new] = value
-    return renamed

@@ -109,6 +109,14 @@ def test_missing_and_unexpected_keys_are_listed(tmp_path) -> None:
     assert report.unexpected == ("fc.weight",)
 
 
+def test_names_that_differ_in_a_part_are_shown_as_a_pair(tmp_path) -> None:
+    state = {k.replace("weight", "w.eight"): v for k, v in _net().state_dict().items()}
+    del state["0.bias"]
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=r"lacks '0\.weight', the nearest name .* '0\.w\.eight'"):
+        load_checkpoint(_net(), tmp_path / "a.safetensors")
+
+
 def test_the_longest_prefix_wins(tmp_path) -> None:
     state = {f"net.body.{k}": v for k, v in _net().state_dict().items()}
     save_file(state, tmp_path / "a.safetensors")

@@ -9,22 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.errors import ModelError
-from lorkd_deploy.models import read_checkpoint
 from lorkd_deploy.training.networks.network import TeacherNetwork
+from lorkd_deploy.weight_files import read_weights, some
 
 _COUNTER = "num_batches_tracked"
-_SHOWN = 8  # names in an error
 
 
 def load_whole(backbone: nn.Module, path: Path, prefix: Mapping[str, str]) -> dict[str, Tensor]:
     """Load all of `backbone` from a checkpoint; gives what else the file has, by name.
 
-    Raises `ModelError` for a file that can't be read, that lacks a tensor of `backbone`, has one
-    in another shape (naming all kinds of fault), or holds values that are not finite. The backbone
-    is then unchanged.
+    Raises `ModelError` as `read_weights` does, and for a file that lacks a tensor of `backbone` or
+    has one in another shape (naming all kinds of fault). The backbone is then unchanged.
     """
-    state = read_checkpoint(path, prefix)
     own = backbone.state_dict()
+    state = read_weights(path, prefix, own)
     missing = [name for name in own if name not in state and not name.endswith(_COUNTER)]
     differ = [
         f"{name} {tuple(state[name].shape)}, wanted {tuple(value.shape)}"
@@ -36,17 +34,10 @@ def load_whole(backbone: nn.Module, path: Path, prefix: Mapping[str, str]) -> di
         faults = [("missing", missing), ("of another shape", differ), ("unknown", _shaped(more))]
         raise ModelError(
             "the checkpoint is not of the recipe's student:\n    "
-            + "\n    ".join(f"{len(names)} {what}: {_some(names)}" for what, names in faults),
+            + "\n    ".join(f"{len(names)} {what}: {some(names)}" for what, names in faults),
             where=path,
             fix="name the architecture that was fine-tuned by student.architecture; if only names "
             "differ, map their beginnings by student.prefix",
-        )
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise ModelError(
-            f"{len(broken)} tensors hold values that are not finite: {_some(broken)}",
-            where=path,
-            fix="take a checkpoint from before the training diverged",
         )
     backbone.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
     return more
@@ -80,7 +71,7 @@ def _head(
     weight = more[weights[0]] if len(weights) == 1 else None
     bias = more.get(weights[0].removesuffix("weight") + "bias") if weights else None
     if weight is None or len(more) > 1 + (bias is not None):
-        listed = _some(_shaped(more)) if more else "nothing"
+        listed = some(_shaped(more)) if more else "nothing"
         raise ModelError(
             f"beside the backbone the checkpoint has {listed}; wanted one head, its weight "
             f"({classes}, {features}) and bias",
@@ -90,7 +81,7 @@ def _head(
         )
     if weight.shape != (classes, features) or (bias is not None and bias.shape != (classes,)):
         raise ModelError(
-            f"the head is {_some(_shaped(more))}; the task's images have {classes} classes and the "
+            f"the head is {some(_shaped(more))}; the task's images have {classes} classes and the "
             f"backbone {features} features: wanted ({classes}, {features})",
             where=path,
             fix="give each task its own model, and list its classes in the model's order",
@@ -100,8 +91,3 @@ def _head(
 
 def _shaped(tensors: Mapping[str, Tensor]) -> list[str]:
     return [f"{name} {tuple(value.shape)}" for name, value in tensors.items()]
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (", ".join(names[:_SHOWN]) or "none") + more
