@@ -5,10 +5,12 @@ Nothing is ever downloaded: weights come from a file by `load_checkpoint`.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.weight_files import read_weights
 
+log = logging.getLogger(__name__)
 _FORMS = "torchvision:NAME, timm:NAME or pkg.module:function"
 _IMAGENET_CLASSES = 1000  # what every torchvision classifier is built with
 
@@ -29,8 +32,8 @@ def build(architecture: str) -> nn.Module:
     `torchvision:NAME` and `timm:NAME` come without their last classifier and the dropout before
     it; `pkg.module:function` is called without arguments and returns such a module itself.
 
-    Raises `UsageError` for an unknown name (with the nearest ones), `ModelError` if the function
-    fails or gives no module.
+    Its weights are float32, whatever the function made them. Raises `UsageError` for an unknown
+    name (with the nearest ones), `ModelError` if the function fails or gives no module.
     """
     source, separator, name = architecture.partition(":")
     if not separator or not source or not name:
@@ -39,7 +42,21 @@ def build(architecture: str) -> nn.Module:
         return _from_torchvision(name)
     if source == "timm":
         return _from_timm(name)
-    return _from_function(source, name)
+    return _in_float32(_from_function(source, name), architecture)
+
+
+def _in_float32(module: nn.Module, architecture: str) -> nn.Module:
+    tensors = (*module.parameters(), *module.buffers())
+    others = {t.dtype for t in tensors if t.is_floating_point() and t.dtype != torch.float32}
+    if others:
+        names = sorted(str(dtype).removeprefix("torch.") for dtype in others)
+        _say_converted(architecture, ", ".join(names))
+    return module.float()
+
+
+@cache  # a network is built several times
+def _say_converted(architecture: str, types: str) -> None:
+    log.info("%s has weights in %s: they become float32", architecture, types)
 
 
 def _from_torchvision(name: str) -> nn.Module:

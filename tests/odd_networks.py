@@ -53,3 +53,10 @@ class _HasScalars(nn.Module):
 def has_scalars() -> nn.Module:
     """Tensors without dimensions: a logit scale, a ReZero gate, a buffer."""
     return _HasScalars()
+
+
+def in_half() -> nn.Module:
+    """Its weights are float16, and one layer's float64."""
+    made = pools().half()
+    made[1].double()
+    return made

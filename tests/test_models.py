@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -70,6 +72,21 @@ def test_a_function_of_the_users_own(own_module: str) -> None:
         build(f"{own_module}:number")
     with pytest.raises(ModelError, match="size"):
         build(f"{own_module}:fails")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_become_float32_which_is_said_once(dtype, monkeypatch, own_module, caplog) -> None:
+    import own_networks
+
+    name = f"in_{dtype}".replace(".", "_")
+    plain = own_networks.tiny_net
+    monkeypatch.setattr(own_networks, name, lambda: plain().to(dtype), raising=False)
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        made = build(f"{own_module}:{name}")
+        assert {p.dtype for p in made.parameters()} == {torch.float32}
+        assert feature_dim(made, 8) == 5
+    assert caplog.text.count("they become float32") == 1
 
 
 def test_feature_dim_wants_features_and_restores_the_mode(own_module: str) -> None:
