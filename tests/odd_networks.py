@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -59,4 +61,16 @@ def in_half() -> nn.Module:
     """Its weights are float16, and one layer's float64."""
     made = pools().half()
     made[1].double()
+    return made
+
+
+def computes_weights() -> nn.Module:
+    """By torch's weight_norm and spectral_norm of old, which keep the last one as an attribute."""
+    made = pools()
+    layers = [part for part in made.modules() if isinstance(part, nn.Conv2d)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(layers[0])
+    nn.utils.spectral_norm(layers[1])
+    made.insert(2, nn.Conv2d(16, 16, 1))  # has an expert
     return made

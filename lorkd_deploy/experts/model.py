@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
 from lorkd_deploy.experts.norms import PerTaskNorm
 from lorkd_deploy.experts.ranks import wasteful_layers
@@ -199,7 +199,7 @@ class ExpertModel(nn.Module):
         Its norms are not folded; nothing of it is shared with this model.
         """
         self._check_task(task)
-        module = copy.deepcopy(self.module)
+        module = copy_of(self.module)
 
         def plain(old: nn.Module) -> nn.Module:
             if isinstance(old, ExpertConv2d | ExpertLinear):

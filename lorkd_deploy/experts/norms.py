@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.routing import Router
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -32,7 +32,7 @@ class PerTaskNorm(nn.Module):
         super().__init__()
         self.name = name
         self.router = router
-        self.tasks = nn.ModuleList(copy.deepcopy(norm) for _ in range(tasks))
+        self.tasks = nn.ModuleList(copy_of(norm) for _ in range(tasks))
 
     def forward(self, x: Tensor) -> Tensor:
         route = self.router.enter(self.name, x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import nn
 
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, TaskNetwork
+from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.metrics.score import score
 from lorkd_deploy.models import build, feature_dim
 from lorkd_deploy.progress import Progress, bar
@@ -111,7 +111,7 @@ def extract(
         if unused:
             log.info("not used of the base: %s", ", ".join(unused))
         source = _Base(
-            w0, with_experts(copy.deepcopy(w0), loaded), feature_dim(w0, loaded.preprocess.size)
+            w0, with_experts(copy_of(w0), loaded), feature_dim(w0, loaded.preprocess.size)
         )
         tuned = []
         with bar(progress, "extracting", len(files)) as shown:
@@ -159,7 +159,7 @@ class _Tuned:
 def _tuned(setup: Setup, place: int, base: _Base, file: Path) -> _Tuned:
     """The fine-tuned model of the task at `place`."""
     recipe, name = setup.recipe, setup.names[place]
-    backbone = copy.deepcopy(base.w0)
+    backbone = copy_of(base.w0)
     model = fine_tuned(backbone, file, recipe.student.prefix, base.features, setup.classes[place])
     before, after = base.w0.state_dict(), backbone.state_dict()
     found = difference(base.form, place, before, after, recipe.experts)

@@ -7,7 +7,6 @@ equal ones. The deployed side then fills the template with NumPy alone.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from lorkd_deploy.bundle.manifest import HEAD_TENSORS, FoldEntry, GraphEntry
 from lorkd_deploy.errors import ModelError
+from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
 
 if TYPE_CHECKING:
@@ -87,13 +87,15 @@ def _plain_copy(backbone: nn.Module, head: nn.Linear) -> nn.Module:
             f"the backbone has a tensor called {taken[0]}: that is the name of the task's head",
             fix="give a backbone without classifier, or name that part of it otherwise",
         )
-    model = copy.deepcopy(_Deployable(backbone, head)).cpu().float()
+    model = copy_of(_Deployable(backbone, head)).cpu().float()
     return model.eval().requires_grad_(False)
 
 
 def _traced(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Sequence[FoldEntry]]:
     """The network as a graph of operations without the BatchNorms that can be folded."""
-    program = torch.export.export(model, (example,), dynamic_shapes=_free_batch(), strict=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are computed in the forward
+        program = torch.export.export(model, (example,), dynamic_shapes=_free_batch(), strict=False)
     module: Any = program.module(check_guards=False)
     folds = _fold_norms(module)
     for part in module.modules():

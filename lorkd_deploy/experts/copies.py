@@ -1,0 +1,26 @@
+"""Copies of modules, those included that keep a computed weight beside its parameters."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def copy_of(module: Module) -> Module:
+    """A deep copy of `module`, which shares nothing with it.
+
+    torch's `weight_norm` and `spectral_norm` of old leave the weight that they computed last as an
+    attribute with a graph behind it, which `copy.deepcopy` refuses. It is copied by its values: the
+    next forward computes it anew.
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(module, computed)
