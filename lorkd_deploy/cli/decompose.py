@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lorkd_deploy.cli.shared.options import (
+    AllowMissing,
     AutoBatch,
     Json,
     NewRun,
@@ -45,6 +46,7 @@ def decompose(
         ),
     ] = [],
     auto_batch: AutoBatch = False,
+    allow_missing: AllowMissing = False,
     tensorboard: TensorBoard = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -73,6 +75,7 @@ def decompose(
         from_run=from_run,
         add_department=add_department,
         auto_batch=auto_batch,
+        allow_missing=allow_missing,
         tensorboard=tensorboard,
         progress=output.progress(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lorkd_deploy.cli.shared.options import (
+    AllowMissing,
     AutoBatch,
     Json,
     NewRun,
@@ -22,6 +23,7 @@ def teacher(
     overrides: Overrides = [],
     resume: Resume = False,
     auto_batch: AutoBatch = False,
+    allow_missing: AllowMissing = False,
     tensorboard: TensorBoard = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -44,6 +46,7 @@ def teacher(
         set=overrides,
         resume=resume,
         auto_batch=auto_batch,
+        allow_missing=allow_missing,
         tensorboard=tensorboard,
         progress=output.progress(),
     )

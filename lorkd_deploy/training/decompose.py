@@ -39,14 +39,15 @@ def decompose(
     from_run: str | Path | None = None,
     add_department: Sequence[str] = (),
     auto_batch: bool = False,
+    allow_missing: bool = False,
     tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Decompose the recipe's teacher into `out/bundle`: W0 once, one expert per task.
 
     The teacher is `out/teacher`; where there is none yet it is trained or imported first, as
-    the recipe says. `recipe`, `set`, `resume`, `auto_batch`, `tensorboard` and the errors are
-    those of `teacher`.
+    the recipe says. `recipe`, `set`, `resume`, `auto_batch`, `allow_missing`, `tensorboard`
+    and the errors are those of `teacher`.
 
     `add_department` names departments that the finished run or bundle `from_run` doesn't have:
     then only their experts, norms and heads are trained, and W0 and every other task stay as they
@@ -77,6 +78,7 @@ def decompose(
             open_setup(trained, processes),
             resume=resume,
             auto_batch=auto_batch,
+            allow_missing=allow_missing,
             tensorboard=tensorboard,
             progress=progress or Silent(),
         )

@@ -12,7 +12,7 @@ import torch
 from lorkd_deploy import models
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import Recipe, load_recipe
+from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.bundling.assemble import write_teacher
 from lorkd_deploy.training.bundling.result import TrainingResult
@@ -31,6 +31,11 @@ from lorkd_deploy.training.processes import joined
 from lorkd_deploy.training.ranks.auto_rank import check_budget
 
 log = logging.getLogger(__name__)
+_STATISTICS = ("running_mean", "running_var")
+_COMPLETE = (
+    "map its key prefixes to 'backbone.' and 'heads.tasks.0.', 'heads.tasks.1.', … by "
+    "teacher.prefix, let the heads be trained (teacher.fit 'heads'), or pass --allow-missing"
+)
 
 
 def teacher(
@@ -40,6 +45,7 @@ def teacher(
     set: Sequence[str] = (),
     resume: bool = False,
     auto_batch: bool = False,
+    allow_missing: bool = False,
     tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -47,7 +53,8 @@ def teacher(
 
     `recipe` is a shipped name or a file, `set` overrides its values (`key.path=value`), `resume`
     continues from the last checkpoint. `auto_batch` lets a batch that does not fit into memory pass
-    in parts, as few as do; `tensorboard` writes the figures of every step to `out/tensorboard`.
+    in parts, as few as do; `allow_missing` imports a frozen teacher whose checkpoint lacks weights,
+    which stay random; `tensorboard` writes the figures of every step to `out/tensorboard`.
     Raises `RecipeError`, `DataError`, `ModelError`, `UsageError` for bad input, that of the
     recipe's student included, `TrainingError` for a loss that is not finite, `BundleError` where
     `out` holds another run.
@@ -63,6 +70,7 @@ def teacher(
             open_setup(loaded, processes),
             resume=resume,
             auto_batch=auto_batch,
+            allow_missing=allow_missing,
             tensorboard=tensorboard,
             progress=progress or Silent(),
         )
@@ -78,7 +86,7 @@ def train_teacher(job: Job) -> TrainingResult:
     backbone = models.build(spec.architecture)
     features = models.feature_dim(backbone, setup.preprocess.size)
     model = TeacherNetwork(backbone, features, setup.classes)
-    report = _import_checkpoint(model, setup.recipe)
+    report = _import_checkpoint(model, job)
     place(model, job.device, channels_last=job.spec.channels_last, size=setup.preprocess.size)
     fitted = _fitted(job, model)
     result = job.finish(lambda: write_teacher(job.run, setup, model, fitted))
@@ -104,8 +112,8 @@ def _check_student(setup: Setup) -> None:
         pass
 
 
-def _import_checkpoint(model: TeacherNetwork, recipe: Recipe) -> models.LoadReport:
-    spec = recipe.teacher
+def _import_checkpoint(model: TeacherNetwork, job: Job) -> models.LoadReport:
+    spec = job.setup.recipe.teacher
     if spec.checkpoint is None:
         if spec.fit != "all":
             raise ModelError(
@@ -116,12 +124,17 @@ def _import_checkpoint(model: TeacherNetwork, recipe: Recipe) -> models.LoadRepo
     ready = spec.fit == "none"
     part = model if ready else model.backbone
     report = models.load_checkpoint(part, Path(spec.checkpoint), spec.prefix)
-    if ready and report.missing:
+    trained = {name for name, _ in part.named_parameters()}
+    random = [n for n in report.missing if n in trained or n.endswith(_STATISTICS)]
+    if spec.fit != "all" and random and not job.allow_missing:
         raise ModelError(
-            f"the checkpoint lacks {len(report.missing)} weights, {report.missing[0]!r} first",
+            f"the checkpoint lacks {len(random)} weights, {random[0]!r} first, which teacher.fit "
+            f"{spec.fit!r} would leave random",
             where=spec.checkpoint,
-            fix="map its key prefixes to 'backbone.' and 'heads.tasks.0.', 'heads.tasks.1.', … "
-            "by teacher.prefix, or let the heads be trained: teacher.fit 'heads'",
+            fix=_COMPLETE
+            if ready
+            else "map its key prefixes to the network's by teacher.prefix, "
+            "let all be trained (teacher.fit 'all'), or pass --allow-missing",
         )
     log.info(
         "teacher checkpoint: %d keys missing, %d unexpected",

@@ -77,6 +77,28 @@ def test_importing_a_teacher_with_heads(recipe: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(written.expert("fundus")["head.bias"], state["fc2.bias"].numpy())
 
 
+@pytest.mark.parametrize("lacking", ["0.weight", "1.running_var"])
+@pytest.mark.parametrize("fit", ["heads", "none"])
+def test_a_frozen_teacher_needs_all_its_weights(fit: str, lacking: str, tmp_path: Path) -> None:
+    state = backbone().state_dict()
+    del state[lacking]
+    torch.save({f"net.{name}": value for name, value in state.items()}, tmp_path / "half.pt")
+    path = write_recipe(
+        tmp_path / "half.yaml",
+        teacher={
+            "architecture": "tiny_backbone:backbone",
+            "checkpoint": str(tmp_path / "half.pt"),
+            "prefix": {"net.": "backbone." if fit == "none" else ""},
+            "fit": fit,
+        },
+    )
+    with pytest.raises(ModelError, match=rf"{lacking}' first, which teacher.fit") as caught:
+        teacher(path, tmp_path / "run")
+    assert "--allow-missing" in str(caught.value.fix)
+    result = teacher(path, tmp_path / "run", allow_missing=True)
+    assert any(name.endswith(lacking) for name in result.missing_keys)
+
+
 def test_heads_are_trained_on_a_frozen_backbone(recipe: Path, tmp_path: Path) -> None:
     state = backbone().state_dict()
     torch.save(state | {"extra.weight": torch.zeros(1)}, tmp_path / "foundation.pt")

@@ -45,6 +45,14 @@ AutoBatch = Annotated[
         "parts of that size.",
     ),
 ]
+AllowMissing = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing",
+        help="Import a frozen teacher (teacher.fit: heads or none) whose checkpoint lacks weights: "
+        "those stay random.",
+    ),
+]
 TensorBoard = Annotated[
     bool,
     typer.Option(

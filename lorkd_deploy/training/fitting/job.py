@@ -24,8 +24,9 @@ class Job:
     """One training of a run, of its teacher or of the experts (`decompose`).
 
     `resume` continues from the last checkpoint, `auto_batch` lets a batch that does not fit into
-    memory pass in parts, `tensorboard` writes the figures of every step. `identity` is a hash of
-    all that the training depends on, which its checkpoints must share: by default the recipe's.
+    memory pass in parts, `allow_missing` lets a frozen teacher have weights that its checkpoint
+    lacks, `tensorboard` writes the figures of every step. `identity` is a hash of all that the
+    training depends on, which its checkpoints must share: by default the recipe's.
     """
 
     name: Literal["teacher", "decompose"]
@@ -33,6 +34,7 @@ class Job:
     setup: Setup
     resume: bool = False
     auto_batch: bool = False
+    allow_missing: bool = False
     tensorboard: bool = False
     progress: Progress = field(default_factory=Silent)
     identity: str | None = None
