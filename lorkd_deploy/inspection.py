@@ -51,6 +51,10 @@ class BundleContents(Part):
     files: dict[str, str]
 
 
+# What the manifest says is shown as it is.
+OF_THE_MANIFEST = BundleContents.model_fields.keys() - {"sha256", "expert_layers", "bytes", "files"}
+
+
 class EngineContents(Part):
     """An engine whose files are as they were exported; `record` is its artifact.json."""
 
@@ -105,23 +109,9 @@ def _bundle(folder: Path) -> BundleContents:
         part = name.partition("/")[0].partition(".")[0]
         sizes[part] = sizes.get(part, 0) + entry.bytes
     return BundleContents(
-        kind=manifest.kind,
-        name=manifest.name,
-        architecture=manifest.architecture,
+        **{field: getattr(manifest, field) for field in OF_THE_MANIFEST},
         sha256=bundle.sha256,
-        created=manifest.created,
-        versions=manifest.versions,
-        recipe_sha256=manifest.recipe_sha256,
-        grown_from=manifest.grown_from,
-        packed_from=manifest.packed_from,
-        extracted_from=manifest.extracted_from,
-        departments=manifest.departments,
-        tasks=manifest.tasks,
-        parameters=manifest.parameters,
         expert_layers=len(manifest.layers),
-        factorisation=manifest.factorisation,
-        preprocess=manifest.preprocess,
-        preprocess_sha256=manifest.preprocess_sha256,
         bytes=sizes | {"total": sum(sizes.values())},
         files={name: entry.sha256 for name, entry in manifest.files.items()},
     )

@@ -15,12 +15,10 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 from pydantic import Field, model_validator
 
+from lorkd_deploy.arrays import F32, U8
 from lorkd_deploy.errors import ImageError
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import canonical_json, sha256_bytes
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

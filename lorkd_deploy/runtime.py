@@ -49,15 +49,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import inside
 
-F32 = npt.NDArray[np.float32]
 Schema = TypeVar("Schema", bound=BaseModel)
 Own = TypeVar("Own", bound="Closing")
 ENTRY_POINTS = "lorkd_deploy.exporters"

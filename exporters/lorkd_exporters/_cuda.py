@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.errors import RuntimeUnavailableError
 
 LIBRARY = "libcuda.so.1"
@@ -98,7 +99,7 @@ class Device:
         )
         _check(code, "copy to the GPU")
 
-    def download(self, address: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    def download(self, address: int, shape: tuple[int, ...]) -> F32:
         """Wait for everything that is queued, then for float32 `shape` from the GPU."""
         array = np.empty(shape, np.float32)
         code = self._cuda.cuMemcpyDtoHAsync_v2(

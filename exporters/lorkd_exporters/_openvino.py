@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.runtime import F32, Closing
+from lorkd_deploy.runtime import Closing
 
 if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]

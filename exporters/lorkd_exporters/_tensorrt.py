@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.runtime import F32, Closing, EngineFiles, EngineSpec
+from lorkd_deploy.runtime import Closing, EngineFiles, EngineSpec
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import write_atomic
 from lorkd_exporters._cuda import Device, gpus

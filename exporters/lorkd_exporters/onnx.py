@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.precisions.passes import KEY
 from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import (
-    F32,
     Closing,
     EngineFiles,
     EngineSpec,

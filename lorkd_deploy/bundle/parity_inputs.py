@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lorkd_deploy.arrays import U8
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import BundleError
-from lorkd_deploy.preprocess import U8
 from lorkd_deploy.storage import sha256_bytes
 
 _CELLS = (2, 3, 5, 8, 13, 32)  # cells a side: from two large areas to noise

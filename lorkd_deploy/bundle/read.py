@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32, F64
 from lorkd_deploy.bundle import manifest as layout
 from lorkd_deploy.bundle.manifest import FACTORS, HEAD_TENSORS, LayerEntry, Manifest, TaskEntry
 from lorkd_deploy.data import TaskData, open_data
@@ -23,8 +24,6 @@ from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.schema import read_part
 from lorkd_deploy.storage import inside, read_tensors, sha256_bytes, sha256_file
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 FRESH_COPY = "get a fresh copy from where it was made, or run that stage again"
 
 

@@ -17,12 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32, I64, U8
 from lorkd_deploy.errors import BundleError, ModelError
 from lorkd_deploy.storage import Tensors
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
 
 INPUTS = "inputs"
 

@@ -15,21 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Union
 import numpy as np
 from pydantic import Field
 
-from lorkd_deploy.data.source import (
-    I64,
-    SPLITS,
-    U8,
-    DataSource,
-    Split,
-    TaskData,
-    data_folders,
-    image_sha256,
-)
+from lorkd_deploy.arrays import I64
+from lorkd_deploy.data.source import SPLITS, DataSource, Split, TaskData, data_folders, image_sha256
 from lorkd_deploy.errors import DataError
 
 __all__ = [
     "SPLITS",
-    "U8",
     "DataSource",
     "DataSpec",
     "Split",

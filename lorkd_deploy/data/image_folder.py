@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lorkd_deploy.data.source import SPLITS, U8, DataSource, Split, TaskData, locate
+from lorkd_deploy.arrays import U8
+from lorkd_deploy.data.source import SPLITS, DataSource, Split, TaskData, locate
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.preprocess import read_image
 from lorkd_deploy.storage import canonical_json, sha256_bytes

@@ -14,16 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from lorkd_deploy.data.source import (
-    I64,
-    SPLITS,
-    U8,
-    DataSource,
-    OnRequest,
-    Split,
-    TaskData,
-    locate,
-)
+from lorkd_deploy.arrays import I64, U8
+from lorkd_deploy.data.source import SPLITS, DataSource, OnRequest, Split, TaskData, locate
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import SMALLEST_SIDE

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from lorkd_deploy.data.source import I64, SPLITS, U8, DataSource, OnRequest, Split, TaskData
+from lorkd_deploy.arrays import I64, U8
+from lorkd_deploy.data.source import SPLITS, DataSource, OnRequest, Split, TaskData
 
 Plane = npt.NDArray[Any]  # float32 `(n, 64, 64)`, a side of length 1 where values repeat
 SIDE = 64  # px

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.schema import Part
 
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, open_engine
@@ -20,7 +21,7 @@ from lorkd_deploy.deploy.candidates import Candidate, Choice, drop, judged
 from lorkd_deploy.deploy.validation import Validation, accuracies
 from lorkd_deploy.errors import GateError, LorkdError
 from lorkd_deploy.precisions.table import BASELINE
-from lorkd_deploy.runtime import F32, Runner, RunOptions
+from lorkd_deploy.runtime import Runner, RunOptions
 
 SECONDS = 0.3  # per candidate and round, at least
 WARM_UP = 5  # calls before a round's first timed one, for caches that the others have taken

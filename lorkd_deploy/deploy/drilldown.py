@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.chain import FUSED, Stage, opened_stage
 from lorkd_deploy.deploy.graph import onnx_model
@@ -24,7 +25,7 @@ from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.deploy.source_model import source_model
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE
-from lorkd_deploy.runtime import F32, EngineSpec, RunOptions, exporter
+from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
 from lorkd_deploy.schema import Part
 
 IMAGES = 8  # enough to show a difference, few enough for the inner tensors of a large network

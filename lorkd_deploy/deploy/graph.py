@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from lorkd_deploy._version import __version__
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.manifest import HEAD_TENSORS, Binding
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import BundleError
 
 if TYPE_CHECKING:
     import onnx
-
-F32 = npt.NDArray[np.float32]
 
 
 def onnx_model(

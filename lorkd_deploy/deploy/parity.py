@@ -10,9 +10,9 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
+from lorkd_deploy.arrays import F32, I64
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import GateError, with_fix
 from lorkd_deploy.metrics import score as metrics
@@ -20,9 +20,6 @@ from lorkd_deploy.metrics.interval import bootstrap
 from lorkd_deploy.precisions.table import Tolerance
 from lorkd_deploy.runtime import Probe
 from lorkd_deploy.schema import Part
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 
 class Change(Part):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lorkd_deploy.arrays import F32, U8
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import (
     NOT_VERIFIED,
@@ -19,9 +20,9 @@ from lorkd_deploy.deploy.artifact import (
 from lorkd_deploy.errors import ArtifactError, ImageError, UsageError
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.metrics import score as metrics
-from lorkd_deploy.preprocess import U8, Preprocess, read_image
+from lorkd_deploy.preprocess import Preprocess, read_image
 from lorkd_deploy.run import open_run
-from lorkd_deploy.runtime import ALIASES, F32, RunOptions
+from lorkd_deploy.runtime import ALIASES, RunOptions
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import write_atomic
 

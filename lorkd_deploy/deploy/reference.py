@@ -13,15 +13,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
+from lorkd_deploy.arrays import F32, I64, U8
 from lorkd_deploy.bundle.manifest import TaskEntry, columns_of
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.bundle.reference import (
-    I64,
-    ImageReference,
-    image_reference,
-    inputs_reference,
-)
+from lorkd_deploy.bundle.reference import ImageReference, image_reference, inputs_reference
 from lorkd_deploy.data import image_sha256
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
 from lorkd_deploy.deploy.parity import (
@@ -32,9 +28,8 @@ from lorkd_deploy.deploy.parity import (
 )
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.precisions.table import Tolerance, precision_of
-from lorkd_deploy.preprocess import U8
 from lorkd_deploy.recipe import ParitySpec
-from lorkd_deploy.runtime import F32, Runner
+from lorkd_deploy.runtime import Runner
 from lorkd_deploy.storage import Tensors, sha256_bytes
 
 BATCH = 32

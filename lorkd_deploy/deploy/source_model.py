@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from lorkd_deploy._version import __version__
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, environment
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.errors import DataError, LorkdError
 from lorkd_deploy.precisions.table import BASELINE, converted, precision_of
-from lorkd_deploy.runtime import F32, Probe, exporter
+from lorkd_deploy.runtime import Probe, exporter
 from lorkd_deploy.storage import sha256_bytes
 
 # What a model's bytes depend on beside the bundle and its precision.

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import (
     ARTIFACT,
@@ -32,7 +33,7 @@ from lorkd_deploy.deploy.export import export
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.precisions.table import precision_of
 from lorkd_deploy.run import open_run
-from lorkd_deploy.runtime import ALIASES, F32, Closing, Runner, RunOptions, exporter
+from lorkd_deploy.runtime import ALIASES, Closing, Runner, RunOptions, exporter
 
 MIB = 2**20  # bytes
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32, I64
 from lorkd_deploy.bundle.manifest import TaskEntry, columns_of
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.data import Split
@@ -70,7 +70,7 @@ def accuracies(
     found: dict[str, Accuracies] = {name: {} for name in runners}
     for validation in splits:
         images, labels = validation.split.images, validation.split.labels
-        logits: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in runners}
+        logits: dict[str, list[F32]] = {name: [] for name in runners}
         for start in range(0, len(labels), CHUNK):
             stop = min(start + CHUNK, len(labels))
             batch = bundle.manifest.preprocess(images[row] for row in range(start, stop))
@@ -82,9 +82,7 @@ def accuracies(
     return found
 
 
-def _accuracy(
-    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], kind: metrics.Kind
-) -> float:
+def _accuracy(logits: F32, labels: I64, kind: metrics.Kind) -> float:
     finite = np.isfinite(logits).all(axis=1)
     if not finite.any():
         return 0.0

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.storage import read_tensors, write_tensors
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

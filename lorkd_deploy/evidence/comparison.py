@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import I64
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.statistics import (
     Estimate,
@@ -35,8 +35,8 @@ class TestSplit:
 
     task: str
     kind: Kind
-    labels: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.int64] | None = None
+    labels: I64
+    groups: I64 | None = None
 
 
 class Figure(Part):

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA  # type: ignore[import-untyped,unused-ignore]
 
+from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.evidence.statistics import image_counts
-from lorkd_deploy.metrics.score import F64, I64
 
 BINS = 20
 DIMENSIONS = 10

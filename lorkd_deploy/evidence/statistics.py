@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 
+from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.metrics.score import F64, I64, Metric
+from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.schema import Part
 
 Verdict = Literal["better", "worse", "not shown"]

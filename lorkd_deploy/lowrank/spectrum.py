@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32, F64
 from lorkd_deploy.lowrank.delta import Factorisation, columns_per_rank
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 NOTHING = 1e-12  # of a task's energy: below float32's rounding of the factors themselves
 
 

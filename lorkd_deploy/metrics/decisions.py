@@ -11,15 +11,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.metrics.score import (
-    F64,
-    I64,
-    METRICS,
-    Metric,
-    mean_of_defined,
-    one_against_rest,
-    recall,
-)
+from lorkd_deploy.arrays import F64, I64
+from lorkd_deploy.metrics.score import METRICS, Metric, mean_of_defined, one_against_rest, recall
 
 BINS = 15  # as Guo et al. 2017 have it
 NO_THRESHOLD = 0.5  # where the validation split shows only one side of a decision

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.metrics.score import F64, Metric
+from lorkd_deploy.arrays import F64
+from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.schema import Part
 
 _CHUNK = 1 << 21  # resampled images held at a time: 16 MiB of float64
 
 
 class Interval(Part):
-    """A measured value and the bounds between which it lies with 95 % confidence, or as asked."""
+    """A measured value and the bounds between which it lies with 95 % confidence."""
 
     value: float
     low: float
@@ -29,7 +30,6 @@ def bootstrap(
     *,
     n: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
     """Percentile bootstrap over images (Efron & Tibshirani 1993, chapter 13).
 
@@ -37,10 +37,9 @@ def bootstrap(
     """
     labels = np.asarray(labels, np.int64)
     drawn = [metric.weighted(labels, probs, counts) for counts in resamples(len(labels), n, seed)]
-    tail = 50 * (1 - level)
     values = np.concatenate(drawn)
     values = values[~np.isnan(values)]
-    low, high = np.percentile(values, [tail, 100 - tail]) if len(values) else (np.nan, np.nan)
+    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     return Interval(value=metric(labels, probs), low=float(low), high=float(high))
 
 

@@ -15,10 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.errors import ModelError
 
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 Kind = Literal["multiclass", "multilabel"]
 
 

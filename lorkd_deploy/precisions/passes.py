@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.errors import DataError, LorkdError, ModelError, RuntimeUnavailableError
 from lorkd_deploy.runtime import Int8
 
-F32 = npt.NDArray[np.float32]
 KEY = "lorkd.precision"  # in the model's metadata
 QUANTIZE = "lorkd_deploy.precisions.quantize"
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.errors import RuntimeUnavailableError, unknown_name
-from lorkd_deploy.precisions.passes import F32, float16, int8
+from lorkd_deploy.precisions.passes import float16, int8
 from lorkd_deploy.runtime import Probe
 
 Calibration = Callable[[], F32]  # network inputs (N, 3, S, S), from the training images

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import F64
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.figures import (
     OF_ANSWERS,
@@ -50,7 +51,7 @@ class Answered:
 
     score: Score
     labels: npt.NDArray[Any]
-    probabilities: npt.NDArray[np.float64]
+    probabilities: F64
 
 
 def measured_changes(old: Measured, new: Measured) -> Iterator[Change]:

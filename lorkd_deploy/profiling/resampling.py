@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import F64
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.schema import Part
 
-F64 = npt.NDArray[np.float64]
 LEAST_ROUNDS = 5  # the median's range over n rounds covers 1 - 2^(1-n): 94 % with five
 MARGIN = 0.02  # a ratio within 1 ± this is no difference
 RESAMPLES = 2000

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32, F64, I64
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.data import Split, TaskData
@@ -30,9 +31,6 @@ from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.storage import canonical_json
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 CHUNK = 128  # images that are preprocessed together, then given to each engine
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import I64
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.memory import NO_SOURCE, SOURCE
 from lorkd_deploy.metrics.interval import Interval
@@ -134,7 +134,7 @@ def comparison(
     )
 
 
-def single_calls(measured: Mapping[str, Sequence[Round]]) -> dict[str, npt.NDArray[np.int64]]:
+def single_calls(measured: Mapping[str, Sequence[Round]]) -> dict[str, I64]:
     """Every call of every round, by the name it has in `calls.safetensors`."""
     return {
         calls_name(engine, batch, number): part.calls

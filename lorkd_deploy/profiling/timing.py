@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import I64
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.resampling import by_rounds, spread_where_known
 from lorkd_deploy.schema import Part
 
-I64 = npt.NDArray[np.int64]
 LEAST_CALLS = {"p99": 100, "p99_9": 1000}  # of fewer a percentile is little but the slowest call
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.metrics.score import F64, I64
 from lorkd_deploy.profiling.profile import answers_name, labels_name
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION
 from lorkd_deploy.reporting.sources import Sources

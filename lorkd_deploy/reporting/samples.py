@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from lorkd_deploy.arrays import F64, I64, U8
 from lorkd_deploy.metrics.decisions import decided
-from lorkd_deploy.metrics.score import F64, I64
-from lorkd_deploy.preprocess import U8
 from lorkd_deploy.profiling.scoring import open_task
 from lorkd_deploy.reporting.answers import Answers
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION

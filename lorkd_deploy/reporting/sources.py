@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import I64
 from lorkd_deploy.bundle.manifest import MANIFEST, Manifest, TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts
@@ -85,7 +85,7 @@ class Sources:
     teacher: Bundle | None
     artifacts: tuple[Artifact, ...]
     profile: Profile | None
-    calls: dict[str, npt.NDArray[np.int64]]
+    calls: dict[str, I64]
     answers: dict[str, npt.NDArray[Any]]
     scenarios: ScenarioProfile | None = None
 

@@ -18,20 +18,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.errors import LorkdError, TrainingError, UsageError
 from lorkd_deploy.machine.launcher import check_launcher, launch
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import Run, claimed
 
 T = TypeVar("T")
-F32 = npt.NDArray[np.float32]
 TIMEOUT = 120.0  # s for which a process may keep others waiting in a step; LORKD_RANK_TIMEOUT
 LONGEST = timedelta(hours=3)  # for which one may work alone: downloads, tests, export
 RESUME = "the last checkpoint is whole: start all processes again with --resume"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lorkd_deploy.arrays import I64
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.metrics.score import I64
 from lorkd_deploy.profiling.scoring import inputs, open_task
 from lorkd_deploy.profiling.setup import Setup
 

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.profiling.mlperf.log import read_log
 from lorkd_deploy.runtime import Runner
 
-F32 = npt.NDArray[np.float32]
 NAMES = {  # ours → LoadGen's
     "single-stream": "SingleStream",
     "multi-stream": "MultiStream",

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.profiling.worker.messages import receive, send
@@ -81,7 +81,7 @@ class EngineProcess:
         )
         return dict(answer)
 
-    def infer(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def infer(self, images: F32) -> F32:
         """Logits float32 `(N, K)` of the network inputs float32 `(N, 3, H, W)`."""
         data = np.ascontiguousarray(images, np.float32)
         answer, logits = self.ask(

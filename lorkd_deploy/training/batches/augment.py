@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lorkd_deploy.preprocess import U8
+from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.recipe import (
     AugmentSpec,
     ColorJitter,
@@ -36,7 +35,7 @@ def augmented(
     transforms: Sequence[AugmentSpec],
     seed: int,
     step: int,
-    places: npt.NDArray[np.int64],
+    places: I64,
 ) -> U8:
     """uint8 `(N, S, S, 3)` after all `transforms` in their order; a pure function.
 

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.data import Split
 from lorkd_deploy.experts import Route, route_of_counts
 from lorkd_deploy.machine.processor import usable_cpus
-from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import AugmentSpec
 from lorkd_deploy.training.batches.augment import augmented
 from lorkd_deploy.training.batches.sampler import Draw, MixedSampler
@@ -56,11 +57,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: npt.NDArray[np.int64]) -> U8:
+    def __getitem__(self, indices: I64) -> U8:
         """uint8 `(len(indices), size, size, 3)`."""
         return self._make(indices) if self._held is None else self._held[indices]
 
-    def _make(self, indices: npt.NDArray[np.int64]) -> U8:
+    def _make(self, indices: I64) -> U8:
         side = self._preprocess.size
         out = np.empty((len(indices), side, side, 3), np.uint8)
 
@@ -84,8 +85,8 @@ class Batch:
 
     step: int
     images: U8
-    labels: tuple[npt.NDArray[np.int64], ...]
-    indices: tuple[npt.NDArray[np.int64], ...]
+    labels: tuple[I64, ...]
+    indices: tuple[I64, ...]
     flips: tuple[npt.NDArray[np.bool_], ...]
     total: int
 
@@ -134,7 +135,7 @@ class Augment:
     transforms: tuple[AugmentSpec, ...] = ()
 
     def __call__(
-        self, images: U8, step: int, places: npt.NDArray[np.int64], total: int
+        self, images: U8, step: int, places: I64, total: int
     ) -> tuple[U8, npt.NDArray[np.bool_]]:
         """The changed images, and which of them are mirrored `(N,)`.
 
@@ -153,7 +154,7 @@ class Augment:
         return images, flips
 
 
-def _shifted(images: U8, offsets: npt.NDArray[np.int64], reach: int) -> U8:
+def _shifted(images: U8, offsets: I64, reach: int) -> U8:
     side = images.shape[1]
     border = ((0, 0), (reach, reach), (reach, reach), (0, 0))
     wide = np.pad(images, border, mode="reflect")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-Int = npt.NDArray[np.int64]
+from lorkd_deploy.arrays import F64, I64
+
+Int = I64
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class MixedSampler:
         return rng.permutation(self.sizes[task])
 
 
-def _counts(share: npt.NDArray[np.float64], batch: int, steps: int, seed: int) -> Int:
+def _counts(share: F64, batch: int, steps: int, seed: int) -> Int:
     """Samples per step and task, `(steps, T)`: the share rounded at random, sum always `batch`.
 
     Systematic sampling: one uniform offset per step against the cumulated shares, so a task's

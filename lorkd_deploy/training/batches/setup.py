@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lorkd_deploy.arrays import I64
 from lorkd_deploy.data import TaskData, open_data
 from lorkd_deploy.errors import DataError, LorkdError, RecipeError
 from lorkd_deploy.metrics.score import Kind
@@ -134,14 +134,14 @@ def _check_every_class(task: TaskSpec, data: TaskData) -> None:
         )
 
 
-def class_counts(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+def class_counts(labels: I64, classes: int) -> I64:
     """How many images show each class of labels `(n,)`, or finding of `(n, K)`: `(K,)`."""
     if labels.ndim == 2:
         return np.asarray(labels.sum(axis=0), np.int64)
     return np.bincount(labels, minlength=classes)
 
 
-def balanced_weights(labels: npt.NDArray[np.int64], classes: int, kind: Kind) -> Tensor:
+def balanced_weights(labels: I64, classes: int, kind: Kind) -> Tensor:
     """Weights by which each class of a task counts the same: n / (K · n_class), float32.
 
     `(K,)` for the labels `(n,)` of a task with K classes; `(2, L)`, absent and present, for the

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 
+from lorkd_deploy.arrays import U8
 from lorkd_deploy.bundle.compressed import factor_parameters
 from lorkd_deploy.bundle.manifest import EXPERT, TEACHER, Manifest, ParityEntry
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
@@ -123,9 +122,7 @@ def expert_parameters(own: Mapping[str, Tensors]) -> dict[str, int]:
     return {EXPERT + name: factor_parameters(tensors) for name, tensors in own.items()}
 
 
-def _described(
-    setup: Setup, template: Template, pictures: npt.NDArray[np.uint8], **own: Any
-) -> Manifest:
+def _described(setup: Setup, template: Template, pictures: U8, **own: Any) -> Manifest:
     """The manifest, but for its files: what is the recipe's and the graph's, and `own` fields."""
     recipe = setup.recipe
     return Manifest(
@@ -150,7 +147,7 @@ def _template(setup: Setup, backbone: nn.Module, head: nn.Linear) -> Template:
     return graph_template(backbone, head, size=size, opset=opset)
 
 
-def _pictures(setup: Setup) -> npt.NDArray[np.uint8]:
+def _pictures(setup: Setup) -> U8:
     recipe = setup.recipe
     return parity_inputs(recipe.parity.inputs, setup.preprocess.size, recipe.seed)
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.manifest import Binding
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.storage import sha256_bytes
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import onnx
     from torch.onnx import ONNXProgram
 
-F32 = npt.NDArray[np.float32]
 _RESHAPES = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from lorkd_deploy.arrays import F32, I64, U8
 from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
 from lorkd_deploy.data import image_sha256
 from lorkd_deploy.experts import TaskNetwork
@@ -16,9 +16,6 @@ from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.networks.evaluate import task_logits
 from lorkd_deploy.training.networks.network import network_input
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 
 def reference_logits(
@@ -68,10 +65,10 @@ def _image_reference(model: TaskNetwork, task: int, setup: Setup) -> ImageRefere
 class _ChosenImages(Images):
     """Some images of a split, in the given order."""
 
-    def __init__(self, images: Images, rows: npt.NDArray[np.int64]) -> None:
+    def __init__(self, images: Images, rows: I64) -> None:
         self.labels = images.labels[rows]
         self._images = images
         self._rows = rows
 
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> U8:
+    def __getitem__(self, rows: I64) -> U8:
         return self._images[self._rows[rows]]

@@ -23,6 +23,7 @@ from lorkd_deploy.experts import ExpertModel
 from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
 from lorkd_deploy.experts.norms import PerTaskNorm
 from lorkd_deploy.recipe import TrainSpec
+from lorkd_deploy.runtime import first_line
 
 log = logging.getLogger(__name__)
 Forward = Callable[..., Any]
@@ -41,7 +42,7 @@ def check_compiler(device: torch.device, *specs: TrainSpec) -> None:
         _compiled(_trial)(torch.ones(8, device=device))
     except (RuntimeError, ImportError, OSError) as exc:  # torch's, Triton's, the compiler's
         raise RuntimeUnavailableError(
-            f"torch.compile doesn't work on this machine: {_first_line(exc)}",
+            f"torch.compile doesn't work on this machine: {first_line(exc)}",
             where="train.compile",
             fix="install a C++ compiler (apt install g++, or name one in CXX), or set compile to "
             "false",
@@ -78,7 +79,7 @@ def compiled(model: nn.Module, spec: TrainSpec) -> Iterator[None]:
         yield
     except BackendCompilerFailed as exc:
         raise TrainingError(
-            f"torch can't compile a part of the network: {_first_line(exc)}",
+            f"torch can't compile a part of the network: {first_line(exc)}",
             where="train.compile",
             fix="set compile to false",
         ) from exc
@@ -137,11 +138,6 @@ def _has_any_as_it_is(module: nn.Module) -> bool:
 def _is_worth(module: nn.Module) -> bool:
     """More than one layer: one alone is one call already."""
     return sum(1 for m in module.modules() if not list(m.children())) > 1
-
-
-def _first_line(exc: Exception) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0] if lines else type(exc).__name__
 
 
 def _compiled(forward: Forward) -> Forward:

@@ -12,10 +12,10 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lorkd_deploy.arrays import F16, F32
 from lorkd_deploy.storage import canonical_json, sha256_bytes, sha256_file, write_atomic
 from lorkd_deploy.training.batches.loader import Batch, Images
 from lorkd_deploy.training.fitting.autocast import autocast, chosen_precision
@@ -24,8 +24,6 @@ from lorkd_deploy.training.networks.network import network_input, weights_sha256
 from lorkd_deploy.training.networks.restore import Teacher
 
 log = logging.getLogger(__name__)
-F16 = npt.NDArray[np.float16]
-F32 = npt.NDArray[np.float32]
 CHUNK = 128
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.experts import TaskNetwork
 from lorkd_deploy.metrics.score import Kind, score
 from lorkd_deploy.preprocess import Preprocess
@@ -16,7 +16,7 @@ from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.networks.network import network_input
 from lorkd_deploy.training.processes import ALONE, Processes
 
-F32 = npt.NDArray[np.float32]
+BATCH = 256  # images in a forward
 
 
 @torch.no_grad()
@@ -26,7 +26,6 @@ def task_logits(
     task: int,
     preprocess: Preprocess,
     *,
-    batch: int = 256,
     processes: Processes = ALONE,
 ) -> F32:
     """Logits `(N, C_t)` of one task over a whole split, in evaluation mode and fp32.
@@ -36,9 +35,9 @@ def task_logits(
     was_training = model.training
     model.eval()
     logits = np.zeros((len(images), model.heads.head(task).out_features), np.float32)
-    for number, start in enumerate(range(0, len(images), batch), start=task):
+    for number, start in enumerate(range(0, len(images), BATCH), start=task):
         if number % processes.count == processes.index:
-            chosen = np.arange(start, min(start + batch, len(images)))
+            chosen = np.arange(start, min(start + BATCH, len(images)))
             output = model(network_input(images[chosen], preprocess, model), task)
             logits[chosen] = output.logits[task].float().cpu().numpy()
     model.train(was_training)

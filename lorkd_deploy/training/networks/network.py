@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lorkd_deploy.arrays import U8
 from lorkd_deploy.errors import is_out_of_memory
 from lorkd_deploy.experts import Outputs, Route, TaskHeads, TaskNetwork
-from lorkd_deploy.preprocess import U8, Preprocess
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import sha256_bytes, tensor_bytes
 
 log = logging.getLogger(__name__)

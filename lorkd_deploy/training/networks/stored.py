@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.manifest import HEAD, LayerEntry, TaskEntry
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.storage import Tensors
@@ -17,12 +16,12 @@ from lorkd_deploy.training.batches.setup import Setup
 Scores = list[dict[str, float]]  # one entry per task
 
 
-def arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[np.float32]]:
+def arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, F32]:
     """The tensors as NumPy arrays on the CPU."""
     return {k: v.detach().cpu().contiguous().numpy() for k, v in tensors.items()}
 
 
-def head_tensors(head: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
+def head_tensors(head: nn.Module) -> dict[str, F32]:
     """One task's head."""
     return arrays({HEAD + name: value for name, value in head.state_dict().items()})
 

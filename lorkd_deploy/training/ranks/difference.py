@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lorkd_deploy.arrays import F64
 from lorkd_deploy.bundle.manifest import FACTORS
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.experts import ExpertModel
@@ -24,7 +24,6 @@ from lorkd_deploy.recipe import ExpertSpec
 from lorkd_deploy.schema import Part
 
 State = Mapping[str, Tensor]
-F64 = npt.NDArray[np.float64]
 _SHOWN = 8  # kept tensors in a log; the result has all
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_recipe import tiny_recipe
 
+from lorkd_deploy.arrays import U8
 from lorkd_deploy.errors import RecipeError
-from lorkd_deploy.preprocess import U8
 from lorkd_deploy.recipe import TrainSpec, parse_recipe
 from lorkd_deploy.training.batches import augment
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorkd_deploy.data import U8, Split
+from lorkd_deploy.arrays import U8
+from lorkd_deploy.data import Split
 from lorkd_deploy.errors import ImageError
 from lorkd_deploy.machine import processor
 from lorkd_deploy.preprocess import Preprocess

@@ -1,0 +1,12 @@
+"""Array types by their element, as the annotations name them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+F16 = npt.NDArray[np.float16]
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
