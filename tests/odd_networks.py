@@ -6,6 +6,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def _layer(inputs: int, outputs: int) -> nn.Module:
@@ -74,3 +75,25 @@ def computes_weights() -> nn.Module:
     nn.utils.spectral_norm(layers[1])
     made.insert(2, nn.Conv2d(16, 16, 1))  # has an expert
     return made
+
+
+class _Recomputes(nn.Module):
+    def __init__(self, use_reentrant: bool | None) -> None:
+        super().__init__()
+        self.first, self.last = _layer(3, 8), nn.Conv2d(8, 16, 1)
+        self.middle = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.use_reentrant is None:
+            y = self.middle(y)
+        else:
+            y = checkpoint(self.middle, y, use_reentrant=self.use_reentrant)
+        features: Tensor = self.last(y).mean((2, 3))
+        return features
+
+
+def recomputes(use_reentrant: bool | None = False) -> nn.Module:
+    """Activation checkpointing, in one of torch's two ways; None: without it."""
+    return _Recomputes(use_reentrant)

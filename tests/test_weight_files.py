@@ -68,6 +68,7 @@ def test_a_file_is_what_its_content_says(state: State, tmp_path: Path) -> None:
         assert _same(read_weights(tmp_path / name, {}, {}), state)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, of how it reads them
 def test_sparse_tensors_become_dense(state: State, tmp_path: Path) -> None:
     sparse = {name: v.to_sparse() if v.dim() > 1 else v for name, v in state.items()}
     torch.save(sparse, tmp_path / "a.pt")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lorkd_deploy.errors import ModelError, UsageError
 
@@ -182,6 +183,7 @@ class Router:
 
     def __init__(self) -> None:
         self.route: Route | None = None
+        self.recomputed: tuple[Route, list[int] | None] | None = None
         self.called: set[str] = set()
         self.census: Census | None = None
         self.everywhere: list[int] | None = None
@@ -195,15 +197,16 @@ class Router:
 
     def enter(self, layer: str, x: Tensor) -> Route:
         """The route for `layer`'s input `x`, whose leading dimension must be the batch."""
-        if self.route is None:
+        route = self.route or self._recomputing()
+        if route is None:
             raise ModelError(
                 "a layer with experts was called outside its ExpertModel, so its task is unknown",
                 where=layer,
                 fix="call the model that add_experts returned: student(x, task=ids)",
             )
-        if x.shape[0] != self.route.size:
+        if x.shape[0] != route.size:
             raise ModelError(
-                f"the layer's input is {tuple(x.shape)} for a batch of {self.route.size}: its "
+                f"the layer's input is {tuple(x.shape)} for a batch of {route.size}: its "
                 "leading dimension isn't the batch (windows, sequence first?), so the task of a "
                 "row is unknown",
                 where=layer,
@@ -211,7 +214,30 @@ class Router:
                 "recipe's `experts`; a pattern such as '*.attn.*' does too",
             )
         self.called.add(layer)
-        return self.route
+        return route
+
+    def recompute(self, output: Any) -> None:
+        """Let the backward through `output` know the route that its forward ends with here.
+
+        Under activation checkpointing it calls layers again, after later forwards maybe. Autograd
+        comes to an output before whatever made it, and to later forwards' before earlier ones'.
+        """
+        assert self.route is not None
+        now = self.route, self.everywhere
+
+        def arrived(_: Tensor) -> None:
+            self.recomputed = now
+
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(arrived)  # type: ignore[no-untyped-call]
+
+    def _recomputing(self) -> Route | None:
+        """The route of the forward that a backward is at; None outside of any."""
+        if self.recomputed is None or torch._C._current_graph_task_id() == -1:
+            return None
+        route, self.everywhere = self.recomputed
+        return route
 
     def check_called(self, layers: Iterable[str]) -> None:
         """Raise `ModelError` where the forward that has ended passed by one of `layers`."""
