@@ -10,18 +10,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import torch
 import yaml
+from accelerate.commands import launch
 from safetensors.torch import load_file
 
-from lorkd_deploy import load_bundle
+from lorkd_deploy import cli, load_bundle
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.batches.sampler import MixedSampler
 from lorkd_deploy.training.processes import TIMEOUT
@@ -120,7 +122,7 @@ def test_those_ten_steps_have_tasks_absent_here_and_absent_altogether() -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    train = {"epochs": 10, "batch_size": 16, "lr": 0.05, "checkpoint_minutes": 0}
+    train = {"epochs": 2, "batch_size": 16, "lr": 0.05, "checkpoint_minutes": 0}
     folder = tmp_path_factory.mktemp("recipe")
     backbone = {"architecture": "tests.tiny_backbone:backbone"}
     return write_recipe(
@@ -144,16 +146,30 @@ def taught(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing has interrupted."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    shutil.copytree(taught, run)
-    out, _ = torchrun("-m", "lorkd_deploy", "decompose", recipe, "--out", run, "--json")
-    assert json.loads(out)["bundle"] == str(run / "bundle")
-    return run
+    """A run that nothing has interrupted, by two machines: a launcher each, which meet at an
+    address, and an `--out` each, of which the first one's is used.
+    """
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(taught, folder / "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    machines = [
+        launched(*meeting, "--node-rank", str(node), "-m", "lorkd_deploy", "decompose", recipe,
+                 "--out", folder / str(node), "--json")
+        for node in range(2)
+    ]  # fmt: skip
+    with ended(machines[0]), ended(machines[1]):
+        (code, out, err), (other_code, other_out, other_err) = map(finish, machines)
+    assert (code, other_code) == (0, 0), err + other_err
+    assert json.loads(out)["bundle"] == str(folder / "0" / "bundle")
+    assert other_out == ""
+    assert not (folder / "1").exists()
+    return folder / "0"
 
 
-@pytest.mark.slow
-def test_killed_is_named_and_resumed_equals_uninterrupted(
+def test_killed_is_named_and_resumed_equals_two_machines_uninterrupted(
     recipe: Path, taught: Path, whole: Path, tmp_path: Path
 ) -> None:
     killed = tmp_path / "killed"
@@ -171,11 +187,11 @@ def test_killed_is_named_and_resumed_equals_uninterrupted(
     assert f"Signal 9 (SIGKILL) received by PID {victim.pid}" in err, "torchrun's own words"
     assert not (killed / "bundle").exists()
 
-    torchrun("-m", "lorkd_deploy", "decompose", recipe, "--out", killed, "--resume")
+    resume = ["-m", "lorkd_deploy", "decompose", recipe, "--out", killed, "--resume", "--json"]
+    assert json.loads(torchrun(*resume)[0])["bundle"] == str(killed / "bundle")
     assert _weights(killed) == _weights(whole)
 
 
-@pytest.mark.slow
 def test_one_that_hangs_is_named_within_the_timeout(
     recipe: Path, taught: Path, tmp_path: Path
 ) -> None:
@@ -196,7 +212,6 @@ def test_one_that_hangs_is_named_within_the_timeout(
     assert not (run / "bundle").exists()
 
 
-@pytest.mark.slow
 def test_a_department_more_leaves_the_others_as_they_are(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -213,59 +228,57 @@ def test_a_department_more_leaves_the_others_as_they_are(
     assert np.abs(moved).max() > 0, "no gradient reached the expert"
 
 
-def accelerate(processes: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """A decomposition by `accelerate launch`, on the CPU."""
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1",
-         "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no",
-         "-m", "lorkd_deploy", "decompose", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True, text=True, check=False, timeout=SLOW_MACHINE,
-    )  # fmt: skip
+@pytest.fixture
+def accelerated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`accelerate launch` on the CPU; what it would start runs in this process instead."""
+    code = -1
+
+    class Started:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            nonlocal code
+            assert command[1:3] == ["-m", "lorkd_deploy"]
+            for name, value in env.items():
+                monkeypatch.setenv(name, value)
+            code = cli.main(command[3:])
+
+        def wait(self) -> None:
+            self.returncode = 0
+
+    def run(processes: int, *arguments: str | Path) -> int:
+        options = ["--cpu", "--num_machines", "1", "--num_processes", str(processes)]
+        options += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lorkd_deploy"]
+        given = launch.launch_command_parser().parse_args([*options, *map(str, arguments)])
+        launch.launch_command(given)
+        return code
+
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=Started))
+    return run
 
 
-@pytest.mark.slow
-def test_accelerate_with_one_process_makes_the_bundle(recipe: Path, tmp_path: Path) -> None:
+def test_accelerate_with_one_process_makes_the_bundle(
+    accelerated: Callable[..., int],
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     short = ["--set", "train.epochs=1", "--set", "transfer.kind=none"]
-    done = accelerate(1, recipe, "--out", tmp_path / "run", *short, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 6
+    code = accelerated(1, "decompose", recipe, "--out", tmp_path / "run", *short, "--json")
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 6
     assert [task.name for task in load_bundle(tmp_path / "run").manifest.tasks] == [
         "cells", "xray", "fundus"
     ]  # fmt: skip
 
 
-@pytest.mark.slow
-def test_accelerate_that_starts_one_of_two_is_an_error(tmp_path: Path) -> None:
-    done = accelerate(2, "demo", "--out", tmp_path / "run")
-    assert done.returncode != 0
-    assert "error: accelerate was asked for several processes" in done.stderr
-    assert "torchrun --nproc-per-node" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_two_machines_train_what_two_processes_of_one_do(
-    recipe: Path, taught: Path, whole: Path, tmp_path: Path
+def test_accelerate_that_starts_one_of_two_is_an_error(
+    accelerated: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A launcher each, which meet at an address, and an `--out` each: the first one's is used."""
-    shutil.copytree(taught, tmp_path / "0")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meeting = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    machines = [
-        launched(*meeting, "--node-rank", str(node), "-m", "lorkd_deploy", "decompose", recipe,
-                 "--out", tmp_path / str(node), "--json")
-        for node in range(2)
-    ]  # fmt: skip
-    with ended(machines[0]), ended(machines[1]):
-        (code, out, err), (other_code, other_out, other_err) = map(finish, machines)
-    assert (code, other_code) == (0, 0), err + other_err
-    assert json.loads(out)["bundle"] == str(tmp_path / "0" / "bundle")
-    assert other_out == ""
-    assert not (tmp_path / "1").exists()
-    assert _weights(tmp_path / "0") == _weights(whole)
+    assert accelerated(2, "demo", "--out", tmp_path / "run") not in (-1, 0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "error: accelerate was asked for several processes" in said
+    assert "torchrun --nproc-per-node" in said
+    assert not (tmp_path / "run").exists()
 
 
 def _ranks(process: subprocess.Popen[str], saved: Path) -> list[psutil.Process]:
