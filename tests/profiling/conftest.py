@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from lorkd_deploy import benchmark
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import manifest_json
 from lorkd_deploy.data import open_data
@@ -22,12 +23,20 @@ from lorkd_deploy.deploy.artifact import (
     write_artifact,
 )
 from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.profiling.profile import Profile
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.storage import sha256_file
 from tests.tiny_bundle import make_bundle
 from tests.trial_target import RUNTIME, WEIGHT, install_target
 
 Status = Literal["passed", "failed", "not run here"]
+
+
+def write_engine(folder: Path, **behaviour: object) -> tuple[Path, str]:
+    """An engine of the target `trial`, and where it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "engine.json").write_text(json.dumps({"weight": WEIGHT, **behaviour}))
+    return folder, "engine.json"
 
 
 @pytest.fixture
@@ -37,25 +46,30 @@ def trial_engine(
     """Installs the target `trial`; → a function that writes an engine of it and says where."""
     install_target(tmp_path / "site", monkeypatch, "trial", RUNTIME)
     monkeypatch.syspath_prepend(tmp_path / "site")
-
-    def write(folder: Path, **behaviour: object) -> tuple[Path, str]:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "engine.json").write_text(json.dumps({"weight": WEIGHT, **behaviour}))
-        return folder, "engine.json"
-
-    return write
+    return write_engine
 
 
 @pytest.fixture
-def hospital(trial_engine: Callable[..., tuple[Path, str]], tmp_path: Path) -> Hospital:
+def hospital(trial_engine: object, tmp_path: Path) -> Hospital:
     """A run with two departments, their engines and the teacher's, all of the trial target."""
-    return Hospital(tmp_path / "run", tmp_path / "data", trial_engine)
+    return Hospital(tmp_path / "run", tmp_path / "data")
 
 
 @pytest.fixture
-def findings(trial_engine: Callable[..., tuple[Path, str]], tmp_path: Path) -> Findings:
+def findings(trial_engine: object, tmp_path: Path) -> Findings:
     """The same run, but the task `cold` is multi-label."""
-    return Findings(tmp_path / "run", tmp_path / "data", trial_engine)
+    return Findings(tmp_path / "run", tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hospital, Profile]:
+    """A `Hospital` and its profile, for tests that only read."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        install_target(folder / "site", patch, "trial", RUNTIME)
+        patch.syspath_prepend(folder / "site")
+        hospital = Hospital(folder / "run", folder / "data")
+        return hospital, benchmark(hospital.run)
 
 
 class Hospital:
@@ -69,10 +83,8 @@ class Hospital:
     multilabel: tuple[str, ...] = ()
     images = 33  # of each test split; one chunk and one image of it alone
 
-    def __init__(
-        self, run: Path, data: Path, trial_engine: Callable[..., tuple[Path, str]]
-    ) -> None:
-        self.run, self.data, self.write = run, data, trial_engine
+    def __init__(self, run: Path, data: Path) -> None:
+        self.run, self.data = run, data
         make_bundle(run / "bundle", self.tasks, department=("day", "night"))
         for task, classes in self.tasks.items():
             self._write_images(task, classes)
@@ -91,7 +103,7 @@ class Hospital:
         own = entries if name == "teacher" else (bundle.task(name),)
         department = "teacher" if name == "teacher" else own[0].department
         folder = self.run / "export" / engine_folder(department, name, "trial", "fp32")
-        self.write(folder, weight=weight.tolist(), **behaviour)
+        write_engine(folder, weight=weight.tolist(), **behaviour)
         file = folder / "engine.json"
         preprocess = bundle.manifest.preprocess
         write_artifact(
@@ -179,10 +191,8 @@ class Findings(Hospital):
 
     multilabel = ("cold",)
 
-    def __init__(
-        self, run: Path, data: Path, trial_engine: Callable[..., tuple[Path, str]]
-    ) -> None:
-        super().__init__(run, data, trial_engine)
+    def __init__(self, run: Path, data: Path) -> None:
+        super().__init__(run, data)
         self.engine("teacher", np.hstack([_identity(2), np.diag([1.0, 1.0, -1.0])]))
 
 

@@ -50,8 +50,10 @@ COLD = "night/cold/trial-fp32"
 Hospital = Any  # the fixture's class, in conftest.py
 
 
-def test_measures_every_engine_and_writes_what_it_returns(hospital: Hospital) -> None:
-    profile = benchmark(hospital.run)
+def test_measures_every_engine_and_writes_what_it_returns(
+    measured: tuple[Hospital, Profile],
+) -> None:
+    hospital, profile = measured
     folder = hospital.run / "profile"
     assert read_profile(folder / PROFILE) == profile
     assert Profile.model_validate_json(profile.model_dump_json()) == profile
@@ -96,8 +98,8 @@ def test_measures_every_engine_and_writes_what_it_returns(hospital: Hospital) ->
     assert percentile(second, 50) == profile.engine(COLD).latency.round_p50[1]
 
 
-def test_scores_the_whole_test_split_of_each_task(hospital: Hospital) -> None:
-    profile = benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+def test_scores_the_whole_test_split_of_each_task(measured: tuple[Hospital, Profile]) -> None:
+    hospital, profile = measured
     warm, cold, teacher = (profile.engine(name) for name in (WARM, COLD, TEACHER))
     (score,) = warm.scores
     assert (score.task, score.images, score.accuracy.value) == ("warm", hospital.images, 1.0)
@@ -417,7 +419,7 @@ def test_an_engine_of_another_bundle_or_changed_is_refused(hospital: Hospital) -
 
 
 def test_an_engine_that_dies_leaves_the_profile_before_it(hospital: Hospital) -> None:
-    benchmark(hospital.run, rounds=1, seconds=0.001, iterations=1)
+    benchmark(hospital.run, task=["warm"], teacher=False, rounds=1, seconds=0.001, iterations=1)
     before = (hospital.run / "profile" / PROFILE).read_bytes()
     hospital.engine("cold", np.eye(3), dies_at=3)
     with pytest.raises(WorkerError, match="night/cold/trial-fp32"):
