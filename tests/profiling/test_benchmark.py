@@ -22,9 +22,9 @@ from PIL import Image
 from lorkd_deploy import benchmark, report
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import ArtifactError, LorkdError, UsageError
+from lorkd_deploy.machine import activity
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling import benchmark as benchmark_module
-from lorkd_deploy.profiling import conditions
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
     CALLS,
@@ -294,7 +294,7 @@ def test_battery_and_heat_stay_in_the_report(
     here = environment().model_copy(update={"battery": True, "governor": "powersave"})
     monkeypatch.setattr(benchmark_module, "environment", lambda: here)
     told = iter(range(100))
-    monkeypatch.setattr(conditions, "_slowdowns", lambda _: next(told))
+    monkeypatch.setattr(activity, "slowdowns", lambda _: next(told))
     benchmark(hospital.run, task=["warm"], rounds=1, seconds=0.001, iterations=1)
     for file in (report(hospital.run).markdown, report(hospital.run).html):
         text = file.read_text()
