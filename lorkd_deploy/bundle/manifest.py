@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lorkd_deploy.lowrank.delta import Factorisation
+from lorkd_deploy.lowrank.delta import Factorisation, LayerKind
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import NAME, NormKind
@@ -89,7 +89,7 @@ class LayerEntry(Part):
     """A layer with experts: `name + '.weight'` of `shape` gets ΔW = α / rank · view(B @ A)."""
 
     name: str
-    kind: Literal["conv2d", "linear"]
+    kind: LayerKind
     shape: tuple[int, ...]
 
 

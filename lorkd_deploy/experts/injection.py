@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, TypeGuard
+from typing import Literal
 
 from torch import nn
 
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
-from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
+from lorkd_deploy.experts.layers import EXPERT_LAYERS, ExpertLayer, plain_kind
 from lorkd_deploy.experts.model import ExpertModel, replace_modules
 from lorkd_deploy.experts.norms import NORMS, PerTaskNorm, has_own_state
 from lorkd_deploy.experts.ranks import Rank, ranks_by_layer, unknown_layer, wasteful_layers
@@ -53,13 +53,13 @@ def add_experts(
     one. The module is then unchanged.
     """
     _check(tasks, alpha, norm, factorisation)
-    if any(isinstance(m, ExpertModel | ExpertConv2d | ExpertLinear) for m in module.modules()):
+    if any(isinstance(m, ExpertModel | ExpertLayer) for m in module.modules()):
         raise ModelError("the module already has experts", fix="start from the plain module")
     reasons = {m: _reason_to_skip(m) for m in module.modules()}
     names = {m: name for name, m in module.named_modules()}
     _apply_patterns(skip, names, reasons)
 
-    able = {names[m]: m for m, why in reasons.items() if why is None and _can_be_bound(m)}
+    able = {names[m]: m for m, why in reasons.items() if why is None and plain_kind(m)}
     skipped = tuple((names[m], why) for m, why in reasons.items() if why is not None)
     if not able:
         listed = "".join(f"\n    {name or 'the module'}: {why}" for name, why in skipped[:8])
@@ -68,17 +68,17 @@ def add_experts(
             fix="give a module with Conv2d (groups 1) or Linear layers",
         )
     ranks = ranks_by_layer(rank, tasks, list(able))
-    shapes = {name: tuple(layer.weight.shape) for name, layer in able.items()}
+    shapes = {name: tuple(layer.get_parameter("weight").shape) for name, layer in able.items()}
     wasteful_layers(ranks, shapes, factorisation)  # raises where no layer can use its rank
     router = Router()
 
     def change(old: nn.Module) -> nn.Module:
         if norm == "per_task" and has_own_state(old):
             return PerTaskNorm(old, names[old], tasks, router)
-        kind = ExpertConv2d if isinstance(old, nn.Conv2d) else ExpertLinear
-        if not _can_be_bound(old) or reasons[old] is not None:
+        plain, name = plain_kind(old), names[old]
+        if plain is None or reasons[old] is not None:
             return old
-        name = names[old]
+        kind = EXPERT_LAYERS[plain]
         return kind.around(old, name, ranks[name], alpha, router, factorisation=factorisation)
 
     changed = replace_modules(module, change)
@@ -96,25 +96,21 @@ def _check(tasks: int, alpha: float, norm: str, factorisation: str) -> None:
         raise unknown_name("factorisation", factorisation, FACTORISATIONS)
 
 
-def _can_be_bound(module: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
-    return isinstance(module, nn.Conv2d | nn.Linear)
-
-
 def _reason_to_skip(module: nn.Module) -> str | None:
     """Why a module's weight can't have experts; None if it can, or has none to begin with."""
     if isinstance(module, NORMS) or not list(module.parameters(recurse=False)):
         return None
     kind = type(module).__name__
-    if not isinstance(module, nn.Conv2d | nn.Linear):
+    plain = plain_kind(module)
+    if plain is None:
         return f"{kind} holds weights that are no Conv2d's or Linear's: all tasks share them"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return f"a grouped convolution ({module.groups} groups)"
-    plain = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
     own = [f for f in ("forward", "_conv_forward") if getattr(type(module), f, None) is not
            getattr(plain, f, None)]  # fmt: skip
     if own or "weight" not in module._parameters:
         return f"{kind} computes something of its own from its weight"
-    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+    if isinstance(module._parameters["weight"], nn.parameter.UninitializedParameter):
         return f"{kind} has no weight before its first forward"
     return None
 
@@ -125,7 +121,7 @@ def _apply_patterns(
     reasons: dict[nn.Module, str | None],
 ) -> None:
     able = {m: names[m] for m, why in reasons.items()
-            if why is None and isinstance(m, nn.Conv2d | nn.Linear)}  # fmt: skip
+            if why is None and plain_kind(m)}  # fmt: skip
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         matched = [m for m, name in able.items() if fnmatchcase(name, pattern)]
         if not matched:

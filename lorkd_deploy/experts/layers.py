@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,19 @@ from lorkd_deploy.experts.absent import ExpertStack
 from lorkd_deploy.experts.convolutions import Window, mixed_convolution
 from lorkd_deploy.experts.routing import Route, Router
 from lorkd_deploy.experts.rows import Weights, mixed_product
-from lorkd_deploy.lowrank.delta import Factorisation, columns_per_rank, delta_weight, factor_shapes
+from lorkd_deploy.lowrank.delta import (
+    Factorisation,
+    LayerKind,
+    columns_per_rank,
+    delta_weight,
+    factor_shapes,
+)
 
 
-class _ExpertLayer(nn.Module):
+class ExpertLayer(nn.Module):
     """The factors of one layer, and what they amount to."""
 
-    kind: ClassVar[Literal["conv2d", "linear"]]
+    kind: ClassVar[LayerKind]
     name: str
     ranks: tuple[int, ...]
     alpha: float
@@ -52,7 +58,7 @@ class _ExpertLayer(nn.Module):
         router: Router,
         *,
         factorisation: Factorisation,
-    ) -> _ExpertLayer:
+    ) -> ExpertLayer:
         """An expert layer that shares `layer`'s parameters, hooks and settings."""
         made = cls.__new__(cls)
         made.__dict__.update(layer.__dict__)
@@ -141,7 +147,7 @@ class _ExpertLayer(nn.Module):
         return f"{described}, tasks={len(self.ranks)}, rank={max(self.ranks)}"
 
 
-class ExpertConv2d(_ExpertLayer, nn.Conv2d):  # type: ignore[misc]
+class ExpertConv2d(ExpertLayer, nn.Conv2d):  # type: ignore[misc]
     """`nn.Conv2d` (groups 1) with one expert per task: `(N, Cin, H, W)` → `(N, Cout, H', W')`."""
 
     kind = "conv2d"
@@ -170,7 +176,7 @@ class ExpertConv2d(_ExpertLayer, nn.Conv2d):  # type: ignore[misc]
         return padded, Window(stride, (0, 0), dilation)
 
 
-class ExpertLinear(_ExpertLayer, nn.Linear):  # type: ignore[misc]
+class ExpertLinear(ExpertLayer, nn.Linear):  # type: ignore[misc]
     """`nn.Linear` with one expert per task: `(N, …, Cin)` → `(N, …, Cout)`."""
 
     kind = "linear"
@@ -180,6 +186,18 @@ class ExpertLinear(_ExpertLayer, nn.Linear):  # type: ignore[misc]
         x, weights = self._operands(input, route)
         rows = mixed_product(x.reshape(-1, x.shape[-1]), weights, route)
         return rows.view(*input.shape[:-1], -1)
+
+
+# The plain layers that can have experts: a new kind is one class above and one entry here.
+EXPERT_LAYERS: dict[type[nn.Module], type[ExpertLayer]] = {
+    nn.Conv2d: ExpertConv2d,
+    nn.Linear: ExpertLinear,
+}
+
+
+def plain_kind(module: nn.Module) -> type[nn.Module] | None:
+    """The class of `EXPERT_LAYERS` that `module` is one of; None where it can't have experts."""
+    return next((kind for kind in EXPERT_LAYERS if isinstance(module, kind)), None)
 
 
 def _is_channels_last(x: Tensor) -> bool:

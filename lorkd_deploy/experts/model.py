@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from torch.func import functional_call
 
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts.copies import copy_of
-from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
+from lorkd_deploy.experts.layers import ExpertLayer
 from lorkd_deploy.experts.norms import PerTaskNorm
 from lorkd_deploy.experts.ranks import wasteful_layers
 from lorkd_deploy.experts.routing import Census, Route, Router, plan_route
+from lorkd_deploy.lowrank.delta import LayerKind
 
 _COUNTER = "num_batches_tracked"
 
@@ -25,7 +26,7 @@ class BoundLayer:
     """A layer with experts: its name in the plain module, and its weight's shape."""
 
     name: str
-    kind: Literal["conv2d", "linear"]
+    kind: LayerKind
     shape: tuple[int, ...]
 
 
@@ -106,7 +107,7 @@ class ExpertModel(nn.Module):
         router.count(self.tasks, self.training)
         try:
             output = functional_call(self.module, own, (x,)) if own else self.module(x)
-            kinds = (ExpertConv2d, ExpertLinear, PerTaskNorm)
+            kinds = (ExpertLayer, PerTaskNorm)
             router.check_called(m.name for m in self.module.modules() if isinstance(m, kinds))
             router.recompute(output)
             return output
@@ -125,7 +126,7 @@ class ExpertModel(nn.Module):
         """What all tasks share, under the plain module's names, detached."""
         own = set()
         for name, module in self.module.named_modules():
-            if isinstance(module, ExpertConv2d | ExpertLinear):
+            if isinstance(module, ExpertLayer):
                 own |= {_join(name, "A"), _join(name, "B")}
             elif isinstance(module, PerTaskNorm):
                 own |= {_join(name, key) for key in module.state_dict()}
@@ -203,7 +204,7 @@ class ExpertModel(nn.Module):
         module = copy_of(self.module)
 
         def plain(old: nn.Module) -> nn.Module:
-            if isinstance(old, ExpertConv2d | ExpertLinear):
+            if isinstance(old, ExpertLayer):
                 fused = old.dense_weight(task).detach()
                 layer = old.plain()
                 layer.weight = nn.Parameter(fused, requires_grad=old.weight.requires_grad)
@@ -214,9 +215,9 @@ class ExpertModel(nn.Module):
         made.load_state_dict(self.overrides[task], strict=False)
         return made
 
-    def _experts(self) -> list[tuple[str, ExpertConv2d | ExpertLinear]]:
+    def _experts(self) -> list[tuple[str, ExpertLayer]]:
         modules = self.module.named_modules()
-        return [(n, m) for n, m in modules if isinstance(m, ExpertConv2d | ExpertLinear)]
+        return [(n, m) for n, m in modules if isinstance(m, ExpertLayer)]
 
     def _check_task(self, task: int) -> None:
         if not 0 <= task < self.tasks:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 Array = TypeVar("Array", bound=Any)
 Factorisation = Literal["interleaved", "separable"]
+LayerKind = Literal["conv2d", "linear"]
 FACTORISATIONS: tuple[Factorisation, ...] = ("interleaved", "separable")
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from lorkd_deploy.errors import RuntimeUnavailableError, TrainingError, UsageError
 from lorkd_deploy.experts import ExpertModel
-from lorkd_deploy.experts.layers import ExpertConv2d, ExpertLinear
+from lorkd_deploy.experts.layers import ExpertLayer
 from lorkd_deploy.experts.norms import PerTaskNorm
 from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.runtime import first_line
@@ -28,7 +28,7 @@ from lorkd_deploy.runtime import first_line
 log = logging.getLogger(__name__)
 Forward = Callable[..., Any]
 # Rows by task, and statistics by way of other processes.
-_AS_THEY_ARE = (ExpertConv2d, ExpertLinear, PerTaskNorm, nn.SyncBatchNorm)
+_AS_THEY_ARE = (ExpertLayer, PerTaskNorm, nn.SyncBatchNorm)
 
 
 def check_compiler(device: torch.device, *specs: TrainSpec) -> None:
