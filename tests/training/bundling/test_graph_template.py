@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from lorkd_deploy.bundle.write import Contents, write_bundle  # noqa: E402
 from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
 from lorkd_deploy.errors import ModelError  # noqa: E402
 from lorkd_deploy.lowrank.delta import delta_weight  # noqa: E402
+from lorkd_deploy.models import build  # noqa: E402
 from lorkd_deploy.preprocess import Preprocess  # noqa: E402
-from lorkd_deploy.training.bundling.graph_template import graph_template  # noqa: E402
+from lorkd_deploy.training.bundling.graph_template import Template, graph_template  # noqa: E402
 
 SIZE, RANK, ALPHA = 32, 2, 3.0
 TASKS = {"lung": 2, "eye": 7}
@@ -70,16 +72,6 @@ class Mixed(nn.Module):
         return self.layer(x) * self.fixed + self.bias_table[self.table].mean(0)
 
 
-def torchvision_net(name: str) -> nn.Module:
-    import torchvision
-
-    net: nn.Module = getattr(torchvision.models, name)(weights=None)
-    for classifier in ("fc", "classifier"):
-        if hasattr(net, classifier):
-            setattr(net, classifier, nn.Identity())
-    return net
-
-
 def timm_net(name: str, **options: Any) -> nn.Module:
     import timm
 
@@ -89,11 +81,11 @@ def timm_net(name: str, **options: Any) -> nn.Module:
 
 NETS = {
     "mixed": Mixed,
-    "shufflenet": functools.partial(torchvision_net, "shufflenet_v2_x0_5"),
-    "mobilenet": functools.partial(torchvision_net, "mobilenet_v3_small"),
+    "shufflenet": functools.partial(build, "torchvision:shufflenet_v2_x1_0"),
+    "mobilenet": functools.partial(build, "torchvision:mobilenet_v3_small"),
     "vit": functools.partial(timm_net, "vit_tiny_patch16_224", depth=2),
     "swin": functools.partial(
-        timm_net, "swin_tiny_patch4_window7_224", embed_dim=24, depths=(2, 2), num_heads=(2, 2)
+        timm_net, "swin_tiny_patch4_window7_224", embed_dim=24, depths=(2, 1), num_heads=(2, 2)
     ),
 }
 
@@ -118,13 +110,13 @@ def randomise(net: nn.Module, seed: int) -> None:
 class Case:
     """A network, its experts made by hand, and the bundle of both."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, export: Callable[..., Template]) -> None:
         self.net = NETS[name]().eval()
         randomise(self.net, 1)
         with torch.no_grad():
             features = self.net(torch.zeros(2, 3, SIZE, SIZE)).shape[1]
         self.layers = tuple(_layers(self.net))
-        self.template = graph_template(self.net, nn.Linear(features, 4), SIZE)
+        self.template = export(self.net, nn.Linear(features, 3), size=SIZE, opset=18)
         rng = np.random.default_rng(5)
         self.experts = {
             task: _factors(rng, self.layers)
@@ -209,8 +201,13 @@ def _factors(rng: np.random.Generator, layers: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp("bundles"))
+def case(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    exported_once: Callable[..., Template],
+) -> Case:
+    """The larger networks are exported with `networks/test_student_networks.py`."""
+    return Case(request.param, tmp_path_factory.mktemp("bundles"), exported_once)
 
 
 every_net = pytest.mark.parametrize(
@@ -294,7 +291,7 @@ import hashlib, sys, torch
 from tests.training.bundling.test_graph_template import SIZE, Mixed, nn
 from lorkd_deploy.training.bundling.graph_template import graph_template
 torch.manual_seed(int(sys.argv[1]))
-made = graph_template(Mixed(), nn.Linear(6, 4), SIZE)
+made = graph_template(Mixed(), nn.Linear(6, 3), SIZE)
 print(hashlib.sha256(made.onnx + made.graph.model_dump_json().encode()).hexdigest())
 """
 
