@@ -1,0 +1,176 @@
+"""Who does a study's trainings: processes on this machine, or a Dask cluster's workers."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import urlsplit
+
+from lorkd_deploy.errors import RuntimeUnavailableError, UsageError
+from lorkd_deploy.evidence.attempt import Outcome, attempt
+from lorkd_deploy.evidence.plan import Training
+
+LOST = 2  # times that a training may lose its worker before it counts as failed
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Dask scheduler and, for `tls://`, the files by which both sides know each other.
+
+    Raises `UsageError` for an address that anybody could connect to: workers run what they are
+    sent, so it is mutual TLS, or plain TCP on this machine's loopback.
+    """
+
+    scheduler: str
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        address = urlsplit(self.scheduler)
+        files = (self.ca, self.certificate, self.key)
+        if address.scheme == "tls" and all(files):
+            return
+        if address.scheme == "tcp" and _is_loopback(address.hostname) and not any(files):
+            return
+        raise UsageError(
+            f"{self.scheduler} is no address of a scheduler that only its users can reach",
+            fix="give --scheduler tls://HOST:PORT with --tls-ca, --tls-cert and --tls-key, or "
+            "tcp://127.0.0.1:PORT of this machine",
+        )
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def on_this_machine(trainings: Sequence[Training], study: Path, workers: int) -> Iterator[Outcome]:
+    """Each training's outcome, as it ends; `workers` processes with a thread each.
+
+    A process that is lost is replaced, and its training continued from the last checkpoint.
+    """
+    free: SimpleQueue[_Worker] = SimpleQueue()
+    started = [_Worker(study) for _ in range(min(workers, len(trainings)))]
+    for worker in started:
+        free.put(worker)
+
+    def one(training: Training) -> Outcome:
+        worker = free.get()
+        try:
+            return worker.outcome(training)
+        finally:
+            free.put(worker)
+
+    pool = ThreadPoolExecutor(max(1, len(started)))
+    try:
+        for future in as_completed([pool.submit(one, training) for training in trainings]):
+            yield future.result()
+    finally:
+        for worker in started:
+            worker.stop()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """A process that does one training after another."""
+
+    def __init__(self, study: Path) -> None:
+        self._study = study
+        self._process: subprocess.Popen[str] | None = None
+        self._stopped = False
+
+    def outcome(self, training: Training) -> Outcome:
+        code = 0
+        for _ in range(LOST):
+            if self._stopped:
+                break
+            process = self._process = self._process or self._start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(json.dumps(training.model_dump(mode="json")) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+            except BrokenPipeError:
+                answer = ""
+            if answer:
+                return Outcome.model_validate_json(answer)
+            code, self._process = process.wait(), None
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        why = f"its process ended by {how}, {LOST} times (a signal 9 often is too little memory)"
+        return Outcome(training=training, failed=why)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "lorkd_deploy.evidence.attempt", str(self._study)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | one_thread,
+        )
+
+
+def on_cluster(trainings: Sequence[Training], study: Path, cluster: Cluster) -> Iterator[Outcome]:
+    """The same on a cluster whose workers see the folder `study` under the same path.
+
+    Raises `RuntimeUnavailableError` where Dask isn't installed or its scheduler doesn't answer.
+    """
+    try:
+        from distributed import Client, Security  # type: ignore[import-not-found,unused-ignore]
+        from distributed import as_completed as ended
+    except ImportError as exc:
+        raise RuntimeUnavailableError(
+            "a cluster needs Dask, which is not installed", fix="install lorkd-deploy[cluster]"
+        ) from exc
+    try:
+        client = Client(cluster.scheduler, security=_security(cluster, Security), timeout="20s")
+    except (OSError, TimeoutError) as exc:
+        raise RuntimeUnavailableError(
+            f"the scheduler doesn't answer: {exc}",
+            where=cluster.scheduler,
+            fix="start it by `dask scheduler`, with the same certificates",
+        ) from exc
+    with client:
+        by_key = {training.folder: training for training in trainings}
+        futures = [
+            client.submit(
+                attempt, training.model_dump(mode="json"), str(study), key=key, pure=False
+            )
+            for key, training in by_key.items()
+        ]
+        for future in ended(futures):
+            if future.status == "finished":
+                yield Outcome.model_validate(future.result())
+            else:  # its workers were lost more often than the cluster allows
+                why = f"{type(future.exception()).__name__}: {future.exception()}"
+                yield Outcome(training=by_key[future.key], failed=why)
+
+
+def _security(cluster: Cluster, kind: Any) -> Any:
+    if cluster.ca is None:
+        return None
+    return kind(
+        tls_ca_file=str(cluster.ca),
+        tls_client_cert=str(cluster.certificate),
+        tls_client_key=str(cluster.key),
+        require_encryption=True,
+    )
