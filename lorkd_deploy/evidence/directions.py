@@ -1,0 +1,71 @@
+"""Disentanglement over seeds: MIG of each method, and what it changes with its own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lorkd_deploy.evidence.answers import Answers
+from lorkd_deploy.evidence.comparison import TestSplit
+from lorkd_deploy.evidence.mig import BINS, DIMENSIONS, Disentanglement, Gap, disentanglement
+from lorkd_deploy.evidence.statistics import Estimate, Resampled, estimate
+from lorkd_deploy.schema import Part
+
+RESAMPLES = 200
+SETTINGS = tuple((bins, dims) for bins in (10, 20, 40) for dims in (5, 10, 20))
+
+
+class Setting(Part):
+    """The mean over seeds of MIG within tasks, under other bins and dimensions."""
+
+    bins: int
+    dimensions: int
+    within: float
+
+
+class Directions(Part):
+    """MIG of a method: within tasks, and over all tasks of the task and of its classes."""
+
+    within: Estimate
+    task: Estimate | None
+    classes: Estimate
+    settings: tuple[Setting, ...]
+
+
+def directions(splits: Sequence[TestSplit], answers: Sequence[Answers]) -> Directions | None:
+    """Of one method, from its features of the test images, one `answers` per seed.
+
+    Multi-label tasks, which have no classes, are left out; None where there is no other. A single
+    task has no factor `task`.
+    """
+    used = [split for split in splits if split.kind == "multiclass"]
+    labels = [split.labels for split in used]
+    if not used:
+        return None
+
+    def of(own: Answers, bins: int, dimensions: int, n: int) -> Disentanglement:
+        features = [own.features[split.task] for split in used]
+        return disentanglement(features, labels, dimensions=dimensions, bins=bins, n=n)
+
+    found = [of(own, BINS, DIMENSIONS, RESAMPLES) for own in answers]
+    return Directions(
+        within=_over_seeds([own.within for own in found]),
+        task=_over_seeds([own.task for own in found]) if len(used) > 1 else None,
+        classes=_over_seeds([own.classes for own in found]),
+        settings=tuple(
+            Setting(
+                bins=bins,
+                dimensions=dimensions,
+                within=float(
+                    np.mean([of(own, bins, dimensions, 0).within.value for own in answers])
+                ),
+            )
+            for bins, dimensions in SETTINGS
+        ),
+    )
+
+
+def _over_seeds(gaps: Sequence[Gap]) -> Estimate:
+    values = np.array([gap.value for gap in gaps])
+    return estimate(Resampled(values, np.stack([gap.draws for gap in gaps], axis=1)))

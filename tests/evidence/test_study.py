@@ -1,0 +1,126 @@
+"""A study from the recipe to its result, on networks that train in a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_backbone import backbone
+from tiny_recipe import tiny_recipe, write_recipe
+
+from lorkd_deploy.errors import BundleError, LorkdError, UsageError
+from lorkd_deploy.evidence.methods import kf_training
+from lorkd_deploy.evidence.study import FOUNDATION, StudyResult, read_result, study
+from lorkd_deploy.evidence.train import ANSWERS
+
+TESTS = Path(__file__).parents[1]
+METHODS = "foundation,stl,mtl,mtl-kd,experts,experts+norm=shared"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _backbone() -> None:
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    torch.save(backbone().state_dict(), folder / "foundation.pt")
+    tiny = tiny_recipe()
+    own = {"checkpoint": str(folder / "foundation.pt"), "fit": "heads", "preprocess": {"size": 24}}
+    return write_recipe(
+        folder / "tiny.yaml",
+        teacher=tiny["teacher"] | own,
+        train=tiny["train"] | {"epochs": 1},
+        transfer={"kind": "logits"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out") / "study"
+
+
+@pytest.fixture(scope="module")
+def result(recipe: Path, folder: Path) -> StudyResult:
+    return study(recipe, folder, methods=METHODS, seeds=2, workers=2)
+
+
+def test_every_method_has_every_figure(result: StudyResult) -> None:
+    assert list(result.variants) == METHODS.split(",")
+    assert result.seeds == (3, 4)
+    assert not result.failed
+    tasks = ("cells", "xray", "fundus", None)
+    figures = {(f.method, f.task, f.metric): f for f in result.comparison.figures}
+    assert len(figures) == 6 * len(tasks) * 3
+    assert all(len(figure.seeds) == 2 for figure in figures.values())
+    teacher = figures["foundation", None, "auc"].seeds
+    assert teacher[0] == teacher[1]
+    differences = {(d.first, d.second, d.task) for d in result.comparison.differences}
+    others = [name for name in result.variants if name != "experts"]
+    assert differences == {("experts", name, task) for name in others for task in tasks}
+
+
+def test_an_expert_costs_what_a_network_without_experts_costs(result: StudyResult) -> None:
+    mtl, experts, stl = (result.costs[name] for name in ("mtl", "experts", "stl"))
+    assert mtl.parameters == experts.parameters == stl.parameters
+    assert mtl.latency == experts.latency
+    assert mtl.latency is not None and mtl.latency > 0
+    assert experts.stored > mtl.stored > mtl.parameters - 1
+    assert stl.stored > 2 * mtl.parameters
+    assert 0 < mtl.mib < 1
+
+
+def test_directions_are_told_of_every_method(result: StudyResult) -> None:
+    assert result.directions.keys() == set(result.variants)
+    for found in result.directions.values():
+        assert 0 <= found.within.value <= 1
+        assert found.task is not None
+        assert {(s.bins, s.dimensions) for s in found.settings} >= {(20, 10), (40, 5)}
+
+
+def test_the_result_is_read_back_as_it_was(result: StudyResult, folder: Path) -> None:
+    assert read_result(folder) == result
+
+
+def test_a_second_call_does_only_what_is_new(
+    recipe: Path, folder: Path, result: StudyResult
+) -> None:
+    made = {p: p.stat().st_mtime_ns for p in folder.rglob(ANSWERS)}
+    grown = study(recipe, folder, methods="mtl,experts", seeds=3, workers=2)
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    assert grown.seeds == (3, 4, 5)
+    before = {(f.method, f.task, f.metric): f.seeds for f in result.comparison.figures}
+    for figure in grown.comparison.figures:
+        assert figure.seeds[:2] == before[figure.method, figure.task, figure.metric]
+
+
+def test_a_training_that_fails_is_told_and_the_others_are_compared(
+    recipe: Path, folder: Path, result: StudyResult
+) -> None:
+    found = study(recipe, folder, methods="mtl,experts,mtl+lr=1e30", seeds=2)
+    assert found.variants == ("mtl", "experts")
+    assert set(found.failed) == {"mtl_lr_1e30/seed-3", "mtl_lr_1e30/seed-4"}
+    assert "not finite" in found.failed["mtl_lr_1e30/seed-3"]
+
+
+def test_nothing_to_compare_is_an_error_that_says_why(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(LorkdError, match="nothing to compare") as caught:
+        study(recipe, tmp_path / "s", methods="mtl+lr=1e30", seeds=1)
+    assert "not finite" in (caught.value.fix or "")
+
+
+def test_another_recipes_folder_is_refused(recipe: Path, folder: Path, result: StudyResult) -> None:
+    with pytest.raises(BundleError, match="a study of another recipe"):
+        study(recipe, folder, methods="mtl", set=["train.epochs=2"])
+
+
+def test_what_no_method_can_do_is_told_before_anything_is_trained(
+    recipe: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no network is known that is narrower"):
+        study(recipe, tmp_path / "s", methods="kf,experts")
+    assert not (tmp_path / "s" / FOUNDATION).exists()
+    assert "tiny_backbone:backbone" not in kf_training.NARROWER
