@@ -42,7 +42,7 @@ class Bundle:
         """
         return frozenset((self.sha256, *self.manifest.packed_from, *self.manifest.grown_from))
 
-    @cached_property
+    @property
     def recipe(self) -> Recipe:
         """The recipe that it was made by; raises `RecipeError` where this version can't read it."""
         return parse_recipe(self.manifest.recipe, where=self.path)
