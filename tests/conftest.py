@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-TORCH_ROOMS = {"experts", "training"}
+TORCH_ROOMS = {"evidence", "experts", "training"}
 TORCH_IMPORT = re.compile(
-    r"^(?:import|from) (?:torch|timm|(?:tests\.)?tiny_backbone|lorkd_deploy\.(?:models|training))"
+    r"^(?:import|from) (?:torch|timm|(?:tests\.)?tiny_backbone|"
+    r"lorkd_deploy\.(?:models|training|weight_files))"
     r"|^from lorkd_deploy import .*(?:add_experts|decompose|extract|teacher)",
     re.MULTILINE,
 )

@@ -19,7 +19,7 @@ from tests.readme import block
 
 ROOT = Path(__file__).parents[1]
 HAS_CHECKOUT = (ROOT / "constraints.txt").is_file()
-TORCH_HALF = {"experts", "training", "models", "evidence"}
+TORCH_HALF = {"experts", "training", "models", "weight_files", "evidence"}
 HEAVY = {"torch", "torchvision", "timm", "medmnist"}
 # What an extra brings: a module over one that isn't installed may fail to import, for that reason.
 RUNTIMES = {"jinja2", "nncf", "onnxruntime", "openvino", "plotly", "tensorrt", "tensorrt_rtx"}
