@@ -24,7 +24,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
 
 
 def planned(methods: str, seeds: int = 1, **train: object) -> list[Training]:
