@@ -178,10 +178,11 @@ def _data() -> Iterator[Check]:
     """Each folder that is searched for data, and how many data sets lie in it."""
     folders = data_folders()
     if not any(folder.is_dir() for folder in folders):
+        named = ", ".join(str(folder) for folder in folders)
         yield Check(
             name="data",
             status="missing",
-            found="none of " + ", ".join(str(folder) for folder in folders) + " exists",
+            found=f"none of {named} exists" if folders else "no folder is named, nor a home known",
             fix="put MedMNIST's .npz files into a folder and name it by LORKD_DATA; "
             "`lorkd demo` needs none",
         )

@@ -58,6 +58,8 @@ class MedMnistData(DataSource):
     def fetch(self, folders: Sequence[Path]) -> None:
         """Download the set's file into the last folder, `~/.medmnist`, if no folder has it yet."""
         info, name = _described(self)
+        if not folders:
+            raise _missing(name, folders, "there is no folder to download it to")
         if _find(name, folders) is None:
             _download(info["python_class"], self.size, name, folders)
 
@@ -119,7 +121,7 @@ def _download(python_class: str, size: int, name: str, folders: Sequence[Path]) 
 def _missing(name: str, folders: Sequence[Path], reason: str) -> DataError:
     return DataError(
         f"{name} is in none of the data folders, and {reason}",
-        where="looked in " + ", ".join(str(folder) for folder in folders),
+        where="looked in " + (", ".join(str(folder) for folder in folders) or "no folder"),
         fix="put the file there (medmnist.com says where it is), name its folder by data_folder "
         "in the recipe or by LORKD_DATA; training downloads it where 'lorkd-deploy[train]' is "
         "installed",

@@ -112,14 +112,20 @@ class DataSource(Part):
 
 
 def data_folders(given: str | Path | None = None) -> list[Path]:
-    """Where data is looked for: the given folder, `$LORKD_DATA`, `~/.medmnist`, in this order."""
-    named = (given, os.environ.get("LORKD_DATA"), Path("~/.medmnist"))
-    return list(dict.fromkeys(Path(place).expanduser() for place in named if place))
+    """Where data is looked for: the given folder, `$LORKD_DATA`, `~/.medmnist`, in this order.
+
+    One that starts with `~` is left out where no home folder is known: a container's user often
+    has neither `HOME` nor an entry in passwd.
+    """
+    named = (given, os.environ.get("LORKD_DATA"), "~/.medmnist")
+    # `Path.expanduser` raises where there is no home.
+    places = (os.path.expanduser(os.fspath(place)) for place in named if place)  # noqa: PTH111
+    return list(dict.fromkeys(Path(place) for place in places if not place.startswith("~")))
 
 
 def locate(path: str, folders: Sequence[Path]) -> Path:
     """The file or folder that `path` names; a relative one in `folders`, then where we are."""
-    wanted = Path(path).expanduser()
+    wanted = Path(os.path.expanduser(path))  # noqa: PTH111
     places = [wanted] if wanted.is_absolute() else [f / wanted for f in (*folders, Path())]
     for place in places:
         if place.exists():
