@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,28 @@ def test_a_table_holds_every_value(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["a" * 60, "1.235", "–"] in lines
     assert ["b", "2", "yes"] in lines
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
+def test_every_text_can_be_written_in_every_encoding(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also names of files that aren't UTF-8, which Python holds as surrogates."""
+    names = ["ΔW – α", "caf\udce9.png"]
+    document, shown = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(document, encoding=encoding))
+    render.listen()
+    render.Output(as_json=True, quiet=False).result(names[0])
+    sys.stdout.flush()
+    assert json.loads(document.getvalue().decode(encoding)) == names[0]
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding=encoding))
+    render.listen()
+    output = render.Output(as_json=False, quiet=False)
+    output.table("Verified", ("engine", "parity"), [(name, None) for name in names])
+    output.text("passed ✓")
+    sys.stdout.flush()
+    for part in ("caf\\udce9.png", "Verified", "passed "):
+        assert part in shown.getvalue().decode(encoding)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -44,8 +45,7 @@ class Output:
     def result(self, value: object) -> None:
         """The command's result: with `--json` the document on stdout, else nothing."""
         if self.as_json:
-            json.dump(plain(value), sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
-            sys.stdout.write("\n")
+            _write_json(plain(value))
 
     def warning(self, line: str) -> None:
         """A line on stderr that has to be read even with `--quiet` and `--json`."""
@@ -164,7 +164,14 @@ class Messages(logging.Handler):
 
 
 def listen() -> None:
-    """Show the library's log from now on."""
+    """Show the library's log from now on, on streams that write every text.
+
+    What an encoding other than UTF-8 lacks (a dash, a Greek letter) comes as an escape: a check
+    that has passed doesn't end in an error for how its result looks.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logger = logging.getLogger("lorkd_deploy")
     if not any(isinstance(handler, Messages) for handler in logger.handlers):
         logger.addHandler(Messages())
@@ -186,8 +193,7 @@ def error(fault: LorkdError, *, as_json: bool) -> None:
                 "exit_code": fault.exit_code,
             }
         }
-        json.dump(document, sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
+        _write_json(document)
 
 
 def stopped(then: str) -> None:
@@ -202,6 +208,16 @@ def plain(value: object) -> Any:
     from pydantic_core import from_json, to_json
 
     return from_json(to_json(value, inf_nan_mode="null"))
+
+
+def _write_json(document: object) -> None:
+    """A document on stdout, in ASCII where its text doesn't fit the stream's encoding."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=1, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def _console(stream: TextIO) -> Console:
