@@ -7,12 +7,11 @@ The definition travels in every bundle with its hash; a runtime with another has
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field, model_validator
 
 from lorkd_deploy.arrays import F32, U8
@@ -33,6 +32,8 @@ class Preprocess(Part):
 
     What a model may differ in has a field, and so stands in the hash. The order (RGB) and the range
     (0 … 1 before `mean` and `std`) are the same for all: whoever feeds BGR or 0 … 255 fails parity.
+    So is the image's orientation, that of its EXIF data, which stands in the hash for that reason:
+    models from before it was applied have another one.
     """
 
     size: int = Field(ge=8, le=2048, description="side of the square network input, px")
@@ -56,7 +57,8 @@ class Preprocess(Part):
     @property
     def sha256(self) -> str:
         """Hash of the definition, stored in bundle and engine."""
-        return sha256_bytes(canonical_json(self.model_dump(mode="json")))
+        definition = {"orientation": "EXIF", **self.model_dump(mode="json")}
+        return sha256_bytes(canonical_json(definition))
 
     @property
     def in_words(self) -> str:
@@ -68,7 +70,7 @@ class Preprocess(Part):
             else f"of the shorter side to {self.resize_shorter} px, centre crop {size} x {size}"
         )
         return (
-            f"RGB, {self.interpolation} resize {resize}, "
+            f"EXIF orientation applied, RGB, {self.interpolation} resize {resize}, "
             f"(x / 255 - {list(self.mean)}) / {list(self.std)}, float32, channels first"
         )
 
@@ -116,7 +118,8 @@ def to_rgb(image: npt.NDArray[Any]) -> U8:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ImageError(
-            f"the image has shape {image.shape}, (H, W), (H, W, 1) or (H, W, 3) is needed"
+            f"the image has shape {image.shape}, (H, W), (H, W, 1) or (H, W, 3) is needed",
+            fix=_fix_of_shape(image.shape),
         )
     if min(image.shape[:2]) < SMALLEST_SIDE:
         raise ImageError(
@@ -127,54 +130,9 @@ def to_rgb(image: npt.NDArray[Any]) -> U8:
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
-def read_image(path: Path) -> U8:
-    """One PNG, JPEG or `.npy` file as uint8 `(H, W)` or `(H, W, 3)`.
-
-    Raises `ImageError` for a file that is no image, for 16-bit values (no window is defined
-    for them) and for transparent pixels (what lies behind them is unknown).
-    """
-    try:
-        if path.suffix.lower() == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            _refuse_16_bit(image, path)
-            image.load()
-            return _as_array(image, path)
-    except FileNotFoundError:
-        raise ImageError(
-            "the image does not exist", where=path, fix="check the path for a misspelling"
-        ) from None
-    except (UnidentifiedImageError, OSError, ValueError, EOFError, SyntaxError) as exc:
-        raise ImageError(
-            f"the file can't be read as an image: {exc}",
-            where=path,
-            fix="give a PNG, a JPEG or a NumPy .npy file",
-        ) from exc
-    except Image.DecompressionBombError as exc:
-        raise ImageError(f"the image is too large to be safe: {exc}", where=path) from exc
-
-
-def _refuse_16_bit(image: ImageFile.ImageFile, path: Path) -> None:
-    """Before the pixels are read: of 16-bit colour Pillow would quietly keep the upper 8 bits."""
-    raw = " ".join(str(tile[3]) for tile in image.tile)  # how the file stores them: "RGB;16B"
-    if ";16" in raw or image.mode.startswith(("I", "F")):
-        raise ImageError(
-            f"the image is not 8-bit (Pillow mode {raw or image.mode})",
-            where=path,
-            fix="map it to 8 bits with the window that the training images had",
-        )
-
-
-def _as_array(image: Image.Image, path: Path) -> U8:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = np.asarray(image.convert("RGBA"))
-        if rgba[..., 3].min() < 255:
-            raise ImageError(
-                "the image has transparent pixels",
-                where=path,
-                fix="save it without an alpha channel",
-            )
-        return np.ascontiguousarray(rgba[..., :3])
-    if image.mode in ("L", "1"):
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB"))
+def _fix_of_shape(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[2] == 4:
+        return "leave the alpha channel out: image[..., :3]"
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return "put the channels last: image.transpose(1, 2, 0)"
+    return "of a volume give single slices, each as an image"

@@ -13,7 +13,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lorkd_deploy.errors import ImageError
-from lorkd_deploy.preprocess import Preprocess, read_image, to_rgb
+from lorkd_deploy.image_files import read_image
+from lorkd_deploy.preprocess import Preprocess, to_rgb
 from lorkd_deploy.storage import sha256_bytes
 
 RNG = np.random.default_rng(0)

@@ -19,7 +19,7 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="IMAGE-OR-FOLDER...",
-            help="PNG, JPEG or NumPy .npy files, or folders of them.",
+            help="PNG, JPEG, BMP, TIFF, WebP or NumPy .npy files, or folders of them.",
             show_default=False,
         ),
     ],

@@ -1,20 +1,23 @@
-"""Image files in folders: `train/CLASS/*.png`, `val/CLASS/…`, `test/CLASS/…` (PNG and JPEG)."""
+"""Image files in folders: `train/CLASS/*.png`, `val/CLASS/…`, `test/CLASS/…`, or below patients'
+folders in these: `train/CLASS/PATIENT/*.png`.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lorkd_deploy.arrays import U8
+from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.data.source import SPLITS, DataSource, Split, TaskData, locate
 from lorkd_deploy.errors import DataError
-from lorkd_deploy.preprocess import read_image
+from lorkd_deploy.image_files import SUFFIXES, Found, image_files, read_image, require_utf8
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+log = logging.getLogger(__name__)
 
 
 class ImageFiles(Sequence[U8]):
@@ -33,7 +36,7 @@ class ImageFiles(Sequence[U8]):
 
 
 class ImageFolderData(DataSource):
-    """`train/val/test/CLASS/*.png|jpg` below one folder."""
+    """`train/val/test/CLASS/*.png`, or `…/CLASS/PATIENT/*.png`, below one folder."""
 
     source: Literal["image-folder"]
     path: str
@@ -41,27 +44,41 @@ class ImageFolderData(DataSource):
     def load(self, folders: Sequence[Path]) -> TaskData:
         """The classes are the folders below `train`, by name; `val` and `test` must have the same.
 
-        Files are ordered by class, then by name. Raises `DataError` for a split or class that is
-        missing, and later `ImageError` for a file that is no usable image.
+        Files are ordered by class, then by path; the first folder below a class is the patient's
+        (or the case's), and numbered as a group. What is no image, or a link to nothing, is left
+        out and counted. Raises `DataError` for a split or class that is missing and for a name
+        that isn't UTF-8, and later `ImageError` for a file that is no usable image.
         """
         root = locate(self.path, folders)
+        require_utf8(root.resolve())
         classes = _folders(root / "train")
         splits: dict[str, Split] = {}
         listing: list[list[Any]] = []
+        left_out = Found()
         for name in SPLITS:
             found = _folders(root / name)
             _same_classes(classes, found, root / name)
-            files = [_files(root / name / kind) for kind in classes]
+            files = [_files(root / name / kind, left_out) for kind in classes]
             labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(f) for f in files])
             paths = [path for group in files for path in group]
-            splits[name] = Split(ImageFiles(paths), labels)
+            splits[name] = Split(ImageFiles(paths), labels, _groups(root / name, paths))
             listing += [[p.relative_to(root).as_posix(), p.stat().st_size] for p in paths]
-        provenance = {
+            loose = [path for path in sorted((root / name).iterdir()) if _loose(path)]
+            if loose:
+                left_out.leave_out("beside the folders of the classes", *loose)
+        provenance: dict[str, Any] = {
             "source": self.source,
             "name": root.resolve().name,
             "listing_sha256": sha256_bytes(canonical_json(listing)),  # of names and sizes in bytes
         }
+        if left_out.left_out:
+            log.warning("%s: %s", root, left_out.in_words)
+            provenance["left_out"] = left_out.counts
         return TaskData(tuple(classes), "multiclass", **splits, provenance=provenance)
+
+
+def _loose(path: Path) -> bool:
+    return not path.is_dir() and not path.name.startswith(".")
 
 
 def _folders(split: Path) -> list[str]:
@@ -71,8 +88,10 @@ def _folders(split: Path) -> list[str]:
             where=split,
             fix="the layout is train/CLASS/*.png, val/CLASS/*.png, test/CLASS/*.png",
         )
-    found = (p.name for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return sorted(found)
+    found = sorted(p for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for path in found:
+        require_utf8(path)
+    return [path.name for path in found]
 
 
 def _same_classes(classes: Sequence[str], found: Sequence[str], split: Path) -> None:
@@ -92,17 +111,29 @@ def _same_classes(classes: Sequence[str], found: Sequence[str], split: Path) -> 
     )
 
 
-def _files(folder: Path) -> list[Path]:
-    # A name that starts with a dot is a file manager's (macOS writes `._image.png`).
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
-    if not found:
+def _files(folder: Path, left_out: Found) -> list[Path]:
+    found = image_files(folder)
+    if not found.files:
+        others = f"; {found.in_words}" if found.left_out else ""
         raise DataError(
-            f"the class {folder.name!r} has no image",
+            f"the class {folder.name!r} has no image{others}",
             where=folder,
-            fix=f"put {', '.join(SUFFIXES)} files directly into it",
+            fix=f"put {', '.join(SUFFIXES)} files into it",
         )
-    return sorted(found, key=lambda path: path.name)
+    for why, paths in found.left_out.items():
+        left_out.leave_out(why, *paths)
+    return found.files
+
+
+def _groups(split: Path, paths: Sequence[Path]) -> I64 | None:
+    """The patient's number of each image `(N,)`; None where no class has folders of patients.
+
+    A folder of the same name below another class is the same patient's. An image without one is a
+    group of its own.
+    """
+    parts = [path.relative_to(split).parts for path in paths]
+    if all(len(part) == 2 for part in parts):
+        return None
+    names = [part[1:2] if len(part) > 2 else part for part in parts]
+    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names], np.int64)

@@ -141,7 +141,7 @@ def _images(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) 
         raise DataError(
             f"the images have shape {shape}; (N, H, W), (N, H, W, 1) or (N, H, W, 3) is needed",
             where=where,
-            fix="put the channels last: images.transpose(0, 2, 3, 1)",
+            fix=_fix_of_shape(shape),
         )
     if min(shape[1:3]) < SMALLEST_SIDE:
         raise DataError(
@@ -158,6 +158,14 @@ def _images(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) 
         return images
 
     return OnRequest(shape[0], make)
+
+
+def _fix_of_shape(shape: tuple[int, ...]) -> str:
+    if len(shape) == 4 and shape[3] == 4:
+        return "leave the alpha channel out: images[..., :3]"
+    if len(shape) == 4 and shape[1] in (1, 3):
+        return "put the channels last: images.transpose(0, 2, 3, 1)"
+    return "images have two dimensions: of volumes save single slices, (N, H, W)"
 
 
 def _labels(path: Path, key: str) -> I64:

@@ -18,15 +18,22 @@ from lorkd_deploy.deploy.artifact import (
     open_engine,
 )
 from lorkd_deploy.errors import ArtifactError, ImageError, UsageError
+from lorkd_deploy.image_files import (
+    IN_WORDS,
+    SUFFIXES,
+    Found,
+    image_files,
+    read_image,
+    require_utf8,
+)
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.metrics import score as metrics
-from lorkd_deploy.preprocess import Preprocess, read_image
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, RunOptions
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import write_atomic
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".npy"}
 BATCH = 32
 log = logging.getLogger(__name__)
 
@@ -58,7 +65,7 @@ def predict(
     """Classify image files, and those in folders (all levels, sorted), by a task's engine.
 
     `csv` writes the answers to a file, `save_input` the network's input as `.npy`, float32
-    `(N, 3, S, S)`. Other files in folders are left out and named in the log. Raises `UsageError`
+    `(N, 3, S, S)`. Other files in folders are left out and counted in the log. Raises `UsageError`
     for an unknown task or no image, `ImageError` for an image that can't be used,
     `ArtifactError` for an engine that is missing, damaged or of another bundle; nothing is
     written then.
@@ -94,23 +101,23 @@ def predict(
 def _files(given: Sequence[Path]) -> list[Path]:
     """The images named, and those below folders in the order of their paths."""
     files: list[Path] = []
-    skipped: list[Path] = []
+    left_out = Found()
     for path in given:
         if not path.is_dir():
+            require_utf8(path)
             files.append(path)
             continue
-        for file in sorted(path.rglob("*")):
-            if file.is_file():
-                usable = file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-                (files if usable else skipped).append(file)
-    if skipped:
-        shown = ", ".join(str(file) for file in skipped[:10]) + (", …" if len(skipped) > 10 else "")
-        log.warning("%d files are no PNG, JPEG or .npy and left out: %s", len(skipped), shown)
+        found = image_files(path, (*SUFFIXES, ".npy"))
+        files += found.files
+        for why, paths in found.left_out.items():
+            left_out.leave_out(why, *paths)
+    if left_out.left_out:
+        log.warning("%s", left_out.in_words)
     if not files:
         raise UsageError(
             "there is no image to classify",
             where=", ".join(str(path) for path in given) or None,
-            fix="give PNG, JPEG or NumPy .npy files, or a folder of them",
+            fix=f"give {IN_WORDS} files, NumPy .npy files, or a folder of them",
         )
     return files
 

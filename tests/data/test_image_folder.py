@@ -88,8 +88,10 @@ def test_a_class_that_a_split_lacks_and_one_that_train_has_not(folder: Path) -> 
 
 def test_a_class_without_images(folder: Path) -> None:
     for path in (folder / "val/malign").iterdir():
-        path.rename(path.with_suffix(".tiff"))
-    with pytest.raises(DataError, match="the class 'malign' has no image") as caught:
+        path.rename(path.with_suffix(".gif"))
+    with pytest.raises(
+        DataError, match=r"'malign' has no image; 2 files left out: 2 × no image \(.gif\)"
+    ) as caught:
         opened(folder)
     assert caught.value.where == str(folder / "val/malign") and ".png" in (caught.value.fix or "")
 
@@ -113,3 +115,52 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_labels_are_integers(folder: Path) -> None:
     assert opened(folder).train.labels.dtype == np.int64
+
+
+def test_folders_of_patients_are_read_and_are_groups(folder: Path) -> None:
+    assert opened(folder).val.groups is None
+    for kind, grey in (("benign", 50), ("malign", 150)):
+        place = folder / "val" / kind / "anna" / "second-visit"
+        place.mkdir(parents=True)
+        Image.new("L", (9, 8), grey).save(place / "0.bmp")
+        Image.new("L", (9, 8), grey + 1).save(place.parent / "1.webp", lossless=True)
+    (folder / "val/benign/bert").symlink_to(folder / "test/benign", target_is_directory=True)
+    val = opened(folder).val
+    assert [int(image[0, 0].flat[0]) for image in val.images] == [
+        *(0, 1, 51, 50, 0, 1, 2),  # benign
+        *(100, 101, 151, 150),  # malign
+    ]
+    assert val.groups is not None
+    assert val.groups.tolist() == [0, 1, 2, 2, 3, 3, 3, 4, 5, 2, 2]
+
+
+def test_what_is_left_out_is_counted_by_reason(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "left_out" not in opened(folder).provenance
+    place = folder / "train/benign"
+    for name in ("a.gif", "b.GIF", "c.dcm", "LICENSE"):
+        (place / name).touch()
+    (place / "x.png").symlink_to("/nowhere/x.png")
+    (place / "loop").symlink_to(place, target_is_directory=True)
+    (folder / "val/loose.png").touch()
+    data = opened(folder)
+    assert data.provenance["left_out"] == {
+        "beside the folders of the classes": 1,
+        "broken link": 1,
+        "link to a folder that was read already": 1,
+        "no image (.dcm)": 1,
+        "no image (.gif)": 2,
+        "no image (no ending)": 1,
+    }
+    assert "7 files left out" in caplog.text and len(data.train) == 22
+
+
+@pytest.mark.parametrize(
+    "name", ["train/benign/caf\udce9.png", "train/b\udce9nin", "test/caf\udce9"]
+)
+def test_a_name_that_is_not_utf8_is_named(folder: Path, name: str) -> None:
+    (folder / name).mkdir() if "." not in name else (folder / name).touch()
+    with pytest.raises(ImageError, match="not UTF-8") as caught:
+        opened(folder)
+    assert name.replace("\udce9", "\\xe9") in (caught.value.where or "")

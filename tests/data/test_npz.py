@@ -228,3 +228,21 @@ def test_blood_cells() -> None:
     assert data.test.images[3420].shape == (28, 28, 3)
     assert np.bincount(data.test.labels).tolist() == [244, 624, 311, 579, 243, 284, 666, 470]
     assert str(path.parent) not in json.dumps(data.provenance)
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((4, 9, 8, 4), "alpha channel"),
+        ((4, 3, 9, 8), "channels last"),
+        ((4, 9, 9, 9), "single slices"),
+        ((4, 9, 9, 9, 1), "single slices"),
+    ],
+)
+def test_the_advice_fits_the_shape(tmp_path: Path, shape: tuple[int, ...], advice: str) -> None:
+    parts = {f"{split}_images": np.zeros(shape, np.uint8) for split in ("train", "val", "test")}
+    labels = {f"{split}_labels": np.arange(4) % 2 for split in ("train", "val", "test")}
+    np.savez(tmp_path / "set.npz", **parts, **labels)
+    with pytest.raises(DataError, match="images have shape") as caught:
+        open_data(NpzData(source="npz", path=str(tmp_path / "set.npz")))
+    assert advice in (caught.value.fix or "")

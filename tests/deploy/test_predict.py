@@ -97,7 +97,7 @@ def test_files_in_the_order_they_were_given_and_what_is_left_out(
         assert caplog.text == ""
         predict(exported, "eye", [images])
     assert [Path(p.file).name for p in found] == ["z.npy", "a.JPG", "d.npy"]
-    assert "2 files are no PNG, JPEG or .npy" in caplog.text
+    assert "2 files left out: 1 × hidden, .hidden.png; 1 × no image (.txt)" in caplog.text
     assert "notes.txt" in caplog.text
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lorkd_deploy.image_files import read_image
 from lorkd_deploy.metrics.score import probabilities
-from lorkd_deploy.preprocess import Preprocess, read_image
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import Runner
 
 STAGES = ("read", "preprocess", "inference", "postprocess")
