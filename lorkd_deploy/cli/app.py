@@ -22,6 +22,7 @@ from lorkd_deploy.cli.pack import pack
 from lorkd_deploy.cli.predict import predict
 from lorkd_deploy.cli.report import report
 from lorkd_deploy.cli.shared.render import Output
+from lorkd_deploy.cli.study import study
 from lorkd_deploy.cli.teacher import teacher
 from lorkd_deploy.cli.verify import verify
 
@@ -48,6 +49,7 @@ for command in (
     pack,
     predict,
     inspect,
+    study,
     doctor,
 ):
     app.command()(command)

@@ -21,11 +21,12 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.answers import Answers, joined
 from lorkd_deploy.evidence.attempt import Outcome
-from lorkd_deploy.evidence.comparison import Comparison, TestSplit, compared
-from lorkd_deploy.evidence.costs import Cost, Deployed, costs
-from lorkd_deploy.evidence.directions import Directions, directions
+from lorkd_deploy.evidence.comparison import TestSplit, compared
+from lorkd_deploy.evidence.costs import Deployed, costs
+from lorkd_deploy.evidence.directions import directions
 from lorkd_deploy.evidence.methods.kf_training import StagedTeacher, build_factorised
 from lorkd_deploy.evidence.plan import Training, Variant, parse_variants, trainings
+from lorkd_deploy.evidence.result import RESULT, StudyResult
 from lorkd_deploy.evidence.train import ANSWERS, FOUNDATION, answers
 from lorkd_deploy.evidence.workers import Cluster, on_cluster, on_this_machine
 from lorkd_deploy.machine.packages import software
@@ -42,7 +43,7 @@ from lorkd_deploy.training.teacher import teacher
 
 log = logging.getLogger(__name__)
 ALL_METHODS = "foundation,stl,mtl,stl-kd,mtl-kd,kf,experts"
-RECORD, RESULT = "study.json", "result.json"
+RECORD = "study.json"
 
 
 class StudyRecord(Part):
@@ -51,24 +52,6 @@ class StudyRecord(Part):
     schema_version: int = 1
     recipe: dict[str, object]
     recipe_sha256: str
-
-
-class StudyResult(Part):
-    """What came of a study; `seeds` are those that every compared variant finished."""
-
-    schema_version: int = 1
-    recipe: dict[str, object]
-    recipe_sha256: str
-    variants: tuple[str, ...]
-    seeds: tuple[int, ...]
-    first: str
-    comparison: Comparison
-    directions: dict[str, Directions]  # empty where no task has classes
-    costs: dict[str, Cost]
-    failed: dict[str, str]
-    seconds: float
-    software: dict[str, str]
-    created: str
 
 
 @dataclass(frozen=True)
@@ -131,11 +114,6 @@ def study(
         result = _result(work, outcomes)
         write_part(folder / RESULT, result)
         return result
-
-
-def read_result(folder: Path) -> StudyResult:
-    """Raises `BundleError` where there is none, or it is damaged."""
-    return read_part(folder / RESULT, StudyResult, BundleError, "run `lorkd study` again")
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:

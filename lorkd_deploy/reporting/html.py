@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 from lorkd_deploy._version import __version__
 from lorkd_deploy.errors import RuntimeUnavailableError
@@ -14,7 +16,12 @@ from lorkd_deploy.reporting.table import Table
 
 
 def html(page: Page) -> str:
-    """`page` as one self-contained HTML document.
+    """The report `page` as a `document`."""
+    return document("report.html", page, page.figures)
+
+
+def document(template: str, page: Any, figures: Sequence[Figure]) -> str:
+    """`page` by one of the templates, as one self-contained HTML document with its `figures`.
 
     Every text is escaped. The browser is told to run the page's own two scripts and no other, and
     to load nothing. Raises `RuntimeUnavailableError` where jinja2 or plotly is missing.
@@ -36,17 +43,17 @@ def html(page: Page) -> str:
         lstrip_blocks=True,
     )
     # "</" would end a script early; plotly's own file has none, and that stays checked.
-    script, plotly = _template("report.js"), get_plotlyjs() if page.figures else ""
+    script, plotly = _template("report.js"), get_plotlyjs() if figures else ""
     if "</script" in plotly.lower():
         raise RuntimeUnavailableError("this release of plotly can't be put into a page")
-    return environment.get_template("report.html").render(
+    return environment.get_template(template).render(
         page=page,
         version=__version__,
         css=Markup(_template("report.css")),
         script=Markup(script),
         plotly=Markup(plotly),
         script_hashes=Markup(" ".join(_allowed(text) for text in (plotly, script))),
-        figures={key: spec for figure in page.figures for key, spec in figure.specs.items()},
+        figures={key: spec for figure in figures for key, spec in figure.specs.items()},
         downloads=_downloads,
     )
 

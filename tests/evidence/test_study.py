@@ -12,7 +12,8 @@ from tiny_recipe import tiny_recipe, write_recipe
 
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.methods import kf_training
-from lorkd_deploy.evidence.study import FOUNDATION, StudyResult, read_result, study
+from lorkd_deploy.evidence.result import StudyResult, read_result
+from lorkd_deploy.evidence.study import FOUNDATION, study
 from lorkd_deploy.evidence.train import ANSWERS
 
 TESTS = Path(__file__).parents[1]

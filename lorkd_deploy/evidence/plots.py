@@ -1,0 +1,125 @@
+"""A study's two plots: every seed of every method, and the differences with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from lorkd_deploy.evidence.result import StudyResult
+from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.reporting.cells import label, number
+from lorkd_deploy.reporting.plots.figure import Figure, layout
+from lorkd_deploy.reporting.table import Column, Table
+
+_ROW, _EDGE = 34, 90  # px per method, and for the axis
+
+
+def dots(result: StudyResult, metric: str, title: str) -> Figure:
+    """One dot per seed and method, means over all tasks; a stroke is the mean over the seeds."""
+    traces: list[dict[str, Any]] = []
+    rows = []
+    for place, variant in enumerate(result.variants):
+        found = result.figure(variant, None, metric)
+        traces.append(_marks(found.seeds, variant, f"s{place % 8}"))
+        traces.append(_mean(found.estimate.value, variant))
+        rows += [
+            (label(variant), number(seed), number(value, 4))
+            for seed, value in zip(result.seeds, found.seeds, strict=True)
+        ]
+    columns = (
+        Column("method", "Method", numeric=False),
+        Column("seed", "Seed"),
+        Column(metric, title),
+    )
+    name = f"{title} of every seed"
+    spec = _spec(traces, f"Mean {title} over all tasks", result.variants)
+    caption = "A dot is a training, the stroke their mean."
+    data = Table("seeds", name, "", columns, tuple(rows))
+    return Figure("dots", name, caption, spec["layout"]["height"], {"dots": spec}, data)
+
+
+def forest(result: StudyResult, metric: str, title: str) -> Figure:
+    """The differences over all tasks, with the interval that decides; its data has every task."""
+    others = [variant for variant in result.variants if variant != result.first]
+    traces = []
+    for second in others:
+        found = result.difference(second, None, metric)
+        bounds = found.estimate.interval or found.estimate.bootstrap
+        tone = {"better": "s2", "worse": "s1"}.get(found.verdict, "soft")
+        traces.append(_whisker(bounds, second, tone))
+    spec = _spec(traces, f"{title} of {result.first} minus another's, over all tasks", others)
+    line = {"color": "soft", "width": 1}
+    zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+    spec["layout"]["shapes"] = [zero]
+    name = f"Differences in {title}"
+    caption = "Right of zero is better; coloured where a difference is shown."
+    data = _differences(result, metric, name)
+    return Figure("forest", name, caption, spec["layout"]["height"], {"forest": spec}, data)
+
+
+def _differences(result: StudyResult, metric: str, title: str) -> Table:
+    rows = []
+    for found in result.comparison.differences:
+        if found.metric != metric:
+            continue
+        bounds = found.estimate.interval or found.estimate.bootstrap
+        rows.append(
+            (
+                label(found.second),
+                label(found.task or "all tasks"),
+                number(found.estimate.value),
+                number(bounds.low),
+                number(bounds.high),
+                number(found.p),
+                label(found.verdict),
+            )
+        )
+    columns = (
+        Column("against", "Against", numeric=False),
+        Column("task", "Task", numeric=False),
+        Column("difference", "Difference"),
+        Column("low", "From"),
+        Column("high", "To"),
+        Column("p", "p"),
+        Column("verdict", "In words", numeric=False),
+    )
+    return Table("all-differences", f"{title}, task by task", "", columns, tuple(rows))
+
+
+def _marks(values: tuple[float, ...], name: str, colour: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": list(values),
+        "y": [escape(name, quote=False)] * len(values),
+        "marker": {"color": colour, "size": 9, "opacity": 0.75},
+        "hovertemplate": "%{x:.4f}<extra></extra>",
+        "showlegend": False,
+    }
+
+
+def _mean(value: float, name: str) -> dict[str, Any]:
+    mark = {"color": "ink", "size": 18, "symbol": "line-ns-open", "line": {"width": 2}}
+    return _marks((value,), name, "ink") | {"marker": mark, "hoverinfo": "skip"}
+
+
+def _whisker(bounds: Interval, name: str, colour: str) -> dict[str, Any]:
+    return _marks((bounds.value,), name, colour) | {
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [bounds.high - bounds.value],
+            "arrayminus": [bounds.value - bounds.low],
+            "color": colour,
+            "thickness": 2,
+        },
+    }
+
+
+def _spec(traces: list[dict[str, Any]], axis: str, names: Sequence[str]) -> dict[str, Any]:
+    look = layout(_EDGE + _ROW * len(names), axis)
+    order = [escape(name, quote=False) for name in names]
+    look["yaxis"] |= {"categoryorder": "array", "categoryarray": order[::-1], "type": "category"}
+    look["margin"]["l"] = 150
+    return {"data": traces, "layout": look}

@@ -1,0 +1,59 @@
+"""What came of a study, as `STUDY/result.json` has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorkd_deploy.errors import BundleError
+from lorkd_deploy.evidence.comparison import Comparison, Difference, Figure
+from lorkd_deploy.evidence.costs import Cost
+from lorkd_deploy.evidence.directions import Directions
+from lorkd_deploy.schema import Part, read_part
+
+RESULT = "result.json"
+
+
+class StudyResult(Part):
+    """Figures and differences; `seeds` are those that every one of `variants` finished.
+
+    Differences are `first` minus another. `directions` is empty where no task has classes; `failed`
+    says by training's folder why it failed; `seconds` are those of all trainings together.
+    """
+
+    schema_version: int = 1
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    first: str
+    comparison: Comparison
+    directions: dict[str, Directions]
+    costs: dict[str, Cost]
+    failed: dict[str, str]
+    seconds: float
+    software: dict[str, str]
+    created: str
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """In the recipe's order."""
+        departments = self.recipe["departments"]
+        return tuple(task["name"] for own in departments for task in own["tasks"])
+
+    def figure(self, method: str, task: str | None, metric: str) -> Figure:
+        """The one of that method and metric, on a task or (None) over all of them."""
+        wanted = (method, task, metric)
+        return next(f for f in self.comparison.figures if (f.method, f.task, f.metric) == wanted)
+
+    def difference(self, second: str, task: str | None, metric: str) -> Difference:
+        """The one from `second`."""
+        wanted = (second, task, metric)
+        return next(
+            d for d in self.comparison.differences if (d.second, d.task, d.metric) == wanted
+        )
+
+
+def read_result(folder: Path) -> StudyResult:
+    """Raises `BundleError` where there is none, or it is damaged."""
+    return read_part(folder / RESULT, StudyResult, BundleError, "run `lorkd study` again")
