@@ -1,7 +1,8 @@
 # Two commands do all the set-up on a machine with Python 3.11 or newer: `make demo`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
+# Modules are compiled when they are first imported, most never are.
+INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.txt
 
 # A file's tests share what it trains; files that take long begin first, as tests/conftest.py says.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -85,12 +85,16 @@ def test_an_archive_that_is_called_npy(tmp_path: Path) -> None:
         read_image(tmp_path / "a.npy")
 
 
-def test_a_large_image_is_read_without_a_warning(tmp_path: Path) -> None:
-    """Pillow warns from 89 megapixels on, and its words don't help a user."""
+def test_a_large_image_is_read_without_a_warning_by_our_commands_alone(tmp_path: Path) -> None:
+    """Pillow warns from 89 megapixels on, and its words don't help a user of the command line."""
     Image.new("1", (9600, 9600)).save(tmp_path / "large.png")
     code = (
-        "import sys; from pathlib import Path; from lorkd_deploy.image_files import read_image\n"
-        "print(read_image(Path(sys.argv[1])).shape)"
+        "import sys, warnings, numpy, PIL.Image; from pathlib import Path\n"
+        "before = list(warnings.filters)\n"
+        "from lorkd_deploy.image_files import read_image\n"
+        "from lorkd_deploy.cli.shared import render\n"
+        "assert warnings.filters == before, 'a library leaves its host as it is'\n"
+        "render.listen(); print(read_image(Path(sys.argv[1])).shape)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "large.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -19,11 +19,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lorkd_deploy.data import TaskData
+from lorkd_deploy.errors import DataError
 from lorkd_deploy.lowrank.delta import Factorisation, LayerKind
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import NAME, NormKind
 from lorkd_deploy.schema import Part
+from lorkd_deploy.storage import canonical_json
 
 SCHEMA = 2  # 2: with a digest of itself
 TEACHER = "teacher"  # the engine's name of a teacher bundle
@@ -75,6 +78,18 @@ class TaskEntry(Part):
     def rank_of(self, layer: str) -> int | None:
         """The expert's rank on a layer; None for a task without an expert."""
         return self.ranks.get(layer, self.rank)
+
+    def require_own(self, data: TaskData) -> None:
+        """Raise `DataError` unless `data` is what the bundle was made with, by its classes and by
+        what the manifest records of where the images come from.
+        """
+        here = {key: data.provenance.get(key) for key in self.data}
+        if data.classes != self.classes or canonical_json(here) != canonical_json(self.data):
+            raise DataError(
+                f"the data of {self.name} that is here is not what the bundle was made with",
+                where=f"{data.provenance['source']} {data.provenance['name']}",
+                fix="put those images there, or name their folder by LORKD_DATA",
+            )
 
     @property
     def shown_rank(self) -> str | None:

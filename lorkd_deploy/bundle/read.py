@@ -54,6 +54,12 @@ class Bundle:
         """
         return open_data(self.recipe.task(task).data, self.recipe.data_folder)
 
+    def own_data(self, task: str) -> TaskData:
+        """The images that the bundle was made with; `DataError` where they aren't here."""
+        data = self.data(task)
+        self.task(task).require_own(data)
+        return data
+
     @cached_property
     def base(self) -> Mapping[str, npt.NDArray[Any]]:
         """W0 and everything else that all tasks share, by torch name; read-only arrays."""

@@ -17,7 +17,7 @@ from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, environment
 from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.errors import DataError, LorkdError
+from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.precisions.table import BASELINE, converted, precision_of
 from lorkd_deploy.runtime import Probe, exporter
 from lorkd_deploy.storage import sha256_bytes
@@ -58,13 +58,7 @@ def calibration_images(bundle: Bundle, engine: str) -> F32:
     each = -(-spec.images // len(tasks))
     parts = []
     for task in tasks:
-        data = bundle.data(task.name)
-        if data.classes != task.classes:
-            raise DataError(
-                f"the data of {task.name} that is here has other classes than the bundle's",
-                where=f"{data.provenance['source']} {data.provenance['name']}",
-                fix="int8 is calibrated on the training images: put those here",
-            )
+        data = bundle.own_data(task.name)
         # Raw bits of PCG64: NumPy keeps this stream from version to version.
         bits = np.random.PCG64(spec.seed).random_raw(len(data.train))
         rows = np.sort(np.argsort(bits, kind="stable")[:each]).tolist()

@@ -11,14 +11,14 @@ from lorkd_deploy.bundle.compressed import write_compressed
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.errors import DataError, UsageError
+from lorkd_deploy.errors import UsageError
 from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.spectrum import Step, holding
 from lorkd_deploy.metrics.score import score
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.run import Run, claimed, open_run, refuse_bundle
 from lorkd_deploy.schema import Part
-from lorkd_deploy.storage import Tensors, canonical_json, carry_over
+from lorkd_deploy.storage import Tensors, carry_over
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.bundling.reference import reference_logits
 from lorkd_deploy.training.networks.evaluate import scores, task_logits
@@ -77,7 +77,8 @@ def compress(
         )
     with claimed(out, bundle.recipe, "compress") as new:
         setup = open_setup(bundle.recipe)
-        _check_data(bundle, setup)
+        for name, data in zip(setup.names, setup.data, strict=True):
+            bundle.task(name).require_own(data)
         shrunk = _all_shrunk(bundle, setup, choose, progress)
         return _write(source, bundle, new, setup=setup, rule=rule, shrunk=shrunk)
 
@@ -187,16 +188,3 @@ def _write(
         compressed_from=bundle.sha256,
         tasks=tuple(one.report for one in shrunk),
     )
-
-
-def _check_data(bundle: Bundle, setup: Setup) -> None:
-    """Raise `DataError` where a task's images here are not those the bundle was made with."""
-    for name, data in zip(setup.names, setup.data, strict=True):
-        task = bundle.task(name)
-        same = canonical_json(data.provenance) == canonical_json(task.data)
-        if not same or data.classes != task.classes:
-            raise DataError(
-                f"the data of {name} that is here is not what the bundle was made with",
-                where=f"{data.provenance['source']} {data.provenance['name']}",
-                fix="accuracy is measured on its validation images: put those here",
-            )

@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -167,8 +168,12 @@ def listen() -> None:
     """Show the library's log from now on, on streams that write every text.
 
     What an encoding other than UTF-8 lacks (a dash, a Greek letter) comes as an escape: a check
-    that has passed doesn't end in an error for how its result looks.
+    that has passed doesn't end in an error for how its result looks. Two of Pillow's warnings are
+    not shown, since they leave a user nothing to do: of an image half as large as it refuses, and
+    of EXIF data that can't be read. In a process of the library's user they are that user's.
     """
+    for nothing_to_do in ("Image size .* exceeds limit", "Corrupt EXIF data"):
+        warnings.filterwarnings("ignore", message=nothing_to_do)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
