@@ -5,34 +5,20 @@ folders in these: `train/CLASS/PATIENT/*.png`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lorkd_deploy.arrays import I64, U8
+from lorkd_deploy.arrays import I64
+from lorkd_deploy.data.files import ImageFiles, Paths
 from lorkd_deploy.data.source import SPLITS, DataSource, Split, TaskData, locate
 from lorkd_deploy.errors import DataError
-from lorkd_deploy.image_files import SUFFIXES, Found, image_files, read_image, require_utf8
+from lorkd_deploy.image_files import SUFFIXES, Found, image_files, require_utf8
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 log = logging.getLogger(__name__)
-
-
-class ImageFiles(Sequence[U8]):
-    """Files that are read each time they are asked for, in a fixed order."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [read_image(path) for path in self.paths[index]]
-        return read_image(self.paths[index])
 
 
 class ImageFolderData(DataSource):
@@ -52,7 +38,7 @@ class ImageFolderData(DataSource):
         root = locate(self.path, folders)
         require_utf8(root.resolve())
         classes = _folders(root / "train")
-        splits: dict[str, Split] = {}
+        found_in: dict[str, tuple[list[Path], I64]] = {}
         listing: list[list[Any]] = []
         left_out = Found()
         for name in SPLITS:
@@ -61,11 +47,16 @@ class ImageFolderData(DataSource):
             files = [_files(root / name / kind, left_out) for kind in classes]
             labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(f) for f in files])
             paths = [path for group in files for path in group]
-            splits[name] = Split(ImageFiles(paths), labels, _groups(root / name, paths))
+            found_in[name] = (paths, labels)
             listing += [[p.relative_to(root).as_posix(), p.stat().st_size] for p in paths]
             loose = [path for path in sorted((root / name).iterdir()) if _loose(path)]
             if loose:
                 left_out.leave_out("beside the folders of the classes", *loose)
+        groups = _groups({root / name: paths for name, (paths, _) in found_in.items()})
+        splits = {
+            name: Split(ImageFiles(_compact(root, paths)), labels, groups.get(root / name))
+            for name, (paths, labels) in found_in.items()
+        }
         provenance: dict[str, Any] = {
             "source": self.source,
             "name": root.resolve().name,
@@ -125,15 +116,26 @@ def _files(folder: Path, left_out: Found) -> list[Path]:
     return found.files
 
 
-def _groups(split: Path, paths: Sequence[Path]) -> I64 | None:
-    """The patient's number of each image `(N,)`; None where no class has folders of patients.
+def _compact(root: Path, paths: Sequence[Path]) -> Paths:
+    return Paths.of(root, (path.relative_to(root).as_posix() for path in paths))
 
-    A folder of the same name below another class is the same patient's. An image without one is a
-    group of its own.
+
+def _groups(files: Mapping[Path, Sequence[Path]]) -> dict[Path, I64]:
+    """Split's folder → the patient's number of each image `(N,)`; nothing where no class has
+    folders of patients.
+
+    A folder of the same name below another class or split is the same patient's. An image without
+    one is a group of its own.
     """
-    parts = [path.relative_to(split).parts for path in paths]
-    if all(len(part) == 2 for part in parts):
-        return None
-    names = [part[1:2] if len(part) > 2 else part for part in parts]
-    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    return np.array([number[name] for name in names], np.int64)
+    parts = {
+        split: [path.relative_to(split).parts for path in paths] for split, paths in files.items()
+    }
+    if all(len(part) == 2 for own in parts.values() for part in own):
+        return {}
+    names = {
+        split: [part[1:2] if len(part) > 2 else (split.name, *part) for part in own]
+        for split, own in parts.items()
+    }
+    every = dict.fromkeys(name for own in names.values() for name in own)
+    number = {name: index for index, name in enumerate(every)}
+    return {split: np.array([number[n] for n in own], np.int64) for split, own in names.items()}

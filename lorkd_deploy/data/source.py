@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorkd_deploy.arrays import I64, U8
+from lorkd_deploy.arrays import I32, I64, U8
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.schema import Part
@@ -21,17 +21,34 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
+class Attribute:
+    """What is known of each image beside its label: a sex, a site, a camera, an age in bands.
+
+    `codes` int32 `(N,)` are places in `values`, -1 where nothing is known.
+    """
+
+    values: tuple[str, ...]
+    codes: I32
+
+    def part(self, indices: I64) -> Attribute:
+        """It, of the images at `indices`."""
+        return Attribute(self.values, self.codes[indices])
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images uint8 `(H, W)`, `(H, W, 1)` or `(H, W, 3)`, by index, and their labels.
 
     `images` may be one array or a sequence that reads on request. `labels` is int64: class
     numbers `(N,)`, or 0 and 1 `(N, L)` for multi-label tasks. `groups` `(N,)` are the numbers of
-    patients or cases, where the source has any: images of one group are alike.
+    patients or cases, where the source has any: images of one group are alike, and one number is
+    the same patient in every split. `attributes` are by the name of their column.
     """
 
     images: Sequence[U8]
     labels: I64
     groups: I64 | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,7 +56,8 @@ class Split:
     def part(self, indices: I64) -> Split:
         """The images at `indices`, in that order."""
         groups = None if self.groups is None else self.groups[indices]
-        return Split(_Chosen(self.images, indices), self.labels[indices], groups)
+        attributes = {name: one.part(indices) for name, one in self.attributes.items()}
+        return Split(_Chosen(self.images, indices), self.labels[indices], groups, attributes)
 
 
 class _Chosen(Sequence[U8]):

@@ -131,7 +131,14 @@ def test_folders_of_patients_are_read_and_are_groups(folder: Path) -> None:
         *(100, 101, 151, 150),  # malign
     ]
     assert val.groups is not None
-    assert val.groups.tolist() == [0, 1, 2, 2, 3, 3, 3, 4, 5, 2, 2]
+    first = val.groups[0]  # training images have groups of their own, of other numbers
+    assert (val.groups - first).tolist() == [0, 1, 2, 2, 3, 3, 3, 4, 5, 2, 2]
+    (folder / "train/benign/anna").mkdir()
+    Image.new("L", (9, 8), 52).save(folder / "train/benign/anna/0.png")
+    data = opened(folder)
+    assert data.train.groups is not None and data.val.groups is not None
+    both = set(data.train.groups) & set(data.val.groups)
+    assert both == {data.val.groups[2]}  # anna is the same patient in both
 
 
 def test_what_is_left_out_is_counted_by_reason(

@@ -1,0 +1,78 @@
+"""List files as RadImageNet and Med-MT have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorkd_deploy.data import TaskData, open_data
+from lorkd_deploy.data.list import ListData
+from lorkd_deploy.errors import DataError
+from lorkd_deploy.recipe import load_recipe
+from tests.data.listed import images
+
+
+def opened(folder: Path, delimiter: str = " ", labels: str = "{0}", **given: Any) -> TaskData:
+    """Lists of 6, 4 and 4 images with labels 0 and 1 in turn, opened."""
+    for split, count in (("train", 6), ("val", 4), ("test", 4)):
+        names = [f"{split}/scan {n}.png" for n in range(count)]
+        images(folder, names)
+        lines = [
+            name + delimiter + labels.format(n % 2, n // 2 % 2) for n, name in enumerate(names)
+        ]
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    files = {split: f"{split}.txt" for split in ("train", "val", "test")}
+    return open_data(ListData.model_validate({"source": "list", **files, **given}), folder)
+
+
+@pytest.mark.parametrize("delimiter", [" ", "\t", ",", ", "])
+def test_paths_and_labels_with_white_space_or_commas(tmp_path: Path, delimiter: str) -> None:
+    data = opened(tmp_path, delimiter, classes=["normal", "effusion"])
+    assert data.val.labels.tolist() == [0, 1, 0, 1] and data.classes == ("normal", "effusion")
+    assert [image[0, 0] for image in data.train.images] == [0, 1, 2, 3, 4, 5]
+
+
+def test_findings_are_several_labels_a_line(tmp_path: Path) -> None:
+    data = opened(tmp_path, ",", "{0},{1}", findings=["edema", "mass"])
+    assert data.kind == "multilabel"
+    assert data.val.labels.tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
+
+
+def test_without_a_list_of_validation_images_some_training_images_validate(tmp_path: Path) -> None:
+    data = opened(tmp_path, val=None, val_share=0.34)
+    assert (len(data.train), len(data.val)) == (4, 2)
+
+
+def test_a_line_without_a_label_is_named(tmp_path: Path) -> None:
+    opened(tmp_path)
+    with (tmp_path / "val.txt").open("a") as stream:
+        stream.write("val/scan.png\n")
+    files = {split: f"{split}.txt" for split in ("train", "val", "test")}
+    with pytest.raises(DataError, match="no label behind its path") as caught:
+        open_data(ListData.model_validate({"source": "list", **files}), tmp_path)
+    assert str(caught.value.where).endswith("val.txt, line 5")
+
+
+@pytest.mark.parametrize("recipe", ["radimagenet", "med-mt"])
+def test_the_shipped_recipes_read_lists_of_their_layout(tmp_path: Path, recipe: str) -> None:
+    tasks = load_recipe(recipe).tasks
+    assert len(tasks) == {"radimagenet": 11, "med-mt": 8}[recipe]
+    for task in tasks:
+        spec = task.data
+        assert isinstance(spec, ListData)
+        files = {"train": spec.train, "val": spec.val, "test": spec.test}
+        for split, file in files.items():
+            if file:
+                root = tmp_path / (spec.root or Path(file).parent)
+                names = [f"{task.name}/{split}_{n}.png" for n in range(20)]
+                images(root, names)
+                mark = "," if recipe == "med-mt" else " "
+                lines = [f"{name}{mark}{n % 2}" for n, name in enumerate(names)]
+                (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / file).write_text("\n".join(lines))
+        data = open_data(spec, tmp_path)
+        wanted = [20, 20, 20] if spec.val else [18, 2, 20]
+        assert [len(s) for s in (data.train, data.val, data.test)] == wanted
+        assert data.test.images[3].shape == (9, 8)
