@@ -246,7 +246,7 @@ def recipe_of(case: Case, folder: Path) -> dict[str, Any]:
         "teacher": {"architecture": case.teacher or case.student, "train": TRAIN},
         "student": {"architecture": case.student} | start,
         "experts": {"rank": 4, "alpha": 16, "norm": "per_task"},
-        "transfer": {"kind": "features" if case.teacher else "none"},
+        "transfer": {"kind": "both" if case.teacher else "none"},
         "train": TRAIN,
         "parity": {"inputs": 8, "test_images": 16},
     }

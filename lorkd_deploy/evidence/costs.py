@@ -98,7 +98,7 @@ def _built(kind: Network, setup: Setup) -> TaskNetwork:
     if kind == "factorised":
         return build_factorised(setup).eval()
     if kind == "student":
-        return build_student(setup).classifier.eval()
+        return build_student(setup).eval()
     backbone = models.build(setup.recipe.teacher.architecture)
     features = models.feature_dim(backbone, setup.for_teacher().preprocess.size)
     return TeacherNetwork(backbone, features, setup.classes).eval()

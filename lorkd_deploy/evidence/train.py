@@ -92,9 +92,9 @@ def _trained(training: Training, job: Job, folder: Path) -> tuple[TaskNetwork, F
     teacher: Teacher | None = None
     if job.setup.recipe.transfer.kind != "none":
         teacher = restored_teacher(load_bundle(folder), job.setup)
-    student = build_student(job.setup, teacher and teacher.network)
+    student = build_student(job.setup)
     fitted = fit_student(job, student, teacher)
-    return student.classifier, fitted
+    return student, fitted
 
 
 @torch.no_grad()

@@ -140,6 +140,11 @@ class TrainSpec(Part):
 class TransferSpec(Part):
     """What the student learns from the teacher beside the labels."""
 
-    kind: Literal["features", "logits", "none"] = "features"
-    tau: float = Field(default=10, gt=0)
-    beta: float = Field(default=1, ge=0)
+    kind: Literal["both", "logits", "features", "paper", "none"] = Field(
+        default="both",
+        description="logits: each task's own, softened by tau; features: the student's, projected "
+        "to the teacher's standardised principal components; both: the sum of these two; paper: "
+        "LoRKD's, whose projection is on the teacher's side",
+    )
+    tau: float = Field(default=2, gt=0, description="of softened logits; the paper's is 10")
+    beta: float = Field(default=1, ge=0, description="weight beside the labels' loss")

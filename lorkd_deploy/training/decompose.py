@@ -95,6 +95,6 @@ def _decompose(job: Job) -> TrainingResult:
     teacher = None
     if learns:
         teacher = processes.first(lambda: restored_teacher(load_bundle(run.teacher), setup))
-    student = build_student(setup, teacher and teacher.network)
+    student = build_student(setup)
     fitted = fit_student(job, student, teacher)
-    return job.finish(lambda: write_experts(run, setup, student.classifier, fitted))
+    return job.finish(lambda: write_experts(run, setup, student, fitted))

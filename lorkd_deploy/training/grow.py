@@ -77,10 +77,10 @@ def add_departments(job: Job, growth: Growth) -> TrainingResult:
     job = replace(job, identity=identity)
     torch.manual_seed(setup.recipe.seed)
     teacher = processes.first(lambda: _teacher(job, growth.run))
-    student = build_student(setup, teacher and teacher.network)
-    frozen = freeze_base(student.classifier.backbone, growth.bundle)
+    student = build_student(setup)
+    frozen = freeze_base(student.backbone, growth.bundle)
     fitted = fit_student(job, student, teacher, frozen=frozen)
-    return job.finish(lambda: _write(job, growth, student.classifier, fitted))
+    return job.finish(lambda: _write(job, growth, student, fitted))
 
 
 def _teacher(job: Job, finished: Run) -> Teacher | None:

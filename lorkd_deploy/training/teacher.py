@@ -106,7 +106,7 @@ def _fitted(job: Job, model: TeacherNetwork) -> Fitted:
 
 def _check_student(setup: Setup) -> None:
     """Find out what can't be done before the hours that the recipe's teacher may take."""
-    classifier = build_student(setup).classifier
+    classifier = build_student(setup)
     check_budget(setup, classifier)
     with compiled(classifier, setup.recipe.train):
         pass

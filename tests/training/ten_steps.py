@@ -83,7 +83,7 @@ def train(folder: Path, backbone: str, processes: Processes) -> None:
     """Ten steps of one student."""
     setup = open_setup(recipe(backbone), processes)
     torch.manual_seed(processes.index)  # the first one's weights have to win
-    classifier = build_student(setup).classifier
+    classifier = build_student(setup)
     transfer = PooledTransfer(classifier.heads.head(0).in_features)
     job = Job("decompose", Run(folder, folder / "bundle"), setup)
     objective = Objective(classifier, setup, job.spec, transfer=transfer).double()

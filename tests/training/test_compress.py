@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     claim(path, recipe)
     setup = open_setup(recipe)
     torch.manual_seed(0)
-    model = build_student(setup).classifier
+    model = build_student(setup)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name.endswith("running_var"):
             nn.init.uniform_(tensor.data, 0.5, 2)

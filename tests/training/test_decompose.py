@@ -118,7 +118,7 @@ def test_decompose_alone_makes_the_teacher_first(recipe: Path, tmp_path: Path) -
     assert load_bundle(tmp_path / "run" / "teacher").manifest.kind == "teacher"
 
 
-@pytest.mark.parametrize("kind", ["logits", "none"])
+@pytest.mark.parametrize("kind", ["logits", "features", "paper", "none"])
 def test_other_transfers(recipe: Path, tmp_path: Path, kind: str) -> None:
     short = ["train.epochs=0.5", "teacher.train.epochs=0.5", f"transfer.kind={kind}"]
     result = decompose(recipe, tmp_path / "run", set=short)

@@ -66,10 +66,14 @@ def _load(classifier: ExpertClassifier, task: int, tensors: Tensors, scale: floa
 
 
 class Teacher(NamedTuple):
-    """The frozen foundation model, on the CPU in evaluation mode, and its preprocessing."""
+    """The frozen foundation model, on the CPU in evaluation mode, and its preprocessing.
+
+    `has_heads`: it was trained on the tasks of the recipe, so that its logits mean something.
+    """
 
     network: TeacherNetwork
     preprocess: Preprocess
+    has_heads: bool = True
 
 
 def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Teacher:
@@ -94,7 +98,7 @@ def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Tea
     model.requires_grad_(False)
     asked = setup.recipe.train.channels_last
     place(model, torch.device("cpu"), channels_last=asked, size=size)
-    return Teacher(model.eval(), bundle.manifest.preprocess)
+    return Teacher(model.eval(), bundle.manifest.preprocess, heads)
 
 
 def has_heads_for(bundle: Bundle, setup: Setup) -> bool:

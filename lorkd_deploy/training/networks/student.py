@@ -1,11 +1,10 @@
-"""The recipe's student: W0 with an expert for each task, heads, and what transfer needs."""
+"""The recipe's student: W0 with an expert for each task, and heads."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,22 +14,12 @@ from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.experts.ranks import Rank
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.training.batches.setup import Setup
-from lorkd_deploy.training.networks.network import TeacherNetwork
 
 log = logging.getLogger(__name__)
 
 
-class Student(NamedTuple):
-    """What a training begins with: the classifier with experts and, under feature transfer, a map
-    of the teacher's pooled features to the student's width.
-    """
-
-    classifier: ExpertClassifier
-    projection: nn.Module
-
-
-def build_student(setup: Setup, teacher: TeacherNetwork | None = None) -> Student:
-    """The recipe's student with experts, heads and, if features are transferred, a projection.
+def build_student(setup: Setup) -> ExpertClassifier:
+    """The recipe's student with experts and heads.
 
     It is run once: raises `ModelError` where a forward passes by layers with experts.
     """
@@ -49,10 +38,7 @@ def build_student(setup: Setup, teacher: TeacherNetwork | None = None) -> Studen
     with torch.no_grad():
         experts.eval()(torch.zeros(2, 3, recipe.preprocess.size, recipe.preprocess.size), 0)
     experts.train()
-    projection: nn.Module = nn.Identity()
-    if teacher is not None and recipe.transfer.kind == "features":
-        projection = nn.Linear(teacher.features, features)
-    return Student(ExpertClassifier(experts, features, setup.classes), projection)
+    return ExpertClassifier(experts, features, setup.classes)
 
 
 def with_experts(

@@ -40,7 +40,7 @@ def _trained(folder: Path, compile: bool, **options: Any) -> ExpertClassifier:
     torch.manual_seed(0)
     student = build_student(setup)
     fit_student(Job("decompose", Run(folder, folder / "bundle"), setup, **options), student, None)
-    return student.classifier
+    return student
 
 
 @pytest.mark.slow
