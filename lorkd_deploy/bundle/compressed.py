@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorkd_deploy.bundle.manifest import EXPERT, FACTORS, LayerEntry, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.bundle.write import expert_files, now, write_derived
+from lorkd_deploy.bundle.write import now, own_files, write_derived
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.lowrank.spectrum import Spectrum, spectrum_of_factors
@@ -43,7 +43,7 @@ def truncated(
 ) -> tuple[TaskEntry, Tensors]:
     """The task and its tensors with `ranks` by layer; layers without a spectrum have none.
 
-    Factors whose rank stays are the same bytes; norms and head always are.
+    Factors whose rank stays are the same bytes, and so are norms and head.
     """
     assert task.alpha is not None  # `spectra_of` saw to it
     fresh = {name: value for name, value in tensors.items() if not name.endswith(FACTORS)}
@@ -65,9 +65,10 @@ def write_compressed(
     tasks: Sequence[TaskEntry],
     experts: Mapping[str, Tensors],
     logits: Mapping[str, Tensors],
+    safety: Mapping[str, Tensors],
     rule: str,
 ) -> Bundle:
-    """Write `bundle` with these tasks, `experts` and reference `logits` as `path`.
+    """Write `bundle` with these tasks, `experts`, reference `logits` and `safety` as `path`.
 
     W0 and graph are copied byte for byte; the manifest names the bundle that was compressed, and
     the `rule` by which.
@@ -87,4 +88,4 @@ def write_compressed(
             "compression": rule,
         }
     )
-    return write_derived(bundle, path, described, expert_files(experts, logits))
+    return write_derived(bundle, path, described, own_files(experts, logits, safety))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.bundle.write import expert_files, now, write_derived
+from lorkd_deploy.bundle.write import now, own_files, write_derived
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.storage import Tensors
@@ -20,10 +20,11 @@ def write_grown(
     tasks: Sequence[TaskEntry],
     experts: Mapping[str, Tensors],
     logits: Mapping[str, Tensors],
+    safety: Mapping[str, Tensors],
     parameters: Mapping[str, int],
     recipe: Recipe,
 ) -> Bundle:
-    """Write `bundle` and `tasks`, with their `experts` and reference `logits`, as `path`.
+    """Write `bundle` and `tasks`, with their `experts`, reference `logits` and `safety`, as `path`.
 
     The files of `bundle` are copied byte for byte; the manifest names the bundle that it has grown
     from. `recipe` holds all tasks and gives their order, `parameters` are the new experts'.
@@ -42,4 +43,4 @@ def write_grown(
             "grown_from": (*old.grown_from, bundle.sha256),
         }
     )
-    return write_derived(bundle, path, described, expert_files(experts, logits))
+    return write_derived(bundle, path, described, own_files(experts, logits, safety))

@@ -4,6 +4,8 @@
       manifest.json
       base.safetensors             W0 and everything else that all tasks share, by torch name
       experts/TASK.safetensors     `LAYER.A`, `LAYER.B`; norm tensors and `head.*` by torch name
+      safety/TASK.safetensors      only where the recipe wants it: `scores`, how badly each held-out
+                                   validation image fits its label (`safety/coverage.py`)
       template.onnx                the graph with norms folded, without its weights
       parity/ENGINE.safetensors    logits of the unfused torch model, written before any export:
                                    see `reference.py`
@@ -25,6 +27,8 @@ from lorkd_deploy.lowrank.delta import Factorisation, LayerKind
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import NAME, NormKind
+from lorkd_deploy.safety.calibration import Temperature
+from lorkd_deploy.safety.coverage import Coverage
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import canonical_json
 
@@ -51,9 +55,28 @@ def parity_file(engine: str) -> str:
     return f"parity/{engine}.safetensors"
 
 
+def safety_file(task: str) -> str:
+    """Where what the safety of a task's answers rests on lies, relative to the bundle."""
+    return f"safety/{task}.safetensors"
+
+
 class FileEntry(Part):
     sha256: str
     bytes: int
+
+
+class SafetyEntry(Part):
+    """What a task's answers come with; None: left out by the recipe, or there was no image for it.
+
+    `file` says whether `safety/TASK.safetensors` belongs to it.
+    """
+
+    temperature: Temperature | None = None
+    coverage: Coverage | None = None
+
+    @property
+    def file(self) -> bool:
+        return self.coverage is not None
 
 
 class TaskEntry(Part):
@@ -74,6 +97,7 @@ class TaskEntry(Part):
     alpha: float | None = None
     metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     model: str | None = None
+    safety: SafetyEntry = SafetyEntry()
 
     def rank_of(self, layer: str) -> int | None:
         """The expert's rank on a layer; None for a task without an expert."""
@@ -195,7 +219,8 @@ class Manifest(Part):
     def needed_files(self) -> set[str]:
         """What has to lie beside the manifest, relative to it."""
         own = {expert_file(task.name) for task in self.tasks}
-        return {BASE, TEMPLATE} | own | {parity_file(engine) for engine in self.engines()}
+        safe = {safety_file(task.name) for task in self.tasks if task.safety.file}
+        return {BASE, TEMPLATE} | own | safe | {parity_file(engine) for engine in self.engines()}
 
     def engines(self) -> dict[str, tuple[TaskEntry, ...]]:
         """Engine name → the tasks whose logits it gives, side by side in this order.

@@ -96,6 +96,12 @@ class Bundle:
         self.engine(engine)
         return read_tensors(self.path / layout.parity_file(engine))
 
+    def safety(self, task: str) -> Mapping[str, npt.NDArray[Any]]:
+        """What the safety of a task's answers rests on (`manifest.py`); none of it may be there."""
+        entry = self.task(task)
+        file = self.path / layout.safety_file(entry.name)
+        return _frozen(read_tensors(file) if entry.safety.file else {})
+
     def template(self) -> bytes:
         """The ONNX graph without its weights."""
         return (self.path / layout.TEMPLATE).read_bytes()

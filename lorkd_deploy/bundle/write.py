@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,14 +19,15 @@ from lorkd_deploy.storage import Tensors, folder_atomic, sha256_bytes, write_ato
 class Contents:
     """Everything that a bundle holds beside its manifest, as `manifest.py` lays it out.
 
-    `experts` has one entry per task, `logits` one per engine (`reference.reference_tensors`);
-    `template` is the ONNX graph without its weights.
+    `experts` has one entry per task, `logits` one per engine (`reference.reference_tensors`),
+    `safety` one per task whose entry says so; `template` is the ONNX graph without its weights.
     """
 
     base: Tensors
     experts: Mapping[str, Tensors]
     logits: Mapping[str, Tensors]
     template: bytes
+    safety: Mapping[str, Tensors] = field(default_factory=dict)
 
 
 def write_bundle(path: str | Path, described: Manifest, contents: Contents) -> Manifest:
@@ -37,7 +38,9 @@ def write_bundle(path: str | Path, described: Manifest, contents: Contents) -> M
     """
     _belong_together(described, contents)
     with folder_atomic(Path(path)) as folder:
-        files = {layout.BASE: contents.base} | expert_files(contents.experts, contents.logits)
+        files = {layout.BASE: contents.base} | own_files(
+            contents.experts, contents.logits, contents.safety
+        )
         for relative, tensors in files.items():
             write_tensors(folder / relative, tensors)
         write_atomic(folder / layout.TEMPLATE, contents.template)
@@ -67,11 +70,12 @@ def write_derived(
     return load_bundle(path)
 
 
-def expert_files(
-    experts: Mapping[str, Tensors], logits: Mapping[str, Tensors]
+def own_files(
+    experts: Mapping[str, Tensors], logits: Mapping[str, Tensors], safety: Mapping[str, Tensors]
 ) -> dict[str, Tensors]:
-    """The files of `experts`, by task, and of reference `logits`, by engine."""
+    """The files of `experts` and `safety`, by task, and of reference `logits`, by engine."""
     files = {layout.expert_file(task): tensors for task, tensors in experts.items()}
+    files |= {layout.safety_file(task): tensors for task, tensors in safety.items()}
     return files | {layout.parity_file(engine): tensors for engine, tensors in logits.items()}
 
 
@@ -103,6 +107,9 @@ def _belong_together(manifest: Manifest, contents: Contents) -> None:
         raise BundleError(
             f"tasks ({', '.join(sorted(tasks))}) and experts ({', '.join(sorted(experts))}) differ"
         )
+    safe = {task.name for task in manifest.tasks if task.safety.file}
+    if safe != set(contents.safety):
+        raise BundleError(f"what is known of {', '.join(sorted(safe))} and its tensors differ")
     engines, logits = set(manifest.engines()), set(contents.logits)
     if engines != logits:
         raise BundleError(

@@ -52,6 +52,26 @@ class CalibrationSpec(Part):
     seed: int = Field(default=0, ge=0)
 
 
+class SafetySpec(Part):
+    """What a task's answers come with, each fitted when the bundle is made."""
+
+    temperature: bool = Field(
+        default=False,
+        description="fold one temperature per task into its head, so that probabilities say how "
+        "often they are right",
+    )
+    coverage: bool = Field(
+        default=False,
+        description="keep what `lorkd predict --coverage 0.95` needs: sets of classes that hold "
+        "the right one as often as asked. Half of the validation images are held out for it",
+    )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a part of it needs validation images that chose nothing."""
+        return self.coverage
+
+
 class ExportSpec(Part):
     """What every engine is exported from."""
 

@@ -9,7 +9,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lorkd_deploy.data import DataSpec
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.recipe.engines import BenchmarkSpec, CalibrationSpec, ExportSpec, ParitySpec
+from lorkd_deploy.recipe.engines import (
+    BenchmarkSpec,
+    CalibrationSpec,
+    ExportSpec,
+    ParitySpec,
+    SafetySpec,
+)
 from lorkd_deploy.recipe.networks import ExpertSpec, Rank, StudentSpec, TeacherSpec
 from lorkd_deploy.recipe.training import TrainSpec, TransferSpec
 from lorkd_deploy.schema import Part
@@ -76,6 +82,7 @@ class Recipe(Part):
     train: TrainSpec = TrainSpec()
     parity: ParitySpec = ParitySpec()
     calibration: CalibrationSpec = CalibrationSpec()
+    safety: SafetySpec = SafetySpec()
     export: ExportSpec = ExportSpec()
     benchmark: BenchmarkSpec = BenchmarkSpec()
 

@@ -21,8 +21,10 @@ from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors, carry_over
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.bundling.reference import reference_logits
+from lorkd_deploy.training.bundling.safe import make_safe, safety_tensors
 from lorkd_deploy.training.networks.evaluate import scores, task_logits
 from lorkd_deploy.training.networks.restore import restored
+from lorkd_deploy.training.networks.stored import head_tensors
 from lorkd_deploy.training.ranks.shrinking import (
     Candidates,
     CompressedTask,
@@ -169,17 +171,30 @@ def _write(
 ) -> Compression:
     experts = {one.task.name: one.tensors for one in shrunk}
     model = restored(bundle.manifest, [one.task for one in shrunk], bundle.base, experts)
+    safe = make_safe(setup, model, tuple(one.task.safety for one in shrunk))
+    experts = {
+        name: {**tensors, **head_tensors(model.heads.head(place))}
+        for place, (name, tensors) in enumerate(experts.items())
+    }
     tested = scores(model, setup.test, setup.kinds, setup.preprocess)
     tasks = [
-        one.task.model_copy(update={"metrics": {**one.task.metrics, "expert": of_task}})
-        for one, of_task in zip(shrunk, tested, strict=True)
+        one.task.model_copy(
+            update={"metrics": {**one.task.metrics, "expert": of_task}, "safety": of_safety.entry}
+        )
+        for one, of_task, of_safety in zip(shrunk, tested, safe, strict=True)
     ]
     logits = reference_logits(setup, model, known_inputs(bundle))
     for part in ("teacher", "history"):
         if (source.path / part).is_dir() and source.path != source.bundle:
             carry_over(source.path / part, new.path / part)
     written = write_compressed(
-        bundle, new.bundle, tasks=tasks, experts=experts, logits=logits, rule=rule
+        bundle,
+        new.bundle,
+        tasks=tasks,
+        experts=experts,
+        logits=logits,
+        safety=safety_tensors(setup, safe),
+        rule=rule,
     )
     return Compression(
         run=str(new.path),

@@ -22,6 +22,7 @@ from lorkd_deploy.storage import carry_over, sha256_bytes
 from lorkd_deploy.training.bundling.assemble import expert_parameters
 from lorkd_deploy.training.bundling.reference import reference_logits
 from lorkd_deploy.training.bundling.result import TrainingResult, training_result
+from lorkd_deploy.training.bundling.safe import make_safe, safety_tensors
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.student import fit_student
@@ -122,6 +123,7 @@ def _write(job: Job, growth: Growth, model: ExpertClassifier, fitted: Fitted) ->
             f"training changed {moved[0]}, which all tasks share",
             fix="a backbone must keep its own tensors as they are, but for norms",
         )
+    safe = make_safe(setup, model)
     tested = {"expert": scores(model, setup.test, setup.kinds, setup.preprocess)}
     teacher = load_bundle(run.teacher) if run.teacher.exists() else None
     if teacher is not None and has_heads_for(teacher, setup):
@@ -131,9 +133,10 @@ def _write(job: Job, growth: Growth, model: ExpertClassifier, fitted: Fitted) ->
     grown = write_grown(
         bundle,
         run.bundle,
-        tasks=task_entries(setup, tested, model.backbone),
+        tasks=task_entries(setup, tested, model.backbone, [one.entry for one in safe]),
         experts=own,
         logits=reference_logits(setup, model, known_inputs(bundle)),
+        safety=safety_tensors(setup, safe),
         parameters=parameters,
         recipe=growth.grown,
     )

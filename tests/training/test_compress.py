@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from torch import nn
 from lorkd_deploy import cli, compress, decompose, export, load_bundle, verify
 from lorkd_deploy.bundle.manifest import MANIFEST
 from lorkd_deploy.errors import BundleError, DataError, UsageError
-from lorkd_deploy.metrics.score import score
+from lorkd_deploy.metrics.score import probabilities, score
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import claim
 from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.training.batches.setup import open_setup
 from lorkd_deploy.training.bundling.assemble import write_experts
 from lorkd_deploy.training.fitting.history import Fitted
+from lorkd_deploy.training.networks.evaluate import task_logits
 from lorkd_deploy.training.networks.restore import restored
 from lorkd_deploy.training.networks.student import build_student
 from tests.tiny_recipe import tiny_recipe
@@ -30,9 +32,13 @@ TASKS = ("cells", "xray", "fundus")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose network has random weights, experts and norm statistics: nothing is trained."""
-    path = tmp_path_factory.mktemp("compress") / "run"
+    return made(tmp_path_factory.mktemp("compress") / "run")
+
+
+def made(path: Path, **changes: Any) -> Path:
+    """`run` at `path`, with other sections of the recipe."""
     experts = {"rank": {"*": 2, "5": 4}, "alpha": 6, "norm": "per_task"}
-    raw = tiny_recipe(experts=experts, transfer={"kind": "none"})
+    raw = tiny_recipe(experts=experts, transfer={"kind": "none"}, **changes)
     recipe = parse_recipe(raw, where="test")
     claim(path, recipe)
     setup = open_setup(recipe)
@@ -203,3 +209,28 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main(["inspect", str(out)]) == 0
     assert "by layer" in capsys.readouterr().out
     assert cli.main(["compress", str(run), "--out", str(tmp_path / "c")]) == 2
+
+
+def test_smaller_experts_have_their_own_temperature_and_coverage(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", safety={"temperature": True, "coverage": True})
+    compress(run, tmp_path / "small", energy=0.6)
+    compress(run, tmp_path / "same", budget="1MB")
+    old, small, same = (load_bundle(tmp_path / name) for name in ("run", "small", "same"))
+    setup = open_setup(parse_recipe(small.manifest.recipe, where="test"))
+    for place, task in enumerate(TASKS):
+        before, after = old.task(task).safety, small.task(task).safety
+        assert before.temperature and after.temperature and after.coverage
+        ratio = after.temperature.value / before.temperature.value
+        np.testing.assert_allclose(
+            small.expert(task)["head.weight"] * ratio, old.expert(task)["head.weight"], rtol=1e-5
+        )
+        assert np.array_equal(same.expert(task)["head.bias"], old.expert(task)["head.bias"])
+        # What a deployed engine would answer of the held-out images, which chose nothing.
+        images = setup.held_out[place]
+        assert not set(images.split.images._indices) & set(setup.val[place].split.images._indices)
+        model = restored(small.manifest, [small.task(task)], small.base, {task: small.expert(task)})
+        probs = probabilities(task_logits(model, images, 0, setup.preprocess), "multiclass")
+        expected = 1 - probs[np.arange(len(images)), images.labels]
+        np.testing.assert_allclose(small.safety(task)["scores"], expected, atol=1e-6)
+        assert after.coverage.images == len(images) == 8
+        assert not np.array_equal(small.safety(task)["scores"], old.safety(task)["scores"])

@@ -16,6 +16,7 @@ from lorkd_deploy.errors import DataError, LorkdError, RecipeError
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
+from lorkd_deploy.safety.held_out import halves
 from lorkd_deploy.training.batches.loader import Augment, Images, Loader
 from lorkd_deploy.training.batches.sampler import MixedSampler
 from lorkd_deploy.training.processes import Processes
@@ -62,7 +63,21 @@ class Setup:
 
     @cached_property
     def val(self) -> tuple[Images, ...]:
-        return tuple(Images(data.val, self.preprocess) for data in self.data)
+        """The validation images that may choose: all, or a half where the recipe holds out some."""
+        if not self.recipe.safety.holds_out:
+            return tuple(Images(data.val, self.preprocess) for data in self.data)
+        return tuple(self._part_of_val(data, 0) for data in self.data)
+
+    @cached_property
+    def held_out(self) -> tuple[Images, ...]:
+        """The validation images that have chosen nothing; none where the recipe holds out none."""
+        none = not self.recipe.safety.holds_out
+        return () if none else tuple(self._part_of_val(data, 1) for data in self.data)
+
+    def _part_of_val(self, data: TaskData, half: int) -> Images:
+        val = data.val
+        indices = halves(val.labels, val.groups, self.recipe.seed)[half]
+        return Images(val.part(indices), self.preprocess)
 
     @cached_property
     def test(self) -> tuple[Images, ...]:

@@ -21,6 +21,7 @@ from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.bundling.graph_template import Template, graph_template
 from lorkd_deploy.training.bundling.reference import reference_logits
 from lorkd_deploy.training.bundling.result import TrainingResult, training_result
+from lorkd_deploy.training.bundling.safe import make_safe, safety_tensors
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.networks.evaluate import scores
 from lorkd_deploy.training.networks.network import TeacherNetwork
@@ -85,12 +86,13 @@ def write_experts(
     `sources` are of experts that were extracted.
     """
     recipe, experts = setup.recipe, model.backbone
+    safe = make_safe(setup, model)  # first: all that follows is of the heads that it leaves
     tested = {"expert": scores(model, setup.test, setup.kinds, setup.preprocess)}
     tested |= _teacher_scores(run)
     template = _template(setup, *model.dense(0))
     own = own_tensors(setup, model)
     parameters = {"backbone": _count(experts.dense(0))} | expert_parameters(own)
-    tasks = task_entries(setup, tested, experts)
+    tasks = task_entries(setup, tested, experts, [one.entry for one in safe])
     if sources is not None:
         pairs = zip(tasks, sources.models, strict=True)
         tasks = tuple(task.model_copy(update={"model": sha256}) for task, sha256 in pairs)
@@ -110,7 +112,8 @@ def write_experts(
     )
     base = arrays(experts.base_state())
     logits = reference_logits(setup, model, pictures)
-    write_bundle(run.bundle, described, Contents(base, own, logits, template.onnx))
+    contents = Contents(base, own, logits, template.onnx, safety_tensors(setup, safe))
+    write_bundle(run.bundle, described, contents)
     result = training_result(run.bundle, setup, fitted, tested, parameters)
     return result.model_copy(
         update={"skipped_layers": experts.skipped, "wasteful_layers": experts.wasteful}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from lorkd_deploy.arrays import F32
-from lorkd_deploy.bundle.manifest import HEAD, LayerEntry, TaskEntry
+from lorkd_deploy.bundle.manifest import HEAD, LayerEntry, SafetyEntry, TaskEntry
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.storage import Tensors
 from lorkd_deploy.training.batches.setup import Setup
@@ -43,9 +43,13 @@ def layer_entries(experts: ExpertModel) -> tuple[LayerEntry, ...]:
 
 
 def task_entries(
-    setup: Setup, tested: Mapping[str, Scores], experts: ExpertModel | None = None
+    setup: Setup,
+    tested: Mapping[str, Scores],
+    experts: ExpertModel | None = None,
+    safety: Sequence[SafetyEntry] = (),
 ) -> tuple[TaskEntry, ...]:
-    """The tasks; `tested` are the test scores of each network, by its role."""
+    """The tasks; `tested` are the test scores of each network, by its role; `safety` is a task's
+    own, if there is any."""
     recipe = setup.recipe
     ranks = [experts.ranks_of(task) if experts else {} for task in range(len(setup.names))]
     largest = [max(of_task.values(), default=None) for of_task in ranks]
@@ -59,6 +63,7 @@ def task_entries(
             rank=largest[index],
             ranks={name: rank for name, rank in ranks[index].items() if rank != largest[index]},
             alpha=recipe.experts.alpha if experts else None,
+            safety=safety[index] if safety else SafetyEntry(),
             metrics={role: scores[index] for role, scores in tested.items()},
         )
         for index, task in enumerate(recipe.tasks)
