@@ -96,7 +96,7 @@ def answer_sets(probs: F64, limit: float, kind: Kind) -> npt.NDArray[np.bool_]:
 def referred(sets: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Which images, `(N,)`, a person has to read: those whose set isn't one answer."""
     several = sets.sum(axis=-1) != 1
-    return several.any(axis=1) if several.ndim == 2 else several
+    return np.asarray(several.any(axis=1) if several.ndim == 2 else several, np.bool_)
 
 
 def outcomes(probs: F64, labels: I64, kind: Kind, scores: F64) -> tuple[Covered, ...]:
