@@ -1,4 +1,7 @@
-"""Image files: which ones a folder holds, and their pixels. The same for training and predict."""
+"""Image files: which ones a folder holds, and their pixels. The same for training and predict.
+
+DICOM files are among them where the caller says so: their pixels take rules (`dicom/rules.py`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from lorkd_deploy.arrays import U8
+from lorkd_deploy.dicom import is_dicom
 from lorkd_deploy.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -56,10 +60,11 @@ class Found:
         return f"{total} {'file' if total == 1 else 'files'} left out: {'; '.join(parts)}"
 
 
-def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
+def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES, *, dicom: bool = False) -> Found:
     """The files below `folder`, in all levels and through links, in the order of their paths.
 
     A name that starts with a dot is hidden, or a file manager's (macOS writes `._image.png`).
+    With `dicom` DICOM files are images too, whatever their names: scanners give them no ending.
     Raises `ImageError` for an image whose name isn't UTF-8.
     """
     found = Found()
@@ -69,7 +74,9 @@ def image_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> Found:
                 found.leave_out("hidden", path)
         elif path.is_symlink() and not path.exists():
             found.leave_out("broken link", path)
-        elif path.suffix.lower() not in suffixes:
+        elif dicom and path.name.upper() == "DICOMDIR":
+            found.leave_out("a medium's list of files", path)
+        elif path.suffix.lower() not in suffixes and not (dicom and is_dicom(path)):
             ending = printable(path.suffix.lower()) or "no ending"
             found.leave_out(f"no image ({ending})", path)
         elif not path.is_file():

@@ -23,6 +23,7 @@ TORCH_HALF = {"experts", "training", "models", "weight_files", "evidence"}
 HEAVY = {"torch", "torchvision", "timm", "medmnist"}
 # What an extra brings: a module over one that isn't installed may fail to import, for that reason.
 RUNTIMES = {"jinja2", "nncf", "onnxruntime", "openvino", "plotly", "tensorrt", "tensorrt_rtx"}
+RUNTIMES |= {"fhir", "gdcm", "highdicom", "model_signing", "cyclonedx", "pydicom", "pynetdicom"}
 VENV_310 = ROOT / ".venv-3.10"
 FEWEST_TESTS = (
     800  # quick ones, without torch; guards against an environment that collects next to nothing
@@ -213,7 +214,7 @@ def test_the_half_without_torch_passes_under_python_310() -> None:
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
         python(old, "-m", "venv", str(VENV_310))
         install = ["-m", "pip", "install", "--constraint", str(ROOT / "constraints.txt")]
-        extras = f"{ROOT}[onnx,report,dev]"
+        extras = f"{ROOT}[onnx,report,dicom,sign,dev]"
         python(VENV_310 / "bin" / "python", *install, "--editable", extras)
         stamp.write_text(wanted, encoding="utf-8")
     suite = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-m",

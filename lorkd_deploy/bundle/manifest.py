@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lorkd_deploy.data import TaskData
+from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.lowrank.delta import Factorisation, LayerKind
 from lorkd_deploy.metrics.score import Kind
@@ -84,7 +85,7 @@ class TaskEntry(Part):
 
     `rank` is the expert's largest; `ranks` are those of layers where it has another one, of which
     a layer with 0 has no factors. `model` is the sha256 of the fine-tuned model's file that the
-    expert was extracted from.
+    expert was extracted from. `dicom` is how its DICOM files become 8-bit pixels, by the recipe.
     """
 
     name: Name
@@ -98,6 +99,7 @@ class TaskEntry(Part):
     metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     model: str | None = None
     safety: SafetyEntry = SafetyEntry()
+    dicom: DicomRules | None = None
 
     def rank_of(self, layer: str) -> int | None:
         """The expert's rank on a layer; None for a task without an expert."""

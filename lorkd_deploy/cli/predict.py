@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.shared.options import Json, Precision, Quiet, Run
+from lorkd_deploy.cli.shared.options import DicomKeys, Json, Precision, Quiet, Run, key_value
 from lorkd_deploy.cli.shared.render import Output
 
 SHOWN = 3  # classes per image; --json and --csv have them all
@@ -19,7 +19,7 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="IMAGE-OR-FOLDER...",
-            help="PNG, JPEG, BMP, TIFF, WebP or NumPy .npy files, or folders of them.",
+            help="PNG, JPEG, BMP, TIFF, WebP, DICOM or NumPy .npy files, or folders of them.",
             show_default=False,
         ),
     ],
@@ -40,6 +40,7 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    dicom: DicomKeys = [],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -49,12 +50,20 @@ def predict(
     Examples:
       lorkd predict runs/small --task breast scan.png
       lorkd predict runs/small --task breast scans/ --csv breast.csv
+      lorkd predict runs/small --task breast scan.dcm --dicom window=[40,400]
     """
     from lorkd_deploy import predict as classify
 
     output = Output(as_json=as_json, quiet=quiet)
     predictions = classify(
-        run, task, images, target=target, precision=precision, csv=csv, save_input=save_input
+        run,
+        task,
+        images,
+        target=target,
+        precision=precision,
+        csv=csv,
+        save_input=save_input,
+        dicom=dict(key_value(text, "--dicom") for text in dicom),
     )
     output.table(
         f"{task}: {len(predictions)} images",

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from lorkd_deploy.arrays import I32, I64, U8
+from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.schema import Part
@@ -120,6 +122,10 @@ class DataSource(Part):
     """
 
     source: str
+    dicom: DicomRules | None = Field(
+        default=None,
+        description="how DICOM files become pixels like these images, for this task",
+    )
 
     def load(self, folders: Sequence[Path]) -> TaskData:
         """The task's data; files are looked for in `folders`, and nothing is downloaded."""

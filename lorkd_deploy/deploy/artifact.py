@@ -17,6 +17,7 @@ from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry, columns_of
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.candidates import Choice
 from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.machine.processor import cpu_model
@@ -47,6 +48,7 @@ class EngineTask(Part):
     classes: tuple[str, ...]
     start: int
     stop: int
+    dicom: DicomRules | None = None
 
 
 class Artifact(Part):
@@ -117,6 +119,7 @@ def engine_tasks(entries: tuple[TaskEntry, ...]) -> tuple[EngineTask, ...]:
             classes=entry.classes,
             start=columns.start,
             stop=columns.stop,
+            dicom=entry.dicom,
         )
         for entry, columns in columns_of(entries)
     )

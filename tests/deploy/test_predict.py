@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorkd_deploy.deploy import predict as predict_module
+from lorkd_deploy.deploy import classifier as classifier_module
 from lorkd_deploy.deploy.artifact import read_artifact, write_artifact
 from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.deploy.predict import predict
@@ -83,7 +83,7 @@ def test_many_images_go_in_batches(
     exported: Path, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = predict(exported, "eye", [images], save_input=tmp_path / "a.npy")
-    monkeypatch.setattr(predict_module, "BATCH", 2)
+    monkeypatch.setattr(classifier_module, "BATCH", 2)
     parts = predict(exported, "eye", [images], save_input=tmp_path / "b.npy")
     assert [p.label for p in parts] == [p.label for p in whole]
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()

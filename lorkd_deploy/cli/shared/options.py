@@ -89,14 +89,26 @@ Precision = Annotated[
 ]
 
 
-def key_value(text: str) -> tuple[str, Any]:
+DicomKeys = Annotated[
+    list[str],
+    typer.Option(
+        "--dicom",
+        metavar="KEY=VALUE",
+        help="How DICOM files become pixels, in place of the recipe's data.dicom of this task; may "
+        "be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def key_value(text: str, option: str = "--option") -> tuple[str, Any]:
     """`KEY=VALUE` with a YAML value; raises `UsageError` for anything else."""
     import yaml
 
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise UsageError(f"--option {text!r} is not of the form KEY=VALUE")
+        raise UsageError(f"{option} {text!r} is not of the form KEY=VALUE")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as exc:
-        raise UsageError(f"--option {text!r}: the value is not valid YAML") from exc
+        raise UsageError(f"{option} {text!r}: the value is not valid YAML") from exc

@@ -65,6 +65,7 @@ def task_entries(
             alpha=recipe.experts.alpha if experts else None,
             safety=safety[index] if safety else SafetyEntry(),
             metrics={role: scores[index] for role, scores in tested.items()},
+            dicom=task.data.dicom,
         )
         for index, task in enumerate(recipe.tasks)
     )

@@ -1,0 +1,137 @@
+"""A task's engine, open, and what it says of image files: the way of `predict` and of `listen`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorkd_deploy.arrays import F32, U8
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.artifact import NOT_VERIFIED, EngineTask, exported_engine, open_engine
+from lorkd_deploy.dicom import DicomHeader, DicomRules, is_dicom
+from lorkd_deploy.dicom.pixels import read_dicom
+from lorkd_deploy.errors import ArtifactError, ImageError
+from lorkd_deploy.image_files import SUFFIXES, read_image
+from lorkd_deploy.machine.processor import usable_cpus
+from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.run import open_run
+from lorkd_deploy.runtime import ALIASES, Closing, RunOptions
+from lorkd_deploy.schema import Part
+
+BATCH = 32
+log = logging.getLogger(__name__)
+
+
+class Prediction(Part):
+    """What an engine says of one image file.
+
+    `probabilities` has every class in the bundle's order: they sum to 1, or, of a multi-label
+    task, are one yes or no each. `label` is the most probable class; of a multi-label task all
+    with at least 0.5, joined by a comma. `dicom` is what of a DICOM file's header may be recorded,
+    `frame` the frame that was looked at, from 1.
+    """
+
+    file: str
+    task: str
+    probabilities: dict[str, float]
+    label: str
+    dicom: DicomHeader | None = None
+    frame: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image at network size, uint8 `(S, S, 3)`, and where it comes from."""
+
+    file: Path
+    pixels: U8
+    dicom: DicomHeader | None = None
+    frame: int | None = None
+
+
+class Classifier(Closing):
+    """The engine of a run's `task`, open until the `with` block ends.
+
+    `dicom` overrides keys of the rules by which the recipe has this task's DICOM files become
+    pixels. Raises `UsageError` for an unknown task or key, `ArtifactError` for an engine that is
+    missing, damaged or of another bundle.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        task: str,
+        *,
+        target: str = "onnx",
+        precision: str = "fp32",
+        dicom: Mapping[str, Any] | None = None,
+    ) -> None:
+        opened = open_run(run)
+        bundle = load_bundle(opened.bundle)
+        self.artifact = exported_engine(
+            opened, bundle, task, ALIASES.get(target, target), precision
+        )
+        if self.artifact.parity.status != "passed":
+            log.warning(NOT_VERIFIED, opened.path)
+        self.task: EngineTask = self.artifact.task(task)
+        self.rules = (self.task.dicom or DicomRules()).overridden(dicom or {})
+        self._runner = open_engine(self.artifact, RunOptions(threads=usable_cpus()))
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._runner.close()
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The way of 8-bit pixels to the network's input."""
+        return self.artifact.preprocess
+
+    def prepare(self, file: Path) -> Prepared:
+        """Read one file; raises `ImageError`, which names it, for one that can't be used."""
+        try:
+            if file.suffix.lower() not in (*SUFFIXES, ".npy") and is_dicom(file):
+                image = read_dicom(file, self.rules)
+                pixels = self.preprocess.geometry(image.pixels)
+                return Prepared(file=file, pixels=pixels, dicom=image.header, frame=image.frame)
+            return Prepared(file=file, pixels=self.preprocess.geometry(read_image(file)))
+        except ImageError as exc:
+            raise ImageError(exc.what, where=file, fix=exc.fix) from exc
+
+    def batches(self, files: Sequence[Path]) -> Iterator[tuple[F32, list[Prediction]]]:
+        """The network's input `(N, 3, S, S)` and the answers, for a few files at a time."""
+        for start in range(0, len(files), BATCH):
+            images = [self.prepare(file) for file in files[start : start + BATCH]]
+            batch = self.preprocess.normalise(np.stack([image.pixels for image in images]))
+            yield batch, self.answers(images, batch)
+
+    def answers(self, images: Sequence[Prepared], batch: F32) -> list[Prediction]:
+        """What the engine says of `images`, whose network input is `batch`."""
+        logits = self._runner(batch)[:, self.task.start : self.task.stop]
+        if not np.isfinite(logits).all():
+            raise ArtifactError(
+                "the engine gives logits that are not finite",
+                fix="run `lorkd verify` on this device",
+            )
+        rows = metrics.probabilities(logits, self.task.kind)
+        return [self._answer(image, row) for image, row in zip(images, rows, strict=True)]
+
+    def _answer(self, image: Prepared, row: F32) -> Prediction:
+        by_class = dict(zip(self.task.classes, row.tolist(), strict=True))
+        if self.task.kind == "multilabel":
+            label = ", ".join(name for name, p in by_class.items() if p >= 0.5)
+        else:
+            label = self.task.classes[int(row.argmax())]
+        return Prediction(
+            file=str(image.file),
+            task=self.task.name,
+            probabilities=by_class,
+            label=label,
+            dicom=image.dicom,
+            frame=image.frame,
+        )
