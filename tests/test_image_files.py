@@ -56,6 +56,7 @@ def test_an_image_stands_as_its_exif_data_says(
     assert np.abs(found.astype(int) - upright).mean() < 12
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # as the command line does
 def test_exif_data_that_is_broken_turns_nothing(tmp_path: Path) -> None:
     for number, data in enumerate((b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x")):
         Image.fromarray(PIXELS).save(tmp_path / f"{number}.png", exif=data)

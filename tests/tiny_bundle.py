@@ -160,6 +160,40 @@ def unfused(base: Any, own: Any, scale: float) -> dict[str, Any]:
     return state
 
 
+def manifest(**given: Any) -> Manifest:
+    """A manifest of what is `given`; all else says as little as one may."""
+    preprocess = given.get("preprocess", Preprocess(size=SIZE))
+    least = {
+        "kind": "experts",
+        "name": "tiny",
+        "architecture": "tests:tiny",
+        "parameters": {},
+        "preprocess": preprocess,
+        "preprocess_sha256": preprocess.sha256,
+        "layers": (),
+        "norm": "shared",
+        "folds": (),
+        "graph": GraphEntry(opset=18, input="input", output="output", bindings=()),
+        "parity": ParityEntry(inputs=0, seed=0, sha256=""),
+        "recipe": {},
+        "recipe_sha256": "",
+        "versions": {"lorkd-deploy": "0.1.0"},
+        "created": "2025-01-01T00:00:00Z",
+    }
+    return Manifest.model_validate(least | given)
+
+
+def entry(name: str, count: int, **given: Any) -> TaskEntry:
+    """A task of `count` classes in the department `ward`, and what else is `given` of it."""
+    least = {
+        "department": "ward",
+        "classes": tuple(f"class{k}" for k in range(count)),
+        "kind": "multiclass",
+        "data": {},
+    }
+    return TaskEntry(name=name, **(least | given))
+
+
 def make_bundle(
     path: Path,
     tasks: Mapping[str, int] | None = None,
@@ -181,19 +215,14 @@ def make_bundle(
     logits = {t: forward(unfused(base, own, alpha / rank), x) for t, own in experts.items()}
     if kind == "teacher":
         logits = {TEACHER: np.concatenate(list(logits.values()), 1)}
-    described = Manifest(
+    described = manifest(
         kind=kind,
-        name="tiny",
-        architecture="tests:tiny",
         parameters={"backbone": 140},
-        preprocess=preprocess,
-        preprocess_sha256=preprocess.sha256,
         tasks=[
-            TaskEntry(
-                name=task,
+            entry(
+                task,
+                classes,
                 department=department[index % len(department)],
-                classes=tuple(f"class{k}" for k in range(classes)),
-                kind="multiclass",
                 data={"source": "phantom"},
                 rank=rank if factors else None,
                 alpha=alpha if factors else None,
@@ -206,8 +235,6 @@ def make_bundle(
         parity=ParityEntry(inputs=inputs, seed=3, sha256=sha256_bytes(pictures.tobytes())),
         recipe={"name": "tiny"},
         recipe_sha256="0" * 64,
-        versions={"lorkd-deploy": "0.1.0"},
-        created="2025-01-01T00:00:00Z",
         norm=norm,
     )
     contents = Contents(

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, ParityEntry, TaskEntry
+from lorkd_deploy.bundle.manifest import LayerEntry
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import Contents, write_bundle
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.inspection import inspect
 from lorkd_deploy.lowrank.delta import factor_shapes
-from lorkd_deploy.preprocess import Preprocess
 from tests import tiny_bundle
 
 RANKS = {"conv1": 1, "conv2": 0}  # of "lung"; its rank is 2, so "conv3" below has 2
@@ -31,43 +30,12 @@ def write(path: Path, factorisation="interleaved", ranks=RANKS) -> dict[str, np.
             shapes = factor_shapes(layer.shape, rank, factorisation)
             for side, shape in zip("AB", shapes, strict=True):
                 own[f"{layer.name}.{side}"] = rng.normal(size=shape).astype(np.float32)
-    described = Manifest(
-        kind="experts",
-        name="ranks",
-        architecture="tests:ranks",
-        parameters={},
-        preprocess=Preprocess(size=8),
-        preprocess_sha256=Preprocess(size=8).sha256,
-        tasks=[
-            TaskEntry(
-                name="lung",
-                department="ward",
-                classes=("no", "yes"),
-                kind="multiclass",
-                data={},
-                rank=2,
-                ranks=ranks,
-                alpha=ALPHA,
-            )
-        ],
+    described = tiny_bundle.manifest(
+        tasks=[tiny_bundle.entry("lung", 2, rank=2, ranks=ranks, alpha=ALPHA)],
         layers=LAYERS,
-        folds=(),
-        graph={"opset": 18, "input": "input", "output": "output", "bindings": ()},
-        parity=ParityEntry(inputs=0, seed=0, sha256=""),
         factorisation=factorisation,
-        recipe={},
-        recipe_sha256="",
-        versions={},
-        created="",
-        norm="shared",
     )
-    contents = Contents(
-        base=base,
-        experts={"lung": own},
-        logits={"lung": {}},
-        template=b"",
-    )
-    write_bundle(path, described, contents)
+    write_bundle(path, described, Contents(base, {"lung": own}, {"lung": {}}, b""))
     return {**base, **own}
 
 

@@ -13,13 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lorkd_deploy.bundle.manifest import (
-    TEACHER,
-    GraphEntry,
-    Manifest,
-    ParityEntry,
-    TaskEntry,
-)
+from lorkd_deploy.bundle.manifest import TEACHER, GraphEntry, ParityEntry
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
 from lorkd_deploy.bundle.write import Contents, write_bundle
@@ -136,16 +130,15 @@ def _write(
         return found._replace(images=resized, labels=labels[ROWS])
 
     engines = {task: (task,) for task in TASKS} if factors else {TEACHER: tuple(TASKS)}
-    described = Manifest(
+    described = tiny_bundle.manifest(
         kind=kind,
         name="made",
-        architecture="tests:tiny",
         parameters={"backbone": 140},
         preprocess=PREPROCESS,
-        preprocess_sha256=PREPROCESS.sha256,
         tasks=[
-            TaskEntry(
-                name=task,
+            tiny_bundle.entry(
+                task,
+                TASKS[task],
                 department=OF_TASK[task],
                 classes=classes_of(task),
                 kind="multilabel" if task == "findings" else "multiclass",
@@ -162,9 +155,6 @@ def _write(
         parity=ParityEntry(inputs=INPUTS, seed=3, sha256=sha256_bytes(pictures.tobytes())),
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256,
-        versions={"lorkd-deploy": "0.1.0"},
-        created="2025-01-01T00:00:00Z",
-        norm="shared",
     )
     contents = Contents(
         base=base,

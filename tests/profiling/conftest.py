@@ -73,7 +73,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hospital, Profil
 
 
 class Hospital:
-    """RUN with two tasks whose images say their label by their brightest channel.
+    """RUN with two tasks whose images say their label by their brightest channel; its engines
+    behave as `behaviour` says (`trial_target`).
 
     The experts answer every image correctly. So does the teacher in `cold`, whose logits stand
     behind those of `warm`; in `warm` it mistakes each class for the other.
@@ -83,16 +84,16 @@ class Hospital:
     multilabel: tuple[str, ...] = ()
     images = 33  # of each test split; one chunk and one image of it alone
 
-    def __init__(self, run: Path, data: Path) -> None:
+    def __init__(self, run: Path, data: Path, **behaviour: object) -> None:
         self.run, self.data = run, data
         make_bundle(run / "bundle", self.tasks, department=("day", "night"))
         for task, classes in self.tasks.items():
             self._write_images(task, classes)
         self._describe()
         for task, classes in self.tasks.items():
-            self.engine(task, _identity(classes))
+            self.engine(task, _identity(classes), **behaviour)
         swapped = _identity(2)[:, ::-1]
-        self.engine("teacher", np.hstack([swapped, _identity(3)]))
+        self.engine("teacher", np.hstack([swapped, _identity(3)]), **behaviour)
 
     def engine(
         self, name: str, weight: np.ndarray, parity: Status = "passed", **behaviour: object

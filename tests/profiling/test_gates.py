@@ -9,6 +9,7 @@ import pytest
 
 from lorkd_deploy import benchmark, cli
 from lorkd_deploy.errors import UsageError
+from lorkd_deploy.profiling import benchmark as benchmark_module
 from lorkd_deploy.profiling.figures import FIGURES
 from lorkd_deploy.profiling.gates import Gate, parse_gates
 
@@ -59,10 +60,14 @@ def test_a_benchmark_with_assertions(
     assert profile["assertions"][1]["value"] == pytest.approx(-100)
 
 
-def test_what_is_to_decide_something_takes_ten_rounds(hospital: Hospital) -> None:
+def test_what_is_to_decide_something_takes_ten_rounds(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert benchmark_module.ROUNDS == 10
+    monkeypatch.setattr(benchmark_module, "ROUNDS", 3)  # which takes less time
     quick: dict[str, Any] = {"seconds": 0.001, "iterations": 1, "teacher": False}
     profile = benchmark(hospital.run, task=["warm"], assertions=["ratio_vs_teacher>0"], **quick)
-    assert profile.protocol.rounds == 10
+    assert profile.protocol.rounds == 3
     (entry,) = profile.assertions
     assert (entry.value, entry.passed) == (None, False)  # without the teacher there is no ratio
 

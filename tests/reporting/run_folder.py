@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorkd_deploy.bundle.manifest import FileEntry, GraphEntry, Manifest, ParityEntry, TaskEntry
+from lorkd_deploy.bundle.manifest import FileEntry, ParityEntry, TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile, engine_tasks, write_artifact
 from lorkd_deploy.deploy.parity import Compared, Parity
 from lorkd_deploy.machine.environment import Environment, Load
@@ -38,6 +38,7 @@ from lorkd_deploy.profiling.summary import batch_ratio
 from lorkd_deploy.profiling.timing import RoundCalls, timing
 from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import sha256_bytes, sha256_file, write_tensors
+from tests import tiny_bundle
 
 ROUNDS = 5
 BATCHES = (1, 8)
@@ -181,21 +182,14 @@ def _bundle(folder: Path, kind: Any, tasks: Any) -> str:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(f"fixture {name}".encode())
-    preprocess = Preprocess(size=64)
-    manifest = Manifest(
+    network = "resnet50" if kind == "teacher" else "shufflenet_v2_x1_0"
+    manifest = tiny_bundle.manifest(
         kind=kind,
         name="medmnist-fixture",
-        architecture="torchvision:resnet50"
-        if kind == "teacher"
-        else "torchvision:shufflenet_v2_x1_0",
+        architecture=f"torchvision:{network}",
         parameters={"backbone": 1_253_604},
-        preprocess=preprocess,
-        preprocess_sha256=preprocess.sha256,
+        preprocess=Preprocess(size=64),
         tasks=tuple(_task_entry(task, kind) for task in tasks),
-        layers=(),
-        norm="shared",
-        folds=(),
-        graph=GraphEntry(opset=18, input="input", output="output", bindings=()),
         parity=ParityEntry(inputs=64, seed=0, sha256="0" * 64),
         recipe={"name": "medmnist-fixture"},
         recipe_sha256="1" * 64,

@@ -146,27 +146,20 @@ def test_the_same_seed_gives_the_same_bundle(
     assert _weights(run) == _weights(decomposed)
 
 
-@pytest.mark.parametrize(
-    ("command", "training", "step"),
-    [("decompose", "decompose", 2), ("decompose", "decompose", 12), ("teacher", "teacher", 12),
-     ("decompose", "teacher", 2)],
-)  # fmt: skip
-def test_killed_and_resumed_equals_uninterrupted(  # noqa: PLR0917
-    recipe: Path, taught: Path, decomposed: Path, tmp_path: Path,
-    command: str, training: str, step: int,
-) -> None:  # fmt: skip
-    """`lorkd COMMAND` is killed in its `training`, once that one's step is saved."""
+def test_killed_and_resumed_equals_uninterrupted(
+    recipe: Path, taught: Path, decomposed: Path, tmp_path: Path
+) -> None:
+    """`lorkd decompose` is killed by its number, once a step is saved."""
     run = tmp_path / "run"
-    if training == "decompose":
-        shutil.copytree(taught, run)
-    arguments = [command, str(recipe), "--out", str(run)]
+    shutil.copytree(taught, run)
+    arguments = ["decompose", str(recipe), "--out", str(run)]
     held = subprocess.Popen(
         [sys.executable, "-m", "lorkd_deploy", *arguments],
-        env=os.environ | {"PYTHONPATH": str(TESTS), "TINY_HOLD": str(step)},
+        env=os.environ | {"PYTHONPATH": str(TESTS), "TINY_HOLD": "12"},
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        saved = run / "checkpoints" / training / f"step-{step:08d}" / "state.json"
+        saved = _saved(run, "decompose", 12)
         for _ in _until(SLOW_MACHINE):
             if held.poll() is not None or saved.exists():
                 break
@@ -174,10 +167,41 @@ def test_killed_and_resumed_equals_uninterrupted(  # noqa: PLR0917
     finally:
         held.send_signal(signal.SIGKILL)
         held.wait()
-    assert not (run / ("teacher" if training == "teacher" else "bundle")).exists()
+    _resumed(arguments, run, decomposed, "bundle")
+
+
+@pytest.mark.parametrize(
+    ("command", "training", "step"),
+    [("decompose", "decompose", 2), ("teacher", "teacher", 12), ("decompose", "teacher", 2)],
+)  # fmt: skip
+def test_stopped_anywhere_and_resumed_equals_uninterrupted(  # noqa: PLR0917
+    recipe: Path, taught: Path, decomposed: Path, tmp_path: Path,
+    command: str, training: str, step: int,
+) -> None:  # fmt: skip
+    """`lorkd COMMAND` writes nothing more once the `step` of its `training` is saved."""
+    run = tmp_path / "run"
+    if training == "decompose":
+        shutil.copytree(taught, run)
+    arguments = [command, str(recipe), "--out", str(run)]
+    saved = _saved(run, training, step)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        killed_when(lambda *_: saved.exists(), patch)
+        cli.main([*arguments, "--quiet"])
+    made = ("teacher", "bundle") if command == "decompose" else ("teacher",)
+    _resumed(arguments, run, decomposed, *made)
+
+
+def _saved(run: Path, training: str, step: int) -> Path:
+    """The last file of a checkpoint."""
+    return run / "checkpoints" / training / f"step-{step:08d}" / "state.json"
+
+
+def _resumed(arguments: list[str], run: Path, whole: Path, *made: str) -> None:
+    """Nothing was made; the same command resumes, and makes what `whole` has."""
+    assert not (run / made[-1]).exists()
     assert cli.main([*arguments, "--resume", "--quiet"]) == 0
-    for made in ("teacher", "bundle")[: 2 if command == "decompose" else 1]:
-        assert _weights_of(run / made) == _weights_of(decomposed / made)
+    for name in made:
+        assert _weights_of(run / name) == _weights_of(whole / name)
 
 
 def test_killed_around_the_writing_of_the_bundle_equals_uninterrupted(

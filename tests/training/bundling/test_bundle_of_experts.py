@@ -15,12 +15,12 @@ ort = pytest.importorskip("onnxruntime", reason="runs the filled graphs")
 from torch import nn  # noqa: E402
 
 from lorkd_deploy import add_experts, load_bundle  # noqa: E402
-from lorkd_deploy.bundle.manifest import LayerEntry, Manifest, ParityEntry, TaskEntry  # noqa: E402
+from lorkd_deploy.bundle.manifest import LayerEntry  # noqa: E402
 from lorkd_deploy.bundle.write import Contents, write_bundle  # noqa: E402
 from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
 from lorkd_deploy.experts import ExpertClassifier  # noqa: E402
-from lorkd_deploy.preprocess import Preprocess  # noqa: E402
 from lorkd_deploy.training.bundling.graph_template import graph_template  # noqa: E402
+from tests import tiny_bundle  # noqa: E402
 
 CLASSES, RANKS, ALPHA = (2, 5, 3), (1, 4, 2), 6.0
 
@@ -60,33 +60,14 @@ def test_engines_equal_the_model_with_experts(tmp_path: Path, norm: Any) -> None
     def arrays(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         return {prefix + k: v.detach().contiguous().numpy() for k, v in state.items()}
 
-    described = Manifest(
-        kind="experts",
-        name="net",
-        architecture="tests:net",
-        parameters={},
-        preprocess=Preprocess(size=16),
-        preprocess_sha256=Preprocess(size=16).sha256,
+    described = tiny_bundle.manifest(
         tasks=[
-            TaskEntry(
-                name=f"task{t}",
-                department="ward",
-                classes=tuple(f"c{i}" for i in range(k)),
-                kind="multiclass",
-                data={},
-                rank=RANKS[t],
-                alpha=ALPHA,
-            )
+            tiny_bundle.entry(f"task{t}", k, rank=RANKS[t], alpha=ALPHA)
             for t, k in enumerate(CLASSES)
         ],
         layers=[LayerEntry(name=e.name, kind=e.kind, shape=e.shape) for e in experts.layers],
         folds=template.folds,
         graph=template.graph,
-        parity=ParityEntry(inputs=0, seed=0, sha256=""),
-        recipe={},
-        recipe_sha256="",
-        versions={},
-        created="",
         norm=norm,
     )
     contents = Contents(
