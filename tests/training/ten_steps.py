@@ -1,6 +1,7 @@
 """Ten steps of a student in float64, by as many processes as it is started with.
 
-`torchrun --nproc-per-node 2 tests/training/ten_steps.py FOLDER` writes `FOLDER/2.safetensors`.
+`torchrun --nproc-per-node 2 tests/training/ten_steps.py FOLDER [COMMAND…]` writes
+`FOLDER/BACKBONE/2.safetensors`, then runs a command of lorkd in the same two processes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from lorkd_deploy import cli
 from lorkd_deploy.experts import Outputs
 from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.run import Run
@@ -111,6 +113,10 @@ class PooledTransfer(nn.Module):
 
 
 if __name__ == "__main__":
+    able, synchronised = sharing.ABLE, sharing._synchronised
     sharing.ABLE = {"cpu"}
     sharing._synchronised = Here.around  # torch's own refuses the CPU
     run(Path(sys.argv[1]))
+    sharing.ABLE, sharing._synchronised = able, synchronised
+    if command := sys.argv[2:]:
+        sys.exit(cli.main(command))

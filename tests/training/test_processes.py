@@ -82,29 +82,6 @@ def torchrun(*arguments: str | Path) -> tuple[str, str]:
     return out, err
 
 
-@pytest.fixture(scope="module")
-def stepped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process and two have learnt from the same batches."""
-    folder = tmp_path_factory.mktemp("steps")
-    torchrun(ten_steps.__file__, folder)
-    ten_steps.run(folder)
-    return folder
-
-
-@pytest.mark.parametrize("backbone", ["without_batch_statistics", "backbone"])
-def test_ten_steps_of_two_processes_are_those_of_one(stepped: Path, backbone: str) -> None:
-    """With LayerNorm, and with a BatchNorm a task whose statistics are over all processes; the
-    losses and the scores on the validation images, of which each process has computed a part, too.
-    """
-    one, two = (load_file(stepped / backbone / f"{count}.safetensors") for count in (1, 2))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9, msg=name)
-    moved = [k for k in one if k.endswith(".B") and one[k].abs().max() > 1e-3]
-    assert moved, "the experts have learnt nothing"
-    assert all(0 < float(one[f"figures/auc/{task}"]) < 1 for task in ("cells", "xray", "fundus"))
-
-
 def test_those_ten_steps_have_tasks_absent_here_and_absent_altogether() -> None:
     spec = ten_steps.recipe().train
     sampler = MixedSampler([48, 32, 16], spec.batch_size, spec.temperature, 3, ten_steps.STEPS)
@@ -134,23 +111,11 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def taught(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("taught") / "run"
-    out, err = torchrun("-m", "lorkd_deploy", "teacher", recipe, "--out", run, "--json")
-    assert json.loads(out)["steps"] == 6
-    assert err.count("step 6: score") == 1, "only the first process logs"
-    assert "BatchNorm layers use the statistics of each process's own share" in err
-    assert (run / "teacher" / "manifest.json").is_file()
-    return run
-
-
-@pytest.fixture(scope="module")
-def whole(recipe: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing has interrupted, by two machines: a launcher each, which meet at an
-    address, and an `--out` each, of which the first one's is used.
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Teacher and student that nothing has interrupted, by two machines: a launcher each, which
+    meet at an address, and an `--out` each, of which the first one's is used.
     """
     folder = tmp_path_factory.mktemp("whole")
-    shutil.copytree(taught, folder / "0")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -164,9 +129,52 @@ def whole(recipe: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory) 
         (code, out, err), (other_code, other_out, other_err) = map(finish, machines)
     assert (code, other_code) == (0, 0), err + other_err
     assert json.loads(out)["bundle"] == str(folder / "0" / "bundle")
-    assert other_out == ""
+    assert json.loads((folder / "0/history/teacher.json").read_text())["steps"] == 6
+    assert err.count("step 6: score") == 2, "of teacher and student"
+    assert "BatchNorm layers use the statistics of each process's own share" in err
+    assert (other_out, "score" in other_err) == ("", False), "only the first process speaks"
     assert not (folder / "1").exists()
     return folder / "0"
+
+
+@pytest.fixture(scope="module")
+def taught(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, as it was before its student was trained."""
+    run = tmp_path_factory.mktemp("taught") / "run"
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("bundle", "bundle.json", "cache"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def stepped(recipe: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process and two have learnt from the same batches; then the two have added a
+    department to `whole`, in `grown`.
+    """
+    folder = tmp_path_factory.mktemp("steps")
+    more = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    data = {"source": "phantom", "name": "tissue", "train": 48, "val": 16, "test": 24}
+    more["departments"].append({"name": "ward-c", "tasks": [{"name": "tissue", "data": data}]})
+    (folder / "more.yaml").write_text(yaml.safe_dump(more), encoding="utf-8")
+    grow = ["decompose", folder / "more.yaml", "--from", whole, "--add-department", "ward-c"]
+    torchrun(
+        ten_steps.__file__, folder, *grow, "--out", folder / "grown", "--set", "train.epochs=1"
+    )
+    ten_steps.run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("backbone", ["without_batch_statistics", "backbone"])
+def test_ten_steps_of_two_processes_are_those_of_one(stepped: Path, backbone: str) -> None:
+    """With LayerNorm, and with a BatchNorm a task whose statistics are over all processes; the
+    losses and the scores on the validation images, of which each process has computed a part, too.
+    """
+    one, two = (load_file(stepped / backbone / f"{count}.safetensors") for count in (1, 2))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    moved = [k for k in one if k.endswith(".B") and one[k].abs().max() > 1e-3]
+    assert moved, "the experts have learnt nothing"
+    assert all(0 < float(one[f"figures/auc/{task}"]) < 1 for task in ("cells", "xray", "fundus"))
 
 
 def test_killed_is_named_and_resumed_equals_two_machines_uninterrupted(
@@ -212,19 +220,11 @@ def test_one_that_hangs_is_named_within_the_timeout(
     assert not (run / "bundle").exists()
 
 
-def test_a_department_more_leaves_the_others_as_they_are(
-    recipe: Path, whole: Path, tmp_path: Path
-) -> None:
-    grown, out = yaml.safe_load(recipe.read_text(encoding="utf-8")), tmp_path / "grown"
-    data = {"source": "phantom", "name": "tissue", "train": 48, "val": 16, "test": 24}
-    grown["departments"].append({"name": "ward-c", "tasks": [{"name": "tissue", "data": data}]})
-    (tmp_path / "grown.yaml").write_text(yaml.safe_dump(grown), encoding="utf-8")
-    torchrun("-m", "lorkd_deploy", "decompose", tmp_path / "grown.yaml", "--from", whole,
-             "--add-department", "ward-c", "--out", out, "--set", "train.epochs=1")  # fmt: skip
-    before, after = _weights(whole), _weights(out)
+def test_a_department_more_leaves_the_others_as_they_are(whole: Path, stepped: Path) -> None:
+    before, after = _weights(whole), _weights(stepped / "grown")
     assert {name: after.get(name) for name in before} == before
     assert "bundle/experts/tissue.safetensors" in after
-    moved = load_bundle(out).expert("tissue")["5.B"]
+    moved = load_bundle(stepped / "grown").expert("tissue")["5.B"]
     assert np.abs(moved).max() > 0, "no gradient reached the expert"
 
 
