@@ -15,7 +15,7 @@ def tiny_recipe(**changes: Any) -> dict[str, Any]:
         data = {"source": "phantom", "name": phantom, "train": train, "val": 16, "test": 24}
         return {"name": name, "data": data}
 
-    short = {"epochs": 3, "batch_size": 16, "lr": 0.05, "checkpoint_minutes": 0}
+    short = {"epochs": 3, "batch_size": 16, "lr": 0.01, "checkpoint_minutes": 0}
     recipe: dict[str, Any] = {
         "name": "tiny",
         "seed": 3,

@@ -129,8 +129,8 @@ def _protocol(result: StudyResult) -> tuple[str, ...]:
     train = result.recipe["train"]
     return (
         f"All methods see the same images, {train['epochs']:g} epochs of the mix of all tasks in "
-        f"batches of {train['batch_size']}, with the same optimiser, schedule and selection on the "
-        "validation images. A network of a single task sees of it as many images as the mix draws.",
+        f"batches of {train['batch_size']}, with the same optimiser, schedule and, at its end, "
+        "the last state. A network of a single task sees of it as many images as the mix draws.",
         f"Seeds {', '.join(map(str, result.seeds))} set weights, draws and augmentation; the test "
         f"images are answered once per training, the last partial batch too. Intervals are of "
         f"{RESAMPLES} resamples, within classes where a class has fewer than {RARE} images; "

@@ -39,7 +39,6 @@ class Trained(Part):
 
     training: Training
     steps: int
-    best_step: int
     seconds: float
     validation: float
 
@@ -71,9 +70,8 @@ def train(given: dict[str, Any], study: str) -> dict[str, Any]:
         done = Trained(
             training=training,
             steps=fitted.steps,
-            best_step=fitted.best_step,
             seconds=round(fitted.seconds, 1),
-            validation=max(entry["score"] for entry in fitted.history),
+            validation=fitted.history[-1]["score"],
         )
         write_part(folder / RECORD, done)
         job.checkpoints.clear()
@@ -86,7 +84,7 @@ def read_record(folder: Path) -> Trained:
 
 
 def _trained(training: Training, job: Job, folder: Path) -> tuple[TaskNetwork, Fitted]:
-    """The network of a training, its best state in it; `folder` has the teacher."""
+    """The network of a training; `folder` has the teacher."""
     if method_named(training.method).network == "factorised":
         return train_factorised(job, restored_teacher(load_bundle(folder), job.setup))
     teacher: Teacher | None = None

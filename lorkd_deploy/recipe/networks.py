@@ -77,8 +77,8 @@ class ExpertSpec(Part):
     """The low-rank experts (LoRKD, section 3)."""
 
     rank: RankOrAuto = Field(
-        default=4,
-        description='a number, or by layer: {"*": 4, "stage4.*": 8}; auto: trained at '
+        default=16,
+        description='a number, or by layer: {"*": 8, "stage4.*": 16}; auto: trained at '
         "highest_rank, then each layer's by the singular values of its ΔW, within budget",
     )
     budget: str | None = Field(
@@ -86,7 +86,7 @@ class ExpertSpec(Part):
         description="with rank: auto, at most this for each task: 0.3MB of its file (factors, "
         "head, norms of its own), or '40000 parameters' of its factors",
     )
-    highest_rank: Rank = Field(default=8, description="with rank: auto, the rank in training")
+    highest_rank: Rank = Field(default=16, description="with rank: auto, the rank in training")
     alpha: float = Field(default=16, gt=0, description="ΔW is scaled by alpha / rank")
     norm: NormKind = "shared"
     factorisation: Factorisation = Field(

@@ -75,12 +75,14 @@ AugmentSpec = Annotated[
 class TrainSpec(Part):
     """How a network is trained; the teacher and the student have one each."""
 
-    epochs: float = Field(default=10, gt=0, description="passes over the sum of all training sets")
+    epochs: float = Field(default=24, gt=0, description="passes over the sum of all training sets")
     batch_size: int = Field(default=128, ge=1)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="sgd moves a factor by (alpha / rank)² too far or too little"
+    )
+    lr: float = Field(default=0.004, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(default=0.01, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1, description="fraction of all steps")
     temperature: float = Field(

@@ -201,7 +201,6 @@ def _write(
     tasks = [_described(setup, place, one, model) for place, one in enumerate(tuned)]
     fitted = Fitted(
         steps=0,
-        best_step=0,
         history=[],
         seconds=time.perf_counter() - began,
         waiting=0.0,

@@ -97,7 +97,7 @@ def train_teacher(job: Job) -> TrainingResult:
 def _fitted(job: Job, model: TeacherNetwork) -> Fitted:
     kind = job.setup.recipe.teacher.fit
     if kind == "none":
-        return Fitted(0, 0, [], 0.0, 0.0)
+        return Fitted(0, [], 0.0, 0.0)
     if kind == "all":
         return fit(job, Objective(model, job.setup, job.spec))
     frozen = Teacher(model.eval().requires_grad_(False), job.setup.preprocess)

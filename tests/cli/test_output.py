@@ -48,7 +48,7 @@ def test_a_recipe_is_shown_with_its_comments_and_can_be_used_again(
     assert cli.main(["recipe", "validate", str(mine)]) == 0
     assert "4 departments, 4 tasks" in capsys.readouterr().out
     assert cli.main(["recipe", "show", "medmnist-small", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["experts"]["rank"] == 4
+    assert json.loads(capsys.readouterr().out)["experts"]["rank"] == 16
 
 
 def test_a_table_holds_every_value(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,15 @@ import yaml
 from pydantic import BaseModel
 
 from lorkd_deploy.errors import RecipeError, UsageError
-from lorkd_deploy.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from lorkd_deploy.recipe import (
+    ExpertSpec,
+    Recipe,
+    TrainSpec,
+    TransferSpec,
+    load_recipe,
+    parse_recipe,
+    shipped_recipes,
+)
 
 SMALLEST = """\
 name: smallest
@@ -32,8 +40,17 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_ships_the_three_recipes() -> None:
-    assert set(shipped_recipes()) >= {"demo", "medmnist-small", "medmnist"}
+def test_ships_the_recipes_that_the_readme_names() -> None:
+    assert set(shipped_recipes()) >= {"demo", "medmnist-small", "medmnist", "paper-setting"}
+
+
+def test_the_recipes_of_real_tasks_train_by_the_defaults() -> None:
+    for name in ("medmnist-small", "medmnist", "radimagenet", "med-mt"):
+        recipe, train = load_recipe(name), TrainSpec()
+        assert recipe.experts.model_copy(update={"norm": "shared"}) == ExpertSpec(), name
+        assert recipe.transfer == TransferSpec(), name
+        for key in ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule"):
+            assert getattr(recipe.train, key) == getattr(train, key), f"{name}: {key}"
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -45,7 +62,8 @@ def test_a_shipped_recipe_is_valid_and_commented(name: str) -> None:
 
 
 def test_the_papers_recipe_has_the_papers_settings() -> None:
-    recipe = load_recipe("medmnist")
+    recipe = load_recipe("paper-setting")
+    assert recipe.tasks == load_recipe("medmnist").tasks
     assert [task.data.name for task in recipe.tasks if task.data.source == "medmnist"] == [
         "pathmnist",
         "octmnist",
@@ -62,7 +80,8 @@ def test_the_papers_recipe_has_the_papers_settings() -> None:
         "torchvision:resnet50",
         "torchvision:shufflenet_v2_x1_0",
     )
-    assert (recipe.experts.rank, recipe.experts.alpha, recipe.transfer.tau) == (4, 16, 10)
+    assert (recipe.experts.rank, recipe.experts.alpha) == (4, 16)
+    assert (recipe.transfer.kind, recipe.transfer.tau) == ("paper", 10)
     train = recipe.train
     assert (train.optimizer, train.lr, train.momentum, train.weight_decay) == (
         "sgd",
@@ -289,15 +308,15 @@ def test_ranks_by_layer_and_factorisation(file: Path) -> None:
 def test_auto_ranks_and_their_budget_go_together(file: Path) -> None:
     plain = load_recipe(file)
     recipe = load_recipe(file, ["experts.rank=auto", "experts.budget=40000 parameters"])
-    assert recipe.experts.trained_rank == 8
+    assert recipe.experts.trained_rank == 16
     assert recipe.sha256 != plain.sha256
     assert parse_recipe(recipe.model_dump(mode="json"), where="") == recipe
     by_layer = ["experts.highest_rank={'*': 8, fc: 0}", "experts.rank=auto", "experts.budget=1MB"]
     assert load_recipe(file, by_layer).experts.trained_rank == {"*": 8, "fc": 0}
     for wrong, says in (
         (["experts.rank=auto"], "rank: auto needs a budget for each task"),
-        (["experts.budget=1MB"], "budget is for rank: auto, the rank here is 4"),
-        (["experts.highest_rank=16"], "highest_rank is for rank: auto"),
+        (["experts.budget=1MB"], "budget is for rank: auto, the rank here is 16"),
+        (["experts.highest_rank=8"], "highest_rank is for rank: auto"),
         (["experts.rank=auto", "experts.budget=much"], "'much' is no budget"),
         (["departments.0.tasks.0.rank=auto"], r"tasks\[0\].rank: a rank is a number"),
     ):

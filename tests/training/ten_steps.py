@@ -63,6 +63,7 @@ def recipe(backbone: str = "without_batch_statistics") -> Recipe:
         "epochs": 3 * STEPS / (48 + 32 + 16),
         "batch_size": 3,
         "temperature": 1,
+        "optimizer": "sgd",
         "lr": 0.1,
         "weight_decay": 0.05,
         "shift": 0.1,

@@ -52,7 +52,7 @@ def made(path: Path, **changes: Any) -> Path:
     for task in range(len(TASKS)):  # what is beyond a task's own rank is zero, as in training
         for layer in (m for m in model.modules() if hasattr(m, "alpha")):
             layer.B.data[task, :, layer.factors(task)[1].shape[1] :] = 0
-    fitted = Fitted(steps=0, best_step=0, seconds=0.0, waiting=0.0, history=[])
+    fitted = Fitted(steps=0, seconds=0.0, waiting=0.0, history=[])
     write_experts(claim(path, setup.recipe), setup, model, fitted)
     return path
 

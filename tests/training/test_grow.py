@@ -30,7 +30,7 @@ TISSUE = {
     ],
 }
 WARD_A, WARD_B = tiny_recipe()["departments"]
-SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.05, "checkpoint_minutes": 0}
+SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.01, "checkpoint_minutes": 0}
 
 
 def recipe_of(path: Path, norm: str, *departments: Any, **changes: Any) -> Path:

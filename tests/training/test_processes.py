@@ -99,7 +99,7 @@ def test_those_ten_steps_have_tasks_absent_here_and_absent_altogether() -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    train = {"epochs": 2, "batch_size": 16, "lr": 0.05, "checkpoint_minutes": 0}
+    train = {"epochs": 2, "batch_size": 16, "lr": 0.01, "checkpoint_minutes": 0}
     folder = tmp_path_factory.mktemp("recipe")
     backbone = {"architecture": "tests.tiny_backbone:backbone"}
     return write_recipe(

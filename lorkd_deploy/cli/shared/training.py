@@ -65,10 +65,7 @@ def show(output: Output, result: TrainingResult) -> None:
         if keys:
             output.text(f"{title}: {', '.join(keys)}")
     minutes, seconds = divmod(round(result.seconds), 60)
-    output.text(
-        f"{result.steps} steps in {minutes} min {seconds} s on {result.device}, "
-        f"best at step {result.best_step}"
-    )
+    output.text(f"{result.steps} steps in {minutes} min {seconds} s on {result.device}")
     if result.kept:
         output.text(f"kept {len(result.kept)} files of the finished bundle, each with its sha256")
     output.text(f"wrote {result.bundle}")

@@ -34,7 +34,7 @@ NARROWER = {
 
 
 def train_factorised(job: Job, teacher: Teacher) -> tuple[FactorisedNetwork, Fitted]:
-    """Train the job's recipe as KF does; draws, schedule and selection are those of any student.
+    """Train the job's recipe as KF does; draws and schedule are those of any student.
 
     Raises `UsageError` for a student to which no narrower network is known.
     """

@@ -1,7 +1,7 @@
 """The ways that a user could go, a row each: what is trained, and what of the recipe it changes.
 
-All see the same data, draws and schedule and are selected alike; a network of a single task sees of
-it as many images as the mix of all tasks draws of it.
+All see the same data, draws and schedule; a network of a single task sees of it as many images as
+the mix of all tasks draws of it.
 """
 
 from __future__ import annotations
@@ -92,6 +92,6 @@ def _of_one_task(recipe: Recipe, number: int, images: Sequence[int]) -> Recipe:
     weights = [n ** (1 / train.temperature) for n in images]
     drawn = train.epochs * sum(images) * weights[number] / sum(weights)
     epochs = drawn / images[number]
-    every = train.validate_every * epochs / train.epochs  # as many states to choose from
+    every = train.validate_every * epochs / train.epochs  # as many validations
     own = train.model_copy(update={"epochs": epochs, "validate_every": every})
     return recipe.model_copy(update={"departments": departments, "train": own})

@@ -38,7 +38,6 @@ class TrainingResult(Part):
     bundle: str
     tasks: tuple[TaskResult, ...]
     steps: int
-    best_step: int
     seconds: float
     parameters: dict[str, int]
     device: str
@@ -77,7 +76,6 @@ def training_result(
         bundle=str(folder),
         tasks=tasks,
         steps=fitted.steps,
-        best_step=fitted.best_step,
         seconds=round(fitted.seconds, 1),
         parameters=parameters,
         device=device.type,

@@ -20,15 +20,13 @@ START = 5.0  # s that the first batches may take
 
 @dataclass
 class Fitted:
-    """A training up to its step `steps`; when it is finished the model holds the best state by
-    validation, not the last.
+    """A training up to its step `steps`, whose state the model holds.
 
     `history` has each validation's step, losses and scores; `seconds` are those of training,
     `waiting` those of them in which the step had no batch.
     """
 
     steps: int
-    best_step: int
     history: list[dict[str, Any]]
     seconds: float
     waiting: float
@@ -51,7 +49,6 @@ def write_history(path: Path, fitted: Fitted, device: torch.device, *, finished:
         **fitted.notes,
         "finished": finished,
         "steps": fitted.steps,
-        "best_step": fitted.best_step,
         "seconds": round(fitted.seconds, 1),
         "waiting_for_data": round(fitted.waited, 4),
         "device": device.type,

@@ -49,7 +49,7 @@ def fit_heads(job: Job, features: TeacherFeatures) -> Fitted:
     )
     notes = {"teacher_features": features.facts, "penalties": penalties}
     seconds = time.perf_counter() - began
-    return Fitted(0, 0, [{"step": 0, **found}], seconds, 0.0, features.precision, notes)
+    return Fitted(0, [{"step": 0, **found}], seconds, 0.0, features.precision, notes)
 
 
 def _rows(values: np.ndarray, device: torch.device) -> Tensor:

@@ -97,6 +97,12 @@ class Update:
             index, key = name.split("/")
             states.setdefault(int(index), {})[key] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": states})
+        for parameter, state in self._optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # torch's fused AdamW goes through memory as it lies: a moment in another order
+                    # than its channels-last weight would be another weight's.
+                    state[key] = torch.empty_like(parameter).copy_(value)
         if scaler:
             self.scaler.load_state_dict(scaler)
 

@@ -61,6 +61,6 @@ def scores(
 
 
 def summary(results: Sequence[dict[str, float]], names: Sequence[str]) -> dict[str, Any]:
-    """One number to choose the best state by, the mean AUC over tasks, and each task's own."""
+    """One number to watch, the mean AUC over tasks, and each task's own."""
     each = {f"auc/{name}": r["auc"] for name, r in zip(names, results, strict=True)}
     return {"score": float(np.mean([r["auc"] for r in results])), **each}

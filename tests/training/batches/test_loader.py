@@ -162,7 +162,7 @@ def test_a_training_that_waited_too_long_is_warned_about(
     seconds: float, waiting: float, level: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "lorkd_deploy")
-    fitted = Fitted(10, 10, [], seconds, waiting)
+    fitted = Fitted(10, [], seconds, waiting)
     write_history(tmp_path / "history.json", fitted, torch.device("cpu"), finished=False)
     assert not caplog.records
     write_history(tmp_path / "history.json", fitted, torch.device("cpu"), finished=True)

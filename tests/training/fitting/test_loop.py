@@ -100,10 +100,11 @@ def test_precisions_and_memory_formats_keep_the_numbers(
     """
     torch.manual_seed(0)
     start = build_student(_setup()).state_dict()
-    plain, known = _fit(_setup(epochs=1, channels_last=True), tmp_path / "plain")
-    other, found = _fit(_setup(epochs=1, **changed), tmp_path / "other")
+    sgd = {"epochs": 1, "optimizer": "sgd", "lr": 0.05}  # AdamW steps as far where all is rounding
+    plain, known = _fit(_setup(**sgd, channels_last=True), tmp_path / "plain")
+    other, found = _fit(_setup(**sgd, **changed), tmp_path / "other")
     assert (known.precision, found.precision) == ("fp32", changed.get("precision", "fp32"))
-    assert known.best_step == found.best_step == 6, "one validation, so the last state is the best"
+    assert known.steps == found.steps == 6
     names = [n for n, p in plain.named_parameters() if p.requires_grad]
     assert all(other.state_dict()[n].dtype == torch.float32 for n in names)
     wanted = torch.cat([(plain.state_dict()[n] - start[n]).flatten() for n in names])

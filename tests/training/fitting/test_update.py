@@ -104,7 +104,7 @@ def test_clipping_bounds_the_step_and_keeps_its_direction() -> None:
     free, bound = _model(), _model()
     before = copy.deepcopy(free.state_dict())
     for model, clip in ((free, None), (bound, 0.01)):
-        update = _update(model, momentum=0, weight_decay=0, clip=clip)
+        update = _update(model, optimizer="sgd", momentum=0, weight_decay=0, clip=clip)
         update.gradients(_batch((8, 8)))
         update.apply(1.0)
     long, short = (
@@ -160,3 +160,30 @@ def test_half_precision_keeps_the_gradients_within_its_rounding(precision: str) 
     wanted, got = _gradients(exact), _gradients(half)
     assert 0 < float((got - wanted).norm() / wanted.norm()) < 0.02
     assert float(rounded.parts["labels"]) == pytest.approx(float(full.parts["labels"]), rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_restored_optimiser_steps_as_the_one_that_was_saved(optimizer: str) -> None:
+    """Weights in channels-last order, whose moments come from a file in the plain one."""
+
+    def begun() -> tuple[nn.Conv2d, Update]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+        return model, _update(model, optimizer=optimizer)
+
+    def steps(model: nn.Conv2d, update: Update, count: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        for _ in range(count):
+            for p in model.parameters():
+                p.grad = torch.empty_like(p).copy_(torch.randn(p.shape))
+            update.apply(0.1)
+
+    model, update = begun()
+    steps(model, update, 3, seed=1)
+    saved = {name: value.clone().contiguous() for name, value in update.tensors().items()}
+    again, restored = begun()
+    again.load_state_dict(model.state_dict())
+    restored.restore(saved, {})
+    for one in ((model, update), (again, restored)):
+        steps(*one, 2, seed=2)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)

@@ -75,7 +75,7 @@ def test_every_expert_is_within_the_budget_and_the_engines_verify(
 def test_it_is_what_compress_makes_of_the_same_training(tmp_path: Path) -> None:
     auto = recipe_of(tmp_path / "auto.yaml", WARD_A)
     told = decompose(auto, tmp_path / "auto").truncated
-    set_ = ["experts.rank=4", "experts.budget=null", "experts.highest_rank=8"]
+    set_ = ["experts.rank=4", "experts.budget=null", "experts.highest_rank=16"]
     decompose(auto, tmp_path / "whole", set=set_)
     found = compress(tmp_path / "whole", tmp_path / "small", budget=AUTO["budget"])
     assert expert_bytes(tmp_path / "auto") == expert_bytes(tmp_path / "small")
