@@ -138,10 +138,12 @@ class DataSource(Part):
 def data_folders(given: str | Path | None = None) -> list[Path]:
     """Where data is looked for: the given folder, `$LORKD_DATA`, `~/.medmnist`, in this order.
 
+    `LORKD_DATA` may name several folders, separated as those of PATH are.
+
     One that starts with `~` is left out where no home folder is known: a container's user often
     has neither `HOME` nor an entry in passwd.
     """
-    named = (given, os.environ.get("LORKD_DATA"), "~/.medmnist")
+    named = (given, *os.environ.get("LORKD_DATA", "").split(os.pathsep), "~/.medmnist")
     # `Path.expanduser` raises where there is no home.
     places = (os.path.expanduser(os.fspath(place)) for place in named if place)  # noqa: PTH111
     return list(dict.fromkeys(Path(place) for place in places if not place.startswith("~")))

@@ -49,6 +49,10 @@ class TaskSpec(Part):
         description="probability from which an answer is positive, for sensitivity and "
         "specificity; unset: chosen on the validation split (Youden)",
     )
+    graded: bool = Field(
+        default=False,
+        description="the classes are grades in order, of which a study says the kappa too",
+    )
 
 
 class DepartmentSpec(Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +33,8 @@ def test_folders_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORKD_DATA", "~/scans")
     wanted = [Path("/data"), Path("/home/anna/scans"), Path("/home/anna/.medmnist")]
     assert data_folders("/data") == wanted
+    monkeypatch.setenv("LORKD_DATA", os.pathsep.join(["~/scans", "/mnt/eyes"]))
+    assert data_folders("/data") == [*wanted[:2], Path("/mnt/eyes"), wanted[2]]
 
 
 @pytest.mark.usefixtures("homeless")
