@@ -131,9 +131,8 @@ def scored(bundle: Bundle, engines: list[Artifact]) -> Iterator[TaskAnswers]:
     for task in bundle.manifest.tasks:
         data = open_task(bundle, task)
         if data is not None:
-            preprocess = bundle.manifest.preprocess
             print(f"scoring {len(data.test)} test images of {task.name}", flush=True)
-            yield answers(task, data, engines, preprocess, threads=1, cpus=None, threshold=0.5)
+            yield answers(task, data, engines, threads=1, cpus=None, threshold=0.5)
 
 
 def add_score(row: dict[str, Any], given: TaskAnswers, built: Built) -> None:

@@ -92,6 +92,8 @@ class Runner(Closing):
             spent = int(Path(counter).read_text()) + 1_000_000 * len(batch)
             Path(counter).write_text(f"{spent}\\n")
         time.sleep(self.engine.get("sleep", 0))
+        if (side := self.engine.get("side")) and batch.shape[1:] != (3, side, side):
+            raise ValueError(f"an image of {batch.shape[1:]}")
         assert "torch" not in sys.modules
         return batch.mean(axis=(2, 3)) @ np.asarray(self.engine["weight"], np.float32)
 

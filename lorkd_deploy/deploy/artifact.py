@@ -90,6 +90,11 @@ class Artifact(Part):
         return chosen == ("CPU", ["CPU"])
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """`(3, H, W)`, the shape of one image."""
+        return 3, self.preprocess.size, self.preprocess.size
+
+    @property
     def bytes(self) -> int:
         """Size of everything that the engine needs to run."""
         return sum(file.bytes for file in self.files)

@@ -67,7 +67,7 @@ def colocated(
 def _group(
     target: str, precision: str, group: Sequence[Artifact], protocol: Protocol
 ) -> Colocation:
-    image = [1, *protocol.input_shape]
+    image = [1, *group[0].input_shape]
     with ExitStack() as stack:
         processes = [
             stack.enter_context(EngineProcess(engine, protocol.threads, protocol.cpus))

@@ -115,7 +115,18 @@ def _changes(engine: str, first: _Side, second: _Side) -> Iterator[Change]:
 
 def _notes(first: Profile, second: Profile) -> Iterator[str]:
     for what, fields in (
-        ("protocol", ("rounds", "seconds", "iterations", "threads", "batch_sizes", "input_shape")),
+        (
+            "protocol",
+            (
+                "rounds",
+                "seconds",
+                "iterations",
+                "threads",
+                "batch_sizes",
+                "input_shape",
+                "teacher_input_shape",
+            ),
+        ),
         ("environment", ("cpu", "allowed_cpus", "cpu_limit", "gpus", "kernel", "governor")),
     ):
         one, other = getattr(first, what), getattr(second, what)

@@ -47,7 +47,8 @@ class Protocol(Part):
     `largest_batch`. `quick` was asked for: shorter than the protocol wants. `uncached`: each round
     starts the engine once more, with its files out of the page cache. `power` names the energy
     counters, or says why there are none; `idle_watts` is what they showed before the rounds.
-    `stage_image` is the side, px, of the drawn PNG that the stages start from.
+    `stage_image` is the side, px, of the drawn PNG that the stages start from. `input_shape` is
+    that of the experts; `teacher_input_shape` the teacher's, where it has one of its own.
     """
 
     rounds: int
@@ -58,6 +59,7 @@ class Protocol(Part):
     cpus: tuple[int, ...] | None
     batch_sizes: tuple[int, ...]
     input_shape: tuple[int, int, int]
+    teacher_input_shape: tuple[int, int, int] | None = None
     seed: int
     order: tuple[tuple[str, ...], ...]
     margin: float

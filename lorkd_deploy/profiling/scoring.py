@@ -73,7 +73,6 @@ def score_tasks(
                         task,
                         data,
                         setup.engines,
-                        setup.bundle.manifest.preprocess,
                         threads=setup.protocol.threads,
                         cpus=setup.protocol.cpus,
                         threshold=setup.bundle.recipe.task(task.name).threshold,
@@ -92,7 +91,6 @@ def answers(
     task: TaskEntry,
     data: TaskData,
     engines: Sequence[Artifact],
-    preprocess: Preprocess,
     *,
     threads: int,
     cpus: Sequence[int] | None,
@@ -107,9 +105,9 @@ def answers(
         opened = [stack.enter_context(EngineProcess(e, threads, cpus)) for e in able]
         for process in opened:
             process.open()
-        given = _through(opened, task, data.test, preprocess)
+        given = _through(opened, task, data.test)
         if threshold is None:
-            seen = _through(opened, task, data.val, preprocess)
+            seen = _through(opened, task, data.val)
             chosen = {name: decisions.youden(data.val.labels, p) for name, p in seen.items()}
         else:
             count = metrics.one_against_rest(data.test.labels, next(iter(given.values())))[0]
@@ -117,14 +115,15 @@ def answers(
     return TaskAnswers(task.name, data.test.labels, given, chosen, threshold is not None)
 
 
-def _through(
-    opened: Sequence[EngineProcess], task: TaskEntry, split: Split, preprocess: Preprocess
-) -> dict[str, F64]:
-    """Probabilities of every image of `split`, by engine name; an image is prepared once."""
+def _through(opened: Sequence[EngineProcess], task: TaskEntry, split: Split) -> dict[str, F64]:
+    """Probabilities of every image of `split`, by engine name; what engines share of an image's
+    preparation is done once."""
     parts: dict[str, list[F32]] = {process.engine.name: [] for process in opened}
-    for batch in inputs(split, preprocess):
+    ways = {process.engine.preprocess_sha256: process.engine.preprocess for process in opened}
+    for batches in zip(*(inputs(split, way) for way in ways.values()), strict=True):
+        prepared = dict(zip(ways, batches, strict=True))
         for process in opened:
-            logits = process.infer(batch)
+            logits = process.infer(prepared[process.engine.preprocess_sha256])
             columns = process.engine.task(task.name)
             parts[process.engine.name].append(logits[:, columns.start : columns.stop])
     return {

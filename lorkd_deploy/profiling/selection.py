@@ -120,9 +120,11 @@ def _unproven(engines: Sequence[Artifact]) -> Iterator[str]:
 
 
 def _check_belongs(engine: Artifact, bundle: Bundle) -> None:
-    # The teacher comes from a bundle of its own; what has to agree is the input that both get.
-    stale = not is_teacher(engine) and engine.bundle_sha256 not in bundle.origins
-    if stale or engine.preprocess_sha256 != bundle.manifest.preprocess_sha256:
+    # The teacher comes from a bundle of its own: it is known by the preprocessing of its recipe.
+    stale, wanted = engine.bundle_sha256 not in bundle.origins, bundle.manifest.preprocess
+    if is_teacher(engine):
+        stale, wanted = False, bundle.recipe.teacher.preprocess or wanted
+    if stale or not engine.preprocess.sha256 == engine.preprocess_sha256 == wanted.sha256:
         what = "was exported from another bundle" if stale else "has another preprocessing"
         raise ArtifactError(
             f"the engine {engine.name} {what} than the one of this run",

@@ -17,7 +17,10 @@ def protocol(profile: Profile | None) -> list[str]:
     if profile is None:
         return [f"Latency, throughput and memory: {UNMEASURED}."]
     how = profile.protocol
-    shape = " × ".join(str(side) for side in how.input_shape)
+    shape = " × ".join(map(str, how.input_shape))
+    if how.teacher_input_shape is not None:
+        own = " × ".join(map(str, how.teacher_input_shape))
+        shape += f" (of the foundation model {own})"
     return [
         f"Every engine ran in {count(how.rounds, 'round')}, each in a fresh process of its own, "
         "the rounds of the foundation model and of the experts interleaved: the order was drawn "

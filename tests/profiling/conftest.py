@@ -23,6 +23,7 @@ from lorkd_deploy.deploy.artifact import (
     write_artifact,
 )
 from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling.profile import Profile
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.storage import sha256_file
@@ -83,6 +84,7 @@ class Hospital:
     tasks = {"warm": 2, "cold": 3}  # noqa: RUF012 (read only)
     multilabel: tuple[str, ...] = ()
     images = 33  # of each test split; one chunk and one image of it alone
+    large = Preprocess(size=24)  # the teacher's input, whose engine refuses any other
 
     def __init__(self, run: Path, data: Path, **behaviour: object) -> None:
         self.run, self.data = run, data
@@ -104,9 +106,10 @@ class Hospital:
         own = entries if name == "teacher" else (bundle.task(name),)
         department = "teacher" if name == "teacher" else own[0].department
         folder = self.run / "export" / engine_folder(department, name, "trial", "fp32")
-        write_engine(folder, weight=weight.tolist(), **behaviour)
+        side = self.large.size if name == "teacher" else bundle.manifest.preprocess.size
+        write_engine(folder, weight=weight.tolist(), side=side, **behaviour)
         file = folder / "engine.json"
-        preprocess = bundle.manifest.preprocess
+        preprocess = self.large if name == "teacher" else bundle.manifest.preprocess
         write_artifact(
             Artifact(
                 engine=name,
@@ -165,6 +168,7 @@ class Hospital:
                 "name": "tiny",
                 "departments": departments,
                 "preprocess": manifest.preprocess.model_dump(),
+                "teacher": {"preprocess": self.large.model_dump()},
                 "benchmark": {
                     "rounds": 2,
                     "seconds": 0.01,

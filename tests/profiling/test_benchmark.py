@@ -67,6 +67,7 @@ def test_measures_every_engine_and_writes_what_it_returns(
     assert protocol.order[1] == protocol.order[0][::-1]
     assert sorted(protocol.order[0]) == sorted([WARM, COLD, TEACHER])
     assert protocol.input_shape == (3, 16, 16)
+    assert protocol.teacher_input_shape == (3, 24, 24)
     assert protocol.cpus == (max(os.sched_getaffinity(0)),)
     assert profile.environment.load is not None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lorkd_deploy.arrays import I64
+from lorkd_deploy.data import Split
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.profiling.scoring import inputs, open_task
 from lorkd_deploy.profiling.setup import Setup
@@ -27,13 +28,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Library:
-    """`file` holds float32 `(rows, 3, H, W)`, so that a process maps only what it reads.
+    """`files` hold float32 `(rows, 3, H, W)`, so that a process maps only what it reads; one per
+    preprocessing of the engines, by its hash.
 
     The tasks' images stand one task after the other, then the generated ones.
     """
 
-    file: Path
+    files: Mapping[str, Path]
     tasks: Mapping[str, Place]
+
+    def file(self, engine: Artifact) -> Path:
+        """The one with the input of `engine`."""
+        return self.files[engine.preprocess_sha256]
 
     def of(self, engine: Artifact) -> tuple[int, int, dict[str, Place]]:
         """First row and end of what `engine` is asked, and where its tasks' images are in that;
@@ -50,21 +56,29 @@ class Library:
         return first, max(place.stop for place in own.values()), moved
 
 
-def write_library(file: Path, setup: Setup) -> Library:
-    """Prepare every test image of the tasks, in the recipe's order, and write them to `file`."""
-    protocol = setup.protocol
-    found = [(task, data) for task in setup.tasks if (data := open_task(setup.bundle, task))]
-    total = sum(len(data.test) for _, data in found)
-    shape = (total + GENERATED, *protocol.input_shape)
-    rows = np.lib.format.open_memmap(file, "w+", np.float32, shape)
-    generator = np.random.default_rng(protocol.seed)
-    rows[total:] = generator.standard_normal((GENERATED, *protocol.input_shape), np.float32)
+def write_library(folder: Path, setup: Setup) -> Library:
+    """Prepare every test image of the tasks, in the recipe's order, and write them to `folder`."""
+    found = {task.name: data for task in setup.tasks if (data := open_task(setup.bundle, task))}
     places, start = {}, 0
-    for task, data in found:
-        begin = start
-        for batch in inputs(data.test, setup.bundle.manifest.preprocess):
+    for name, data in found.items():
+        places[name] = Place(start, start + len(data.test), data.test.labels)
+        start += len(data.test)
+    files = {}
+    for engine in setup.engines:
+        if engine.preprocess_sha256 not in files:
+            file = folder / f"{len(files)}.npy"
+            _write(file, [data.test for data in found.values()], engine, setup.protocol.seed)
+            files[engine.preprocess_sha256] = file
+    return Library(files, places)
+
+
+def _write(file: Path, splits: Sequence[Split], engine: Artifact, seed: int) -> None:
+    shape = (sum(map(len, splits)) + GENERATED, *engine.input_shape)
+    rows = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+    start = 0
+    for split in splits:
+        for batch in inputs(split, engine.preprocess):
             rows[start : start + len(batch)] = batch
             start += len(batch)
-        places[task.name] = Place(begin, start, data.test.labels)
+    rows[start:] = np.random.default_rng(seed).standard_normal(rows[start:].shape, np.float32)
     rows.flush()
-    return Library(file, places)

@@ -145,7 +145,7 @@ def _test(engine: Artifact, plan: Plan, request: dict[str, Any], modes: Sequence
                 "scenario",
                 **request,
                 mode=logs.name,
-                inputs=str(plan.library.file),
+                inputs=str(plan.library.file(engine)),
                 start=start,
                 stop=stop,
                 logs=str(logs.absolute()),

@@ -96,7 +96,7 @@ def _profile(
     file, bundle, before = setup.run.profile / LOADGEN, setup.bundle, load_average()
     machine = environment().model_copy(update={"load": Load(before=before, after=before)})
     with tempfile.TemporaryDirectory() as scratch:
-        library = write_library(Path(scratch) / "inputs.npy", setup)
+        library = write_library(Path(scratch), setup)
         notes = [*setup.notes, *unscored([t for t in setup.tasks if t.name not in library.tasks])]
         state = tuple(state_of(machine, setup.protocol))
         plan = Plan(library, setup.protocol, settings, identity(machine), state, setup.run.profile)

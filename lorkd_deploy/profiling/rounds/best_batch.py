@@ -49,7 +49,7 @@ def _median_call(process: EngineProcess, size: int, protocol: Protocol) -> float
     """Seconds of the median call of `size` images."""
     _, data = process.ask(
         "measure",
-        shape=[size, *protocol.input_shape],
+        shape=[size, *process.engine.input_shape],
         seed=protocol.seed,
         iterations=2 * size,
         seconds=SECONDS,

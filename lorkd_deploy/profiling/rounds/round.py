@@ -152,7 +152,7 @@ def _cold_start(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Load the engine and let it answer once: what the worker says of it, and the times, ms."""
     opened = process.open()
-    shape = [_batch_sizes(process.engine, protocol)[0], *protocol.input_shape]
+    shape = [_batch_sizes(process.engine, protocol)[0], *process.engine.input_shape]
     first, _ = process.ask("first", shape=shape, seed=protocol.seed)
     return opened, {
         "runtime_import": opened["runtime_import"],
@@ -168,7 +168,7 @@ def _measure(
     """The calls at one batch size, and what the worker says of them."""
     measured, calls = process.ask(
         "measure",
-        shape=[size, *protocol.input_shape],
+        shape=[size, *process.engine.input_shape],
         seed=protocol.seed,
         iterations=protocol.iterations,
         seconds=protocol.seconds,
