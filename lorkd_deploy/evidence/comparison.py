@@ -20,16 +20,27 @@ from lorkd_deploy.evidence.statistics import (
     seeds_needed,
     verdict,
 )
-from lorkd_deploy.metrics.score import Kind, Metric, accuracy, auc, balanced_accuracy, probabilities
+from lorkd_deploy.metrics.score import (
+    Kind,
+    Metric,
+    accuracy,
+    auc,
+    balanced_accuracy,
+    kappa,
+    probabilities,
+)
 from lorkd_deploy.schema import Part
 
-METRICS = (auc, accuracy, balanced_accuracy)
+METRICS = (auc, accuracy, balanced_accuracy, kappa)  # kappa of graded tasks alone
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class TestSplit:
-    """What is true of a task's test images: labels as in `data.Split`, and groups or None."""
+    """What is true of a task's test images: labels as in `data.Split`, and groups or None.
+
+    `graded`: the classes are grades in order.
+    """
 
     __test__ = False  # no test for pytest, whatever its name begins with
 
@@ -37,10 +48,14 @@ class TestSplit:
     kind: Kind
     labels: I64
     groups: I64 | None = None
+    graded: bool = False
 
 
 class Figure(Part):
-    """A metric of a method on a task, None: over all tasks; `seeds` are its values per seed."""
+    """A metric of a method on a task, None: over all tasks; `seeds` are its values per seed.
+
+    All tasks are, for kappa, those whose classes are grades.
+    """
 
     method: str
     task: str | None
@@ -89,7 +104,10 @@ def compared(
     figures: list[Figure] = []
     differences: list[Difference] = []
     for metric in metrics:
-        found = {m: _resampled(metric, splits, own, n) for m, own in answers.items()}
+        used = [split for split in splits if split.graded or metric is not kappa]
+        if not used:
+            continue
+        found = {m: _resampled(metric, used, own, n) for m, own in answers.items()}
         for method, by_task in found.items():
             figures += [_figure(method, task, metric, value) for task, value in by_task.items()]
         for second in (method for method in answers if method != first):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorkd_deploy.evidence.comparison import METRICS, RESAMPLES
+from lorkd_deploy.evidence.comparison import RESAMPLES
 from lorkd_deploy.evidence.mig import BINS, DIMENSIONS
 from lorkd_deploy.evidence.plots import dots, forest
 from lorkd_deploy.evidence.result import StudyResult
@@ -72,7 +72,7 @@ def study_page(result: StudyResult) -> StudyPage:
         differences_intro=_INTRO,
         differences=differences_table(result),
         forest=forest(result, "auc", TITLES["auc"]),
-        tasks=tuple(task_table(result, metric.name) for metric in METRICS),
+        tasks=tuple(task_table(result, metric) for metric in result.metrics),
         mig_intro=_MIG,
         mig=mig_tables(result),
         protocol=_protocol(result),

@@ -41,6 +41,16 @@ class StudyResult(Part):
         departments = self.recipe["departments"]
         return tuple(task["name"] for own in departments for task in own["tasks"])
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that were measured, in the order in which they are shown."""
+        return tuple(dict.fromkeys(figure.metric for figure in self.comparison.figures))
+
+    def tasks_of(self, metric: str) -> tuple[str, ...]:
+        """The tasks that have it: of kappa those whose classes are grades."""
+        having = {figure.task for figure in self.comparison.figures if figure.metric == metric}
+        return tuple(task for task in self.tasks if task in having)
+
     def figure(self, method: str, task: str | None, metric: str) -> Figure:
         """The one of that method and metric, on a task or (None) over all of them."""
         wanted = (method, task, metric)

@@ -198,8 +198,8 @@ def _result(work: _Study, outcomes: Sequence[Outcome]) -> StudyResult:
     found = {variant.name: _answers(work, variant, seeds) for variant in variants}
     first = next((name for name in found if name.partition("+")[0] == "experts"), next(iter(found)))
     splits = [
-        TestSplit(name, data.kind, data.test.labels, data.test.groups)
-        for name, data in zip(work.setup.names, work.setup.data, strict=True)
+        TestSplit(task.name, data.kind, data.test.labels, data.test.groups, task.graded)
+        for task, data in zip(work.recipe.tasks, work.setup.data, strict=True)
     ]
     torch.set_num_threads(1)
     return StudyResult(

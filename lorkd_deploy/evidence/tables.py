@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lorkd_deploy.evidence.comparison import METRICS, Difference
+from lorkd_deploy.evidence.comparison import Difference
 from lorkd_deploy.evidence.methods.table import METHODS
 from lorkd_deploy.evidence.result import StudyResult
 from lorkd_deploy.evidence.statistics import Estimate
 from lorkd_deploy.reporting.cells import label, number
 from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
 
-TITLES = {"auc": "AUC", "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy"}
+TITLES = {
+    "auc": "AUC",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "kappa": "Kappa of grades",
+}
 _TONES: dict[str, Tone] = {"better": "good", "worse": "bad", "not shown": "quiet"}
 _TURNED: dict[str, Tone] = {"better": "bad", "worse": "good", "not shown": ""}
 _METHOD = Column("method", "Method", numeric=False)
@@ -39,7 +44,7 @@ def name_cell(variant: str) -> Cell:
 
 def methods_table(result: StudyResult) -> Table:
     columns = [_METHOD]
-    columns += [Column(metric.name, TITLES[metric.name]) for metric in METRICS]
+    columns += [Column(metric, TITLES[metric]) for metric in result.metrics]
     columns += [
         Column("parameters", "Parameters", hint="of one task's network, as it is deployed"),
         Column("stored", "For all tasks", hint="parameters that all tasks need together"),
@@ -52,7 +57,7 @@ def methods_table(result: StudyResult) -> Table:
         rows.append(
             (
                 name_cell(variant),
-                *(interval(result.figure(variant, None, m.name).estimate) for m in METRICS),
+                *(interval(result.figure(variant, None, m).estimate) for m in result.metrics),
                 number(cost.parameters),
                 number(cost.stored),
                 number(cost.mib),
@@ -65,14 +70,14 @@ def methods_table(result: StudyResult) -> Table:
 
 def differences_table(result: StudyResult) -> Table:
     columns = [Column("against", "Against", numeric=False)]
-    for metric in METRICS:
-        columns.append(Column(metric.name, TITLES[metric.name]))
-        columns.append(Column(f"{metric.name}_verdict", "In words", numeric=False))
+    for metric in result.metrics:
+        columns.append(Column(metric, TITLES[metric]))
+        columns.append(Column(f"{metric}_verdict", "In words", numeric=False))
     rows = []
     for second in others(result):
         cells = [name_cell(second)]
-        for metric in METRICS:
-            found = result.difference(second, None, metric.name)
+        for metric in result.metrics:
+            found = result.difference(second, None, metric)
             cells += [interval(found.estimate, signed=True), _word(found)]
         rows.append(tuple(cells))
     title = f"{result.first} minus each other method"
@@ -88,11 +93,11 @@ def _word(found: Difference) -> Cell:
 
 def task_table(result: StudyResult, metric: str) -> Table:
     columns = [_METHOD]
-    columns += [Column(task, task) for task in result.tasks]
+    columns += [Column(task, task) for task in result.tasks_of(metric)]
     rows = []
     for variant in result.variants:
         cells = [name_cell(variant)]
-        for task in result.tasks:
+        for task in result.tasks_of(metric):
             cell = interval(result.figure(variant, task, metric).estimate)
             if variant != result.first:
                 word = result.difference(variant, task, metric).verdict

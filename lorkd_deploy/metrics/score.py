@@ -138,6 +138,17 @@ def mean_of_defined(values: F64) -> F64:
         return np.asarray(np.nanmean(values, axis=-1), np.float64)
 
 
+def _kappa(labels: I64, probs: F64, counts: F64) -> F64:
+    answers, classes = probs.argmax(axis=1), probs.shape[1]
+    apart = (labels - answers).astype(np.float64) ** 2
+    grades = np.arange(classes)
+    distance = (grades[:, None] - grades).astype(np.float64) ** 2
+    truth, said = counts @ np.eye(classes)[labels], counts @ np.eye(classes)[answers]
+    by_chance = ((truth @ distance) * said).sum(axis=1) / counts.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(1 - counts @ apart / by_chance, np.float64)
+
+
 def minus(left: Metric, right: Metric) -> Metric:
     """`left` of the left half of the columns minus `right` of the right half: paired resamples."""
 
@@ -153,3 +164,5 @@ accuracy = Metric("accuracy", _accuracy)
 auc = Metric("auc", _auc)
 balanced_accuracy = Metric("balanced_accuracy", _balanced_accuracy)
 METRICS = (accuracy, auc, balanced_accuracy)
+# Cohen's, by squared distance (1968), of a multiclass task whose classes are grades in order.
+kappa = Metric("kappa", _kappa)

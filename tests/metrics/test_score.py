@@ -111,6 +111,19 @@ def test_bootstrap_equals_a_plain_loop(metric: metrics.Metric, kind: metrics.Kin
     assert interval.low < interval.value < interval.high
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+def test_kappa_equals_scikit_learns_resampled_too(classes: int) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    labels, logits = predicted(200, classes)
+    probs, answers = metrics.probabilities(logits, "multiclass"), logits.argmax(axis=1)
+    counts = np.random.default_rng(0).integers(0, 4, (3, 200))
+    expected = [
+        sklearn.cohen_kappa_score(labels, answers, weights="quadratic", sample_weight=row)
+        for row in counts
+    ]
+    assert metrics.kappa.weighted(labels, probs, counts.astype(float)) == pytest.approx(expected)
+
+
 def test_bootstrap_covers_the_binomial_interval_and_follows_its_seed() -> None:
     labels = np.arange(400) % 2
     probs = np.eye(2)[np.where(np.arange(400) % 5 == 0, 1 - labels, labels)]
