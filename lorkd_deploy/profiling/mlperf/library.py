@@ -63,7 +63,7 @@ def write_library(folder: Path, setup: Setup) -> Library:
     for name, data in found.items():
         places[name] = Place(start, start + len(data.test), data.test.labels)
         start += len(data.test)
-    files = {}
+    files: dict[str, Path] = {}
     for engine in setup.engines:
         if engine.preprocess_sha256 not in files:
             file = folder / f"{len(files)}.npy"
