@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -135,14 +136,13 @@ def on_cluster(trainings: Sequence[Training], study: Path, cluster: Cluster) -> 
     Raises `RuntimeUnavailableError` where Dask isn't installed or its scheduler doesn't answer.
     """
     try:
-        from distributed import Client, Security  # type: ignore[import-not-found,unused-ignore]
-        from distributed import as_completed as ended
+        dask = import_module("distributed")
     except ImportError as exc:
         raise RuntimeUnavailableError(
             "a cluster needs Dask, which is not installed", fix="install lorkd-deploy[cluster]"
         ) from exc
     try:
-        client = Client(cluster.scheduler, security=_security(cluster, Security), timeout="20s")
+        client = dask.Client(cluster.scheduler, security=_security(cluster, dask), timeout="20s")
     except (OSError, TimeoutError) as exc:
         raise RuntimeUnavailableError(
             f"the scheduler doesn't answer: {exc}",
@@ -157,7 +157,7 @@ def on_cluster(trainings: Sequence[Training], study: Path, cluster: Cluster) -> 
             )
             for key, training in by_key.items()
         ]
-        for future in ended(futures):
+        for future in dask.as_completed(futures):
             if future.status == "finished":
                 yield Outcome.model_validate(future.result())
             else:  # its workers were lost more often than the cluster allows
@@ -165,10 +165,10 @@ def on_cluster(trainings: Sequence[Training], study: Path, cluster: Cluster) -> 
                 yield Outcome(training=by_key[future.key], failed=why)
 
 
-def _security(cluster: Cluster, kind: Any) -> Any:
+def _security(cluster: Cluster, dask: Any) -> Any:
     if cluster.ca is None:
         return None
-    return kind(
+    return dask.Security(
         tls_ca_file=str(cluster.ca),
         tls_client_cert=str(cluster.certificate),
         tls_client_key=str(cluster.key),
