@@ -146,6 +146,13 @@ class Runner(Protocol):
 
     def __call__(self, batch: F32) -> F32: ...
 
+    def outputs(self, batch: F32) -> Mapping[str, F32]:
+        """Everything that the engine gives of `batch`, by name, the logits first.
+
+        Engines with a guard need it; one that gives its logits alone may leave it to `Closing`.
+        """
+        ...
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Runner: ...
@@ -155,6 +162,11 @@ class Runner(Protocol):
 
 class Closing:
     """A base for runners: leaving the `with` block calls `close`, which may be called twice."""
+
+    def outputs(self, batch: F32) -> Mapping[str, F32]:
+        """The logits alone."""
+        logits: F32 = self(batch)  # type: ignore[operator]
+        return {"output": logits}
 
     def close(self) -> None:
         raise NotImplementedError

@@ -25,7 +25,7 @@ class OpenVinoRunner(Closing):
         self, compiled: openvino.CompiledModel, facts: dict[str, Any], cache: Path | None = None
     ) -> None:
         kinds = [v.get_element_type().get_type_name() for v in compiled.inputs + compiled.outputs]
-        if kinds != ["f32", "f32"]:
+        if len(compiled.inputs) != 1 or not compiled.outputs or set(kinds) != {"f32"}:
             raise ArtifactError(
                 f"this model is no engine: it maps {len(compiled.inputs)} tensors to "
                 f"{len(compiled.outputs)} ({', '.join(kinds)}), a float32 one to a float32 one "
@@ -35,15 +35,27 @@ class OpenVinoRunner(Closing):
 
         self._tensor: Callable[..., Any] = openvino.Tensor
         self._request: Any = compiled.create_infer_request()
-        self._classes = compiled.output(0).get_partial_shape()[1].get_length()
+        self._names = [value.get_any_name() for value in compiled.outputs]
+        shapes = [value.get_partial_shape() for value in compiled.outputs]
+        self._rest = [tuple(n.get_length() for n in list(shape)[1:]) for shape in shapes]
         self._shape: tuple[int, ...] = ()  # the batch that the two arrays are bound for
         self._input: F32 | None = None
-        self._output: F32 = np.empty(0, np.float32)
+        self._output: list[F32] = []
         self.facts = facts
         self.cache = cache
 
     def __call__(self, batch: F32) -> F32:
         """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
+        self._infer(batch)
+        return self._output[0].copy()
+
+    def outputs(self, batch: F32) -> dict[str, F32]:
+        """Every output of `batch` by name; raises as a call does."""
+        self._infer(batch)
+        return {name: o.copy() for name, o in zip(self._names, self._output, strict=True)}
+
+    def _infer(self, batch: F32) -> None:
+        """Fill the arrays of the outputs."""
         try:
             if batch.dtype != np.float32:  # which OpenVINO would convert without a word
                 raise TypeError("float32 is needed")
@@ -58,12 +70,10 @@ class OpenVinoRunner(Closing):
                 bound = np.require(batch, requirements=["C", "W"])
                 self._request.set_input_tensor(self._tensor(bound, shared_memory=True))
             self._request.infer(share_outputs=True)
-            logits = self._output.copy()
         except Exception as exc:  # the binding raises what it likes
             raise ArtifactError(
                 f"the engine failed on {batch.dtype} {batch.shape}: {said(exc)}"
             ) from exc
-        return logits
 
     def _bind(self, shape: tuple[int, ...]) -> None:
         """Let the request read and write arrays of ours, which are there for every call of one
@@ -74,10 +84,11 @@ class OpenVinoRunner(Closing):
         self._shape = ()
         small = 4 * int(np.prod(shape)) <= COPIED
         self._input = np.empty(shape, np.float32) if small else None
-        self._output = np.empty((shape[0], self._classes), np.float32)
+        self._output = [np.empty((shape[0], *rest), np.float32) for rest in self._rest]
         if self._input is not None:
             self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))
-        self._request.set_output_tensor(self._tensor(self._output, shared_memory=True))
+        for place, output in enumerate(self._output):
+            self._request.set_output_tensor(place, self._tensor(output, shared_memory=True))
         self._shape = shape
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from lorkd_exporters._nodes import with_nodes
 ENGINE = "model.engine"
 COMPATIBLE = "model.version-compatible.engine"  # by which loading knows to allow its host code
 LOG = "build.log"
+LOGITS = "output"  # as bundles call them (`GraphEntry.output`)
 LAYERS = "layers.json"
 MIB = 2**20  # bytes
 SMALLER = "end what else uses the GPU, or export it with a smaller --option max_batch=…"
@@ -127,19 +128,30 @@ class TensorRtRunner(Closing):
                     "the GPU has too little memory left for the engine", where=path, fix=SMALLER
                 )
             names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-            side = {self._engine.get_tensor_mode(name): name for name in names}
-            kinds = [self._engine.get_tensor_dtype(name) for name in names]
-            if len(side) != 2 or kinds != [trt.float32] * 2:
+            given = trt.TensorIOMode.INPUT
+            inputs = [name for name in names if self._engine.get_tensor_mode(name) == given]
+            outputs = [name for name in names if name not in inputs]
+            kinds = {self._engine.get_tensor_dtype(name) for name in names}
+            if len(inputs) != 1 or not outputs or kinds != {trt.float32}:
                 raise ArtifactError(f"this is no engine of a classifier: it has {', '.join(names)}")
-            self._input, output = side[trt.TensorIOMode.INPUT], side[trt.TensorIOMode.OUTPUT]
+            self._input = inputs[0]
+            # TensorRT may order them as it likes: the logits come first.
+            outputs.sort(key=lambda name: name != LOGITS)
             shapes = self._engine.get_tensor_profile_shape(self._input, 0)
             self._least, self._most = int(shapes[0][0]), int(shapes[2][0])
             self._shape = tuple(int(n) for n in shapes[2][1:])
-            self._classes = int(self._engine.get_tensor_shape(output)[1])
+            self._rest = {
+                name: tuple(int(n) for n in self._engine.get_tensor_shape(name))[1:]
+                for name in outputs
+            }
             self._from = self._device.allocate(4 * self._most * int(np.prod(self._shape)))
-            self._to = self._device.allocate(4 * self._most * self._classes)
+            self._to = {
+                name: self._device.allocate(4 * self._most * int(np.prod(rest)))
+                for name, rest in self._rest.items()
+            }
             self._context.set_tensor_address(self._input, self._from)
-            self._context.set_tensor_address(output, self._to)
+            for name, address in self._to.items():
+                self._context.set_tensor_address(name, address)
         except BaseException:
             self._device.close()
             raise
@@ -154,6 +166,14 @@ class TensorRtRunner(Closing):
 
     def __call__(self, batch: F32) -> F32:
         """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
+        first = next(iter(self._rest))
+        return self._given(batch, [first])[first]
+
+    def outputs(self, batch: F32) -> dict[str, F32]:
+        """Every output of `batch` by name, the logits first; raises as a call does."""
+        return self._given(batch, list(self._rest))
+
+    def _given(self, batch: F32, names: list[str]) -> dict[str, F32]:
         fits = batch.dtype == np.float32 and batch.shape[1:] == self._shape
         if not self._open or not fits or not len(batch):
             what = "it is closed" if not self._open else f"it takes float32 (N, *{self._shape})"
@@ -161,9 +181,10 @@ class TensorRtRunner(Closing):
         self._device.use()
         data = np.ascontiguousarray(batch)
         starts = range(0, len(data), self._most)
-        return np.concatenate([self._part(data[i : i + self._most]) for i in starts])
+        parts = [self._part(data[i : i + self._most], names) for i in starts]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
-    def _part(self, part: F32) -> F32:
+    def _part(self, part: F32, names: list[str]) -> dict[str, F32]:
         count = len(part)
         if count < self._least:
             part = np.concatenate([part, np.zeros((self._least - count, *self._shape), np.float32)])
@@ -171,14 +192,18 @@ class TensorRtRunner(Closing):
         self._device.upload(self._from, part)
         if not ready or not self._context.execute_async_v3(self._device.stream):
             raise ArtifactError(f"the engine failed on {part.dtype} {part.shape}")
-        return self._device.download(self._to, (len(part), self._classes))[:count]
+        return {
+            name: self._device.download(self._to[name], (len(part), *self._rest[name]))[:count]
+            for name in names
+        }
 
     def allocated(self) -> int:
-        """Bytes on the GPU that TensorRT and the two buffers hold, the weights left out, of which
+        """Bytes on the GPU that TensorRT and the buffers hold, the weights left out, of which
         it doesn't tell."""
         size = getattr(self._engine, "device_memory_size_v2", None)
         held = int(self._engine.device_memory_size if size is None else size)
-        return held + 4 * self._most * (int(np.prod(self._shape)) + self._classes)
+        shapes = (self._shape, *self._rest.values())
+        return held + 4 * self._most * sum(int(np.prod(shape)) for shape in shapes)
 
     def close(self) -> None:
         """Free the GPU's memory; calling the runner after this raises `ArtifactError`."""

@@ -132,7 +132,7 @@ class OnnxRunner(Closing):
     def __init__(self, session: onnxruntime.InferenceSession, threads: int) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         kinds = [value.type for value in (*inputs, *outputs)]
-        if kinds != ["tensor(float)", "tensor(float)"]:
+        if len(inputs) != 1 or not outputs or set(kinds) != {"tensor(float)"}:
             raise ArtifactError(
                 f"this model is no engine: it maps {len(inputs)} tensors to {len(outputs)} "
                 f"({', '.join(kinds)}), a float32 one to a float32 one is needed"
@@ -140,6 +140,7 @@ class OnnxRunner(Closing):
         self._run: Callable[..., Any] = session.run
         self._input: str = inputs[0].name
         self._outputs = [outputs[0].name]
+        self._all = [value.name for value in outputs]
         self.facts: dict[str, Any] = {
             "runtime": "onnxruntime",
             "version": probe().version,
@@ -152,13 +153,20 @@ class OnnxRunner(Closing):
 
     def __call__(self, batch: F32) -> F32:
         """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
+        return self._given(self._outputs, batch)[0]
+
+    def outputs(self, batch: F32) -> dict[str, F32]:
+        """Every output of `batch` by name; raises as a call does."""
+        return dict(zip(self._all, self._given(self._all, batch), strict=True))
+
+    def _given(self, names: list[str], batch: F32) -> list[F32]:
         try:
-            logits: F32 = self._run(self._outputs, {self._input: batch})[0]
+            given: list[F32] = self._run(names, {self._input: batch})
         except Exception as exc:  # the runtime has no base class for its errors
             raise ArtifactError(
                 f"the engine failed on {batch.dtype} {batch.shape}: {first_line(exc)}"
             ) from exc
-        return logits
+        return given
 
     def close(self) -> None:
         """Free the model; calling the runner after this raises `ArtifactError`."""

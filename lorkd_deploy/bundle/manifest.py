@@ -5,7 +5,8 @@
       base.safetensors             W0 and everything else that all tasks share, by torch name
       experts/TASK.safetensors     `LAYER.A`, `LAYER.B`; norm tensors and `head.*` by torch name
       safety/TASK.safetensors      only where the recipe wants it: `scores`, how badly each held-out
-                                   validation image fits its label (`safety/coverage.py`)
+                                   validation image fits its label (`safety/coverage.py`);
+                                   `guard.*`, what the guard compares with (`safety/guard.py`)
       template.onnx                the graph with norms folded, without its weights
       parity/ENGINE.safetensors    logits of the unfused torch model, written before any export:
                                    see `reference.py`
@@ -30,6 +31,7 @@ from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import NAME, NormKind
 from lorkd_deploy.safety.calibration import Temperature
 from lorkd_deploy.safety.coverage import Coverage
+from lorkd_deploy.safety.guard import Guard
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import canonical_json
 
@@ -74,10 +76,11 @@ class SafetyEntry(Part):
 
     temperature: Temperature | None = None
     coverage: Coverage | None = None
+    guard: Guard | None = None
 
     @property
     def file(self) -> bool:
-        return self.coverage is not None
+        return self.coverage is not None or self.guard is not None
 
 
 class TaskEntry(Part):
@@ -155,11 +158,13 @@ class Binding(Part):
 
 
 class GraphEntry(Part):
-    """The ONNX template: float32 `(N, 3, size, size)` named `input` → `(N, K)` named `output`."""
+    """The ONNX template: float32 `(N, 3, size, size)` named `input` → `(N, K)` named `output`, and
+    where there is a guard what that looks at, named `features`."""
 
     opset: int
     input: str
     output: str
+    features: str | None = None
     bindings: tuple[Binding, ...]
 
 

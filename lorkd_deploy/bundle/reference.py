@@ -5,6 +5,7 @@ They are the unfused torch model's, written before any export:
     inputs                      (n, K) for the generated inputs (`parity_inputs.py`)
     TASK.index  TASK.sha256     (m,) rows of the task's test split, (m, 32) hashes of their images
     TASK.logits                 (m, K_t) for these images
+    inputs.guard  TASK.guard    (n,) and (m,): what a guard says of both, only where there is one
     TASK.images  TASK.labels    (m, S, S, 3), and (m,) or (m, K_t): only where the recipe ships them
 """
 
@@ -29,6 +30,7 @@ class ImageReference(NamedTuple):
 
     `indices` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; only where they are
     shipped `images`, uint8 `(m, S, S, 3)` at network size, and `labels`, int64 `(m,)` or `(m, K)`.
+    `guard` float32 `(m,)` are the scores of a guard (`safety/guard.py`), where there is one.
     """
 
     indices: I64
@@ -36,18 +38,21 @@ class ImageReference(NamedTuple):
     logits: F32
     images: U8 | None = None
     labels: I64 | None = None
+    guard: F32 | None = None
 
 
 def reference_tensors(
-    inputs_logits: F32, images: Mapping[str, ImageReference]
+    inputs_logits: F32, images: Mapping[str, ImageReference], inputs_guard: F32 | None = None
 ) -> dict[str, npt.NDArray[Any]]:
     """The tensors of one engine's reference.
 
     `inputs_logits` `(n, K)` are the unfused model's on `parity_inputs(n, …)`, `images` has an entry
-    for each task of the engine. Raises `ModelError` for logits that are not finite: nothing could
-    be proven by them.
+    for each task of the engine, `inputs_guard` `(n,)` are the scores of a guard. Raises
+    `ModelError` for logits that are not finite: nothing could be proven by them.
     """
     tensors: dict[str, npt.NDArray[Any]] = {INPUTS: np.asarray(inputs_logits, np.float32)}
+    if inputs_guard is not None:
+        tensors[f"{INPUTS}.guard"] = np.asarray(inputs_guard, np.float32)
     for task, given in images.items():
         count = len(given.indices)
         if given.sha256.shape != (count, 32) or len(given.logits) != count:
@@ -55,6 +60,8 @@ def reference_tensors(
         tensors[f"{task}.index"] = np.asarray(given.indices, np.int64)
         tensors[f"{task}.sha256"] = np.asarray(given.sha256, np.uint8)
         tensors[f"{task}.logits"] = np.asarray(given.logits, np.float32)
+        if given.guard is not None:
+            tensors[f"{task}.guard"] = np.asarray(given.guard, np.float32)
         if given.images is not None:
             tensors[f"{task}.images"] = np.asarray(given.images, np.uint8)
             if given.labels is not None:
@@ -81,6 +88,7 @@ def image_reference(tensors: Tensors, task: str, where: Path) -> ImageReference:
         _tensor(tensors, f"{task}.logits", where),
         tensors.get(f"{task}.images"),
         tensors.get(f"{task}.labels"),
+        tensors.get(f"{task}.guard"),
     )
 
 

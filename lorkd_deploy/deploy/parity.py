@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from lorkd_deploy.arrays import F32, I64
+from lorkd_deploy.arrays import F32, F64, I64
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.errors import GateError, with_fix
 from lorkd_deploy.metrics import score as metrics
@@ -83,6 +83,33 @@ class Compared(Part):
         )
 
 
+class GuardCompared(Part):
+    """A guard's scores (above 1: outside) from the engine beside the reference, over `rows` images.
+
+    `largest` is the largest difference as a fraction of max(1, score); `flips` counts images that
+    one of them calls outside and the other doesn't, of which `flips_allowed` may be; None where
+    they aren't judged: generated inputs are pictures of nothing.
+    """
+
+    on: Literal["inputs", "images"]
+    rows: int
+    largest: float
+    flips: int
+    flips_allowed: int | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether few enough pictures are judged otherwise."""
+        few = self.flips_allowed is None or self.flips <= self.flips_allowed
+        return few and math.isfinite(self.largest)
+
+    def __str__(self) -> str:
+        return (
+            f"the guard, {self.rows} test images: {self.flips} judged otherwise "
+            f"({self.flips_allowed} allowed), scores differ by {self.largest:.3g} at most"
+        )
+
+
 class Link(Part):
     """One step of the chain from the model that was trained to the engine: what stands before it,
     what after, and their logits beside each other, judged by the tolerance of what stands after."""
@@ -96,13 +123,15 @@ class Parity(Part):
     """The verdict on one engine and the figures behind it.
 
     `compared` is from end to end: the unfused torch model beside the engine. `links` are the steps
-    between them, where there is one, `links_not_here` why they weren't run. `images_not_here` says
+    between them, where there is one, `links_not_here` why they weren't run. `guard` is there where
+    the bundle has one. `images_not_here` says
     for a task why its test images weren't used; `reasons` why the engine failed, or why it was not
     run.
     """
 
     status: Literal["passed", "failed", "not run here"]
     compared: tuple[Compared, ...] = ()
+    guard: tuple[GuardCompared, ...] = ()
     links: tuple[Link, ...] = ()
     links_not_here: str | None = None
     images_not_here: dict[str, str] = Field(default_factory=dict)
@@ -173,6 +202,21 @@ def compare(  # noqa: PLR0917
         non_finite=int((~finite).sum()),
         flips_allowed=math.ceil(allowed.flips * flips.size) if on == "images" else None,
         **changes,
+    )
+
+
+def compare_guard(
+    on: Literal["inputs", "images"], expected: F32, found: F64, allowed: Tolerance
+) -> GuardCompared:
+    """Figures of a guard's scores `found` against `expected`, both `(n,)`, n ≥ 1."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(found - expected) / np.maximum(1.0, expected)
+    return GuardCompared(
+        on=on,
+        rows=len(expected),
+        largest=float(difference.max()),
+        flips=int(((found > 1) != (expected > 1)).sum()),
+        flips_allowed=math.ceil(allowed.flips * len(expected)) if on == "images" else None,
     )
 
 

@@ -6,7 +6,7 @@ bundle, or opened as the bundle's recipe says and recognised by their hashes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -17,14 +17,22 @@ from lorkd_deploy.arrays import F32, I64, U8
 from lorkd_deploy.bundle.manifest import TaskEntry, columns_of
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.bundle.reference import ImageReference, image_reference, inputs_reference
+from lorkd_deploy.bundle.reference import (
+    INPUTS,
+    ImageReference,
+    image_reference,
+    inputs_reference,
+)
 from lorkd_deploy.data import image_sha256
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
+from lorkd_deploy.deploy.guarded import task_guard
 from lorkd_deploy.deploy.parity import (
     Compared,
+    GuardCompared,
     Link,
     Parity,
     compare,
+    compare_guard,
 )
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.precisions.table import Tolerance, precision_of
@@ -52,6 +60,7 @@ class Sample(NamedTuple):
     expected: F32
     tasks: tuple[tuple[TaskEntry, slice], ...]
     labels: I64 | None = None
+    guard: F32 | None = None  # the scores of a guard, (n,)
 
 
 class Reference:
@@ -79,6 +88,8 @@ class Reference:
             reason = f"the engine gives logits {found[0].shape}, {needed} are needed"
             return Parity(status="failed", reasons=(reason,))
         compared = self._compared(samples, [s.expected for s in samples], found, allowed)
+        guard = self._guard(engine, runner, samples, allowed)
+        reasons += [str(entry) for entry in guard if not entry.passed]
         links, links_not_here = self._links(engine, stages, samples, found, allowed)
         reasons += [str(entry) for entry in compared if not entry.passed]
         if links:
@@ -87,6 +98,7 @@ class Reference:
         return Parity(
             status="failed" if reasons else "passed",
             compared=compared,
+            guard=guard,
             links=links,
             links_not_here=links_not_here,
             images_not_here=not_here,
@@ -114,7 +126,13 @@ class Reference:
         tensors = self.bundle.logits(engine)
         tasks = tuple(columns_of(self.bundle.engine(engine)))
         samples = [
-            Sample("inputs", self._inputs, inputs_reference(tensors, self.bundle.path), tasks)
+            Sample(
+                "inputs",
+                self._inputs,
+                inputs_reference(tensors, self.bundle.path),
+                tasks,
+                guard=tensors.get(f"{INPUTS}.guard"),
+            )
         ]
         not_here: dict[str, str] = {}
         refuted: list[str] = []
@@ -134,7 +152,8 @@ class Reference:
         images, labels = chosen.images, chosen.labels
         if images is None:
             images, labels = self._opened(task, chosen)
-        return Sample("images", images, chosen.logits, ((task, columns),), labels)
+        tasks = ((task, columns),)
+        return Sample("images", images, chosen.logits, tasks, labels, chosen.guard)
 
     def _links(
         self,
@@ -220,9 +239,25 @@ class Reference:
         resized = np.stack([manifest.preprocess.geometry(image) for image in found.values()])
         return resized, split.labels[chosen.indices]
 
+    def _guard(
+        self, engine: str, runner: Runner, samples: list[Sample], allowed: Tolerance
+    ) -> tuple[GuardCompared, ...]:
+        """What the guard says of the engine's own features, beside the reference."""
+        guard = task_guard(self.bundle, self.bundle.engine(engine)[0].name)
+        found = []
+        for sample in samples:
+            if guard is not None and sample.guard is not None and len(sample.guard):
+                parts = [guard.scores(runner.outputs(b)) for b in self._batches(sample.images)]
+                scores = np.concatenate(parts)
+                found.append(compare_guard(sample.on, sample.guard, scores, allowed))
+        return tuple(found)
+
     def _logits(self, runner: Runner, images: U8) -> F32:
-        """Logits `(n, K)` of images at network size; the first one alone, as devices run it."""
+        """Logits `(n, K)` of images at network size."""
+        return np.concatenate([runner(batch) for batch in self._batches(images)])
+
+    def _batches(self, images: U8) -> Iterator[F32]:
+        """Network inputs of images; the first one alone, as devices run it."""
         starts = [0, *range(1, len(images), BATCH)]
-        batches = [images[a:b] for a, b in zip(starts, [*starts[1:], len(images)], strict=True)]
-        preprocess = self.bundle.manifest.preprocess
-        return np.concatenate([runner(preprocess.normalise(batch)) for batch in batches])
+        for start, stop in zip(starts, [*starts[1:], len(images)], strict=True):
+            yield self.bundle.manifest.preprocess.normalise(images[start:stop])

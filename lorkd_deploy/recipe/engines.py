@@ -66,10 +66,16 @@ class SafetySpec(Part):
         "the right one as often as asked. Half of the validation images are held out for it",
     )
 
+    guard: bool = Field(
+        default=False,
+        description="let engines tell pictures that aren't of the task's kind, which `lorkd "
+        "predict` then answers `outside`; its threshold is set on the images that are held out",
+    )
+
     @property
     def holds_out(self) -> bool:
         """Whether a part of it needs validation images that chose nothing."""
-        return self.coverage
+        return self.coverage or self.guard
 
 
 class ExportSpec(Part):

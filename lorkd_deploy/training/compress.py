@@ -21,7 +21,7 @@ from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors, carry_over
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.bundling.reference import reference_logits
-from lorkd_deploy.training.bundling.safe import make_safe, safety_tensors
+from lorkd_deploy.training.bundling.safe import guards, make_safe, safety_tensors
 from lorkd_deploy.training.networks.evaluate import scores, task_logits
 from lorkd_deploy.training.networks.restore import restored
 from lorkd_deploy.training.networks.stored import head_tensors
@@ -183,7 +183,7 @@ def _write(
         )
         for one, of_task, of_safety in zip(shrunk, tested, safe, strict=True)
     ]
-    logits = reference_logits(setup, model, known_inputs(bundle))
+    logits = reference_logits(setup, model, known_inputs(bundle), guards=guards(safe))
     for part in ("teacher", "history"):
         if (source.path / part).is_dir() and source.path != source.bundle:
             carry_over(source.path / part, new.path / part)

@@ -22,7 +22,7 @@ from lorkd_deploy.storage import carry_over, sha256_bytes
 from lorkd_deploy.training.bundling.assemble import expert_parameters
 from lorkd_deploy.training.bundling.reference import reference_logits
 from lorkd_deploy.training.bundling.result import TrainingResult, training_result
-from lorkd_deploy.training.bundling.safe import make_safe, safety_tensors
+from lorkd_deploy.training.bundling.safe import guards, make_safe, safety_tensors
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.student import fit_student
@@ -135,7 +135,7 @@ def _write(job: Job, growth: Growth, model: ExpertClassifier, fitted: Fitted) ->
         run.bundle,
         tasks=task_entries(setup, tested, model.backbone, [one.entry for one in safe]),
         experts=own,
-        logits=reference_logits(setup, model, known_inputs(bundle)),
+        logits=reference_logits(setup, model, known_inputs(bundle), guards=guards(safe)),
         safety=safety_tensors(setup, safe),
         parameters=parameters,
         recipe=growth.grown,

@@ -21,7 +21,7 @@ from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.bundling.graph_template import Template, graph_template
 from lorkd_deploy.training.bundling.reference import reference_logits
 from lorkd_deploy.training.bundling.result import TrainingResult, training_result
-from lorkd_deploy.training.bundling.safe import make_safe, safety_tensors
+from lorkd_deploy.training.bundling.safe import guards, make_safe, safety_tensors
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.networks.evaluate import scores
 from lorkd_deploy.training.networks.network import TeacherNetwork
@@ -89,7 +89,7 @@ def write_experts(
     safe = make_safe(setup, model)  # first: all that follows is of the heads that it leaves
     tested = {"expert": scores(model, setup.test, setup.kinds, setup.preprocess)}
     tested |= _teacher_scores(run)
-    template = _template(setup, *model.dense(0))
+    template = _template(setup, *model.dense(0), guard=recipe.safety.guard)
     own = own_tensors(setup, model)
     parameters = {"backbone": _count(experts.dense(0))} | expert_parameters(own)
     tasks = task_entries(setup, tested, experts, [one.entry for one in safe])
@@ -111,7 +111,7 @@ def write_experts(
         extracted_from=sources.base if sources else None,
     )
     base = arrays(experts.base_state())
-    logits = reference_logits(setup, model, pictures)
+    logits = reference_logits(setup, model, pictures, guards=guards(safe))
     contents = Contents(base, own, logits, template.onnx, safety_tensors(setup, safe))
     write_bundle(run.bundle, described, contents)
     result = training_result(run.bundle, setup, fitted, tested, parameters)
@@ -145,9 +145,11 @@ def _described(setup: Setup, template: Template, pictures: U8, **own: Any) -> Ma
     )
 
 
-def _template(setup: Setup, backbone: nn.Module, head: nn.Linear) -> Template:
+def _template(
+    setup: Setup, backbone: nn.Module, head: nn.Linear, *, guard: bool = False
+) -> Template:
     size, opset = setup.preprocess.size, setup.recipe.export.opset
-    return graph_template(backbone, head, size=size, opset=opset)
+    return graph_template(backbone, head, size=size, opset=opset, guard=guard)
 
 
 def _pictures(setup: Setup) -> U8:

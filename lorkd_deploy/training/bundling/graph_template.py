@@ -19,7 +19,9 @@ from torch import Tensor, fx, nn
 from lorkd_deploy.bundle.manifest import HEAD_TENSORS, FoldEntry, GraphEntry
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.experts.copies import copy_of
+from lorkd_deploy.safety.guard import FEATURES
 from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
+from lorkd_deploy.training.networks.deployable import Deployable, Guarded
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -38,35 +40,26 @@ class Template:
     folds: tuple[FoldEntry, ...]
 
 
-class _Deployable(nn.Module):
-    """Backbone and head as one module, as deployed: `(N, 3, S, S)` → `(N, K)`."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(x))
-        return logits
-
-
-def graph_template(backbone: nn.Module, head: nn.Linear, size: int, opset: int = 18) -> Template:
+def graph_template(
+    backbone: nn.Module, head: nn.Linear, size: int, opset: int = 18, *, guard: bool = False
+) -> Template:
     """Export `head(backbone(x))` for `x` float32 `(N, 3, size, size)` with a free N.
 
     `backbone` is a plain module (no experts) that gives features `(N, F)`; neither module is
-    changed. Sources in the map are the backbone's own tensor names, `head.weight` and
-    `head.bias`; a convolution whose BatchNorm was folded has a `.bias` even if it had none.
+    changed. With `guard` what that looks at is a second output (`Guarded`). Sources in the map are
+    the backbone's own tensor names, `head.weight` and `head.bias`; a convolution whose BatchNorm was
+    folded has a `.bias` even if it had none.
     Raises `ModelError` where torch can't export the network, or where a weight has no place of
     its own in the graph.
     """
-    model = _plain_copy(backbone, head)
+    model = _plain_copy(backbone, head, Guarded if guard else Deployable)
+    outputs = [OUTPUT, *([FEATURES] if guard else [])]
     example = torch.zeros(2, 3, size, size)
     try:
         module, folds = _traced(model, example)
         biases = {f"{fold.conv}.bias" for fold in folds}
         sources = _randomised(module, biases.union(model.state_dict()))
-        exported = _exported(module, example, opset)
+        exported = _exported(module, example, opset, outputs)
     except Exception as exc:  # torch's exporters raise whatever the network's code meets
         said = str(exc).strip().splitlines() or [type(exc).__name__]
         raise ModelError(
@@ -76,18 +69,24 @@ def graph_template(backbone: nn.Module, head: nn.Linear, size: int, opset: int =
         ) from exc
     proto, weights = take_weights(exported, sources)
     arrays = {_own(name): value.numpy() for name, value in sources.items()}
-    graph = GraphEntry(opset=opset, input=INPUT, output=OUTPUT, bindings=bind(weights, arrays))
+    graph = GraphEntry(
+        opset=opset,
+        input=INPUT,
+        output=OUTPUT,
+        features=FEATURES if guard else None,
+        bindings=bind(weights, arrays),
+    )
     own_folds = tuple(FoldEntry(conv=_own(f.conv), norm=_own(f.norm), eps=f.eps) for f in folds)
     return Template(stripped(proto), graph, own_folds)
 
 
-def _plain_copy(backbone: nn.Module, head: nn.Linear) -> nn.Module:
+def _plain_copy(backbone: nn.Module, head: nn.Linear, kind: type[Deployable]) -> nn.Module:
     if taken := sorted(set(HEAD_TENSORS) & set(backbone.state_dict())):
         raise ModelError(
             f"the backbone has a tensor called {taken[0]}: that is the name of the task's head",
             fix="give a backbone without classifier, or name that part of it otherwise",
         )
-    model = copy_of(_Deployable(backbone, head)).cpu().float()
+    model = copy_of(kind(backbone, head)).cpu().float()
     return model.eval().requires_grad_(False)
 
 
@@ -103,7 +102,9 @@ def _traced(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Sequence
     return module, folds
 
 
-def _exported(module: nn.Module, example: Tensor, opset: int) -> ONNXProgram:
+def _exported(
+    module: nn.Module, example: Tensor, opset: int, outputs: Sequence[str]
+) -> ONNXProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
         exported = torch.onnx.export(
@@ -113,7 +114,7 @@ def _exported(module: nn.Module, example: Tensor, opset: int) -> ONNXProgram:
             dynamic_shapes=_free_batch(),
             external_data=False,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=outputs,
             opset_version=opset,
             optimize=False,  # `take_weights` does it, when weights can't be taken for constants
             verbose=False,

@@ -10,10 +10,13 @@ import torch
 from lorkd_deploy.arrays import F32, I64, U8
 from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
 from lorkd_deploy.data import image_sha256
-from lorkd_deploy.experts import TaskNetwork
+from lorkd_deploy.experts import ExpertClassifier, TaskNetwork
+from lorkd_deploy.safety.guard import scores
 from lorkd_deploy.storage import Tensors
 from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.batches.setup import Setup
+from lorkd_deploy.training.bundling.safe import Known, guard_features
+from lorkd_deploy.training.networks.deployable import Guarded
 from lorkd_deploy.training.networks.evaluate import task_logits
 from lorkd_deploy.training.networks.network import network_input
 
@@ -23,21 +26,41 @@ def reference_logits(
     model: TaskNetwork,
     pictures: U8,
     engines: Mapping[str, Sequence[int]] | None = None,
+    guards: Sequence[Known | None] = (),
 ) -> dict[str, Tensors]:
     """Each engine's reference: fp32 on the CPU, wherever `model` was trained.
 
     `pictures` `(n, S, S, 3)` are the generated inputs; `engines` the places of each one's tasks in
-    `setup`, by default an engine per task. Raises `ModelError` for logits that are not finite.
+    `setup`, by default an engine per task; `guards` the tasks' own. Raises
+    `ModelError` for logits that are not finite.
     """
     model = model.cpu().float().eval()
     engines = engines or {name: (task,) for task, name in enumerate(setup.names)}
-    return {
-        engine: reference_tensors(
-            np.concatenate([_logits_of(model, pictures, t, setup) for t in tasks], axis=1),
-            {setup.names[t]: _image_reference(model, t, setup) for t in tasks},
-        )
-        for engine, tasks in engines.items()
-    }
+    found = {}
+    for engine, tasks in engines.items():
+        logits = np.concatenate([_logits_of(model, pictures, t, setup) for t in tasks], axis=1)
+        images = {setup.names[t]: _image_reference(model, t, setup) for t in tasks}
+        known = guards[tasks[0]] if guards else None
+        if known is None:
+            found[engine] = reference_tensors(logits, images)
+            continue
+        # An expert's engine: the teacher's, of several tasks, has no guard.
+        assert isinstance(model, ExpertClassifier)
+        network = Guarded(*model.dense(tasks[0])).eval()
+        name, test = setup.names[tasks[0]], setup.test[tasks[0]]
+        rows = images[name].indices
+        images[name] = images[name]._replace(guard=_scores(network, known, test[rows], setup))
+        inputs = _scores(network, known, pictures, setup)
+        found[engine] = reference_tensors(logits, images, inputs)
+    return found
+
+
+def _scores(network: Guarded, known: Known, images: U8, setup: Setup) -> F32:
+    """What a guard says of uint8 images at network size, `(n,)`."""
+    if not len(images):
+        return np.zeros(0, np.float32)
+    features = guard_features(network, images, np.arange(len(images)), setup)
+    return scores(known.tensors, known.guard, features).astype(np.float32)
 
 
 @torch.no_grad()

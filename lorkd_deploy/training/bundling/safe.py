@@ -8,21 +8,35 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lorkd_deploy.arrays import F32, I64, U8
 from lorkd_deploy.bundle.manifest import SafetyEntry
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.safety import coverage as conformal
 from lorkd_deploy.safety.calibration import Temperature, fitted_temperature, sureness
 from lorkd_deploy.safety.coverage import Coverage
+from lorkd_deploy.safety.guard import Guard, distances, fitted, guard_of
 from lorkd_deploy.storage import Tensors
+from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.batches.setup import Setup
-from lorkd_deploy.training.networks.evaluate import task_logits
+from lorkd_deploy.training.networks.deployable import Guarded
+from lorkd_deploy.training.networks.evaluate import BATCH, task_logits
+from lorkd_deploy.training.networks.network import network_input
+
+GUARD_IMAGES = 2000  # of the training split: means and covariances need no more
 
 
 class Safe(NamedTuple):
     """A task's entry in the manifest, and the tensors of its file; none where it has no file."""
 
     entry: SafetyEntry
+    tensors: Tensors
+
+
+class Known(NamedTuple):
+    """A guard, and what it compares with."""
+
+    guard: Guard
     tensors: Tensors
 
 
@@ -77,4 +91,34 @@ def _safe(setup: Setup, model: ExpertClassifier, task: int, earlier: SafetyEntry
         )
         entry = entry.model_copy(update={"coverage": covered})
         tensors["scores"] = scores.astype(np.float32)
+    if wanted.guard and len(held_out := setup.held_out[task]):
+        kept, guard = _guard(setup, model, task, held_out)
+        entry, tensors = entry.model_copy(update={"guard": guard}), {**tensors, **kept}
     return Safe(entry, tensors)
+
+
+def _guard(
+    setup: Setup, model: ExpertClassifier, task: int, held_out: Images
+) -> tuple[Tensors, Guard]:
+    """Fit on training images as they are stored, at most `GUARD_IMAGES`; set the threshold."""
+    network = Guarded(*model.dense(task)).eval()
+    train = setup.train[task]
+    drawn = np.random.default_rng(setup.recipe.seed).permutation(len(train))[:GUARD_IMAGES]
+    kept = fitted(guard_features(network, train, np.sort(drawn), setup))
+    own = guard_features(network, held_out, np.arange(len(held_out)), setup)
+    return kept, guard_of(distances(kept, own), len(drawn))
+
+
+@torch.no_grad()
+def guard_features(network: Guarded, images: Images | U8, rows: I64, setup: Setup) -> F32:
+    """What the guard sees of the images at `rows`, float32 `(len(rows), E)`."""
+    parts = [
+        network(network_input(images[rows[i : i + BATCH]], setup.preprocess, network)).features
+        for i in range(0, len(rows), BATCH)
+    ]
+    return np.asarray(torch.cat(parts).float().cpu().numpy(), np.float32)
+
+
+def guards(safe: Sequence[Safe]) -> list[Known | None]:
+    """Each task's guard, to tell engines what it says of the reference's images."""
+    return [one.entry.guard and Known(one.entry.guard, one.tensors) for one in safe]

@@ -1,0 +1,117 @@
+"""From an open engine's outputs to an answer: outside, referred to a person, or a label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lorkd_deploy.arrays import F32, F64
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.deploy.artifact import EngineTask
+from lorkd_deploy.deploy.guarded import task_guard
+from lorkd_deploy.errors import ArtifactError, UsageError
+from lorkd_deploy.metrics import score as metrics
+from lorkd_deploy.runtime import Runner
+from lorkd_deploy.safety import coverage as conformal
+from lorkd_deploy.schema import Part
+
+OUTSIDE, REFER = "outside", "refer"
+
+
+class Answer(Part):
+    """What is said of one image.
+
+    `outcome` is `outside` where the guard says that the picture isn't of the task's kind: then
+    there are no probabilities; `refer` where several answers, or none, keep the promised coverage:
+    then a person has to read it; else `answered`. `label` is the most probable class, of a
+    multi-label task all with at least 0.5, joined by a comma; or the outcome, where that is no
+    answer. `probabilities` has every class in the bundle's order: they sum to 1, or, of a
+    multi-label task, are one yes or no each. `possible` are the classes that a promised coverage
+    leaves; None where none was asked for. `guard` is the guard's score, above 1 outside; None where
+    the task has no guard or it is off.
+    """
+
+    outcome: Literal["answered", "refer", "outside"] = "answered"
+    label: str
+    probabilities: dict[str, float]
+    possible: tuple[str, ...] | None = None
+    guard: float | None = None
+
+
+class Answering:
+    """How a task's engine answers: with a guard, where the bundle has one and it isn't turned off
+    (`guard`), and with sets of a promised `coverage` (0 … 1), if that is given.
+
+    Raises `UsageError` for a coverage that the bundle can't promise.
+    """
+
+    def __init__(
+        self, bundle: Bundle, task: EngineTask, *, guard: bool = True, coverage: float | None = None
+    ) -> None:
+        self.task = task
+        self.guard = task_guard(bundle, task.name) if guard else None
+        self._limit: float | None = None
+        if coverage is not None:
+            scores = bundle.safety(task.name).get("scores")
+            if scores is None:
+                raise UsageError(
+                    f"the bundle has nothing that a coverage of {task.name} could rest on",
+                    where=bundle.path,
+                    fix="train with `--set safety.coverage=true`",
+                )
+            self._limit = conformal.quantile(scores, coverage)
+
+    def __call__(self, runner: Runner, batch: F32) -> list[Answer]:
+        """Answers to network inputs `(N, 3, S, S)`.
+
+        Raises `ArtifactError` for an engine that fails, gives what isn't finite, or lacks what the
+        guard needs.
+        """
+        outside: F64 | None = None
+        if self.guard is None:
+            logits = runner(batch)
+        else:
+            given = runner.outputs(batch)
+            logits = next(iter(given.values()))
+            outside = self.guard.scores(given)
+        logits = logits[:, self.task.start : self.task.stop]
+        if not np.isfinite(logits).all() or (outside is not None and np.isnan(outside).any()):
+            raise ArtifactError(
+                "the engine gives values that are not finite",
+                fix="run `lorkd verify` on this device",
+            )
+        return list(self._answers(metrics.probabilities(logits, self.task.kind), outside))
+
+    def _answers(self, rows: F64, outside: F64 | None) -> Iterator[Answer]:
+        sets = referred = None
+        if self._limit is not None:
+            sets = conformal.answer_sets(rows, self._limit, self.task.kind)
+            referred = conformal.referred(sets)
+        for place, row in enumerate(rows):
+            score = None if outside is None else float(outside[place])
+            if score is not None and score > 1:
+                yield Answer(outcome=OUTSIDE, label=OUTSIDE, probabilities={}, guard=score)
+                continue
+            possible = None if sets is None else self._names(sets[place])
+            refer = referred is not None and bool(referred[place])
+            yield Answer(
+                outcome=REFER if refer else "answered",
+                label=REFER if refer else self._label(row),
+                probabilities=dict(zip(self.task.classes, row.tolist(), strict=True)),
+                possible=possible,
+                guard=score,
+            )
+
+    def _label(self, row: F64) -> str:
+        classes = self.task.classes
+        if self.task.kind == "multilabel":
+            return ", ".join(name for name, p in zip(classes, row, strict=True) if p >= 0.5)
+        return classes[int(row.argmax())]
+
+    def _names(self, row: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+        """The classes, or of a multi-label task the findings, that can't be ruled out."""
+        there = row[:, 1] if row.ndim == 2 else row
+        return tuple(name for name, yes in zip(self.task.classes, there, strict=True) if yes)
