@@ -16,6 +16,9 @@ from lorkd_deploy._version import __version__
 if TYPE_CHECKING:
     from lorkd_deploy.bundle.read import Bundle as Bundle
     from lorkd_deploy.bundle.read import load_bundle as load_bundle
+    from lorkd_deploy.clinic.audit import AuditLog as AuditLog
+    from lorkd_deploy.clinic.audit import verify_log as verify_log
+    from lorkd_deploy.clinic.drift import drift as drift
     from lorkd_deploy.demonstration import demo as demo
     from lorkd_deploy.deploy.artifact import Artifact as Artifact
     from lorkd_deploy.deploy.export import export as export
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Artifact": "deploy.artifact",
     "ArtifactError": "errors",
+    "AuditLog": "clinic.audit",
     "Bundle": "bundle.read",
     "BundleError": "errors",
     "Closing": "runtime",
@@ -98,6 +102,7 @@ _HOME = {
     "delta_weight": "lowrank.delta",
     "demo": "demonstration",
     "doctor": "diagnosis",
+    "drift": "clinic.drift",
     "export": "deploy.export",
     "extract": "training.extract",
     "fuse": "deploy.fuse",
@@ -112,6 +117,7 @@ _HOME = {
     "shipped_recipes": "recipe",
     "teacher": "training.teacher",
     "verify": "deploy.verify",
+    "verify_log": "clinic.audit",
 }
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the names are strings)
 

@@ -4,9 +4,11 @@
       manifest.json
       base.safetensors             W0 and everything else that all tasks share, by torch name
       experts/TASK.safetensors     `LAYER.A`, `LAYER.B`; norm tensors and `head.*` by torch name
-      safety/TASK.safetensors      only where the recipe wants it: `scores`, how badly each held-out
-                                   validation image fits its label (`safety/coverage.py`);
-                                   `guard.*`, what the guard compares with (`safety/guard.py`)
+      safety/TASK.safetensors      only where the recipe wants it; of the held-out validation images
+                                   `held_out.probabilities` (n, K), `held_out.scores` (n,), how
+                                   badly each fits its label (`safety/coverage.py`),
+                                   `held_out.guard` (n,), the guard's scores; and `guard.*`, what
+                                   that compares with (`safety/guard.py`)
       template.onnx                the graph with norms folded, without its weights
       parity/ENGINE.safetensors    logits of the unfused torch model, written before any export:
                                    see `reference.py`
@@ -43,6 +45,7 @@ TEMPLATE = "template.onnx"
 FACTORS = (".A", ".B")  # behind the name of a layer: its two factors
 HEAD = "head."  # in front of the torch names of a head's tensors
 HEAD_TENSORS = (HEAD + "weight", HEAD + "bias")
+PROBABILITIES, SCORES, GUARD = (f"held_out.{name}" for name in ("probabilities", "scores", "guard"))
 EXPERT = "expert:"  # in `parameters`, in front of a task: how many numbers its factors hold
 # Names become folders and files, so one from a foreign manifest must not lead out of its folder.
 Name = Annotated[str, Field(pattern=NAME.pattern)]

@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from lorkd_deploy._version import __version__
-from lorkd_deploy.cli import recipe
+from lorkd_deploy.cli import audit, recipe
 from lorkd_deploy.cli.benchmark import benchmark
 from lorkd_deploy.cli.compare import compare
 from lorkd_deploy.cli.compress import compress
 from lorkd_deploy.cli.decompose import decompose
 from lorkd_deploy.cli.demo import demo
 from lorkd_deploy.cli.doctor import doctor
+from lorkd_deploy.cli.drift import drift
 from lorkd_deploy.cli.export import export
 from lorkd_deploy.cli.extract import extract
 from lorkd_deploy.cli.fuse import fuse
@@ -48,11 +49,13 @@ for command in (
     compare,
     pack,
     predict,
+    drift,
     inspect,
     study,
     doctor,
 ):
     app.command()(command)
+app.add_typer(audit.app, name="audit")
 app.add_typer(recipe.app, name="recipe")
 
 

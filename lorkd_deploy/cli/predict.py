@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorkd_deploy.cli.shared.options import DicomKeys, Json, Precision, Quiet, Run, key_value
 from lorkd_deploy.cli.shared.render import Output
+
+if TYPE_CHECKING:
+    from lorkd_deploy.deploy.classifier import Prediction
 
 SHOWN = 3  # classes per image; --json and --csv have them all
 
@@ -40,6 +43,29 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    guard: Annotated[
+        bool,
+        typer.Option(
+            "--guard/--no-guard",
+            help="Answer `outside` to pictures that aren't of the task's kind, where the bundle "
+            "has a guard.",
+        ),
+    ] = True,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Give the classes that hold the right one this often, e.g. 0.95, and refer to a "
+            "person where they aren't one.",
+            show_default=False,
+        ),
+    ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LOG", help="Append every answer to this audit log.", show_default=False
+        ),
+    ] = None,
     dicom: DicomKeys = [],
     as_json: Json = False,
     quiet: Quiet = False,
@@ -50,8 +76,10 @@ def predict(
     Examples:
       lorkd predict runs/small --task breast scan.png
       lorkd predict runs/small --task breast scans/ --csv breast.csv
+      lorkd predict runs/small --task breast scans/ --coverage 0.95 --audit answers.jsonl
       lorkd predict runs/small --task breast scan.dcm --dicom window=[40,400]
     """
+    from lorkd_deploy import AuditLog
     from lorkd_deploy import predict as classify
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -64,16 +92,27 @@ def predict(
         csv=csv,
         save_input=save_input,
         dicom=dict(key_value(text, "--dicom") for text in dicom),
+        guard=guard,
+        coverage=coverage,
+        audit=None if audit is None else AuditLog(audit),
     )
     output.table(
         f"{task}: {len(predictions)} images",
         ("image", "label", "most probable"),
-        [(entry.file, entry.label, _ranked(entry.probabilities)) for entry in predictions],
+        [(entry.file, entry.label, _said(entry)) for entry in predictions],
     )
     for file in (csv, save_input):
         if file is not None:
             output.text(f"wrote {file}")
     output.result(predictions)
+
+
+def _said(entry: Prediction) -> str:
+    if entry.outcome == "outside":
+        return f"not of this kind: guard {entry.guard:.2f}, above 1"
+    if entry.possible is None:
+        return _ranked(entry.probabilities)
+    return f"{', '.join(entry.possible) or 'none'} possible; {_ranked(entry.probabilities)}"
 
 
 def _ranked(probabilities: dict[str, float]) -> str:

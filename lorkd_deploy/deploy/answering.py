@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.arrays import F32, F64
+from lorkd_deploy.bundle.manifest import SCORES
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.deploy.artifact import EngineTask
+from lorkd_deploy.deploy.artifact import Artifact, EngineTask
 from lorkd_deploy.deploy.guarded import task_guard
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.metrics import score as metrics
@@ -41,6 +42,16 @@ class Answer(Part):
     guard: float | None = None
 
 
+class Recorder(Protocol):
+    """Who writes down what was answered: an audit log."""
+
+    def answered(
+        self, artifact: Artifact, answer: Answer, *, image: str, task: str, guarded: bool, ms: float
+    ) -> None:
+        """Keep one answer of an engine; `image` is the SHA-256 of the image's file."""
+        ...
+
+
 class Answering:
     """How a task's engine answers: with a guard, where the bundle has one and it isn't turned off
     (`guard`), and with sets of a promised `coverage` (0 … 1), if that is given.
@@ -55,7 +66,7 @@ class Answering:
         self.guard = task_guard(bundle, task.name) if guard else None
         self._limit: float | None = None
         if coverage is not None:
-            scores = bundle.safety(task.name).get("scores")
+            scores = bundle.safety(task.name).get(SCORES)
             if scores is None:
                 raise UsageError(
                     f"the bundle has nothing that a coverage of {task.name} could rest on",

@@ -12,35 +12,30 @@ import numpy as np
 
 from lorkd_deploy.arrays import F32, U8
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.answering import Answer, Answering
 from lorkd_deploy.deploy.artifact import NOT_VERIFIED, EngineTask, exported_engine, open_engine
 from lorkd_deploy.dicom import DicomHeader, DicomRules, is_dicom
 from lorkd_deploy.dicom.pixels import read_dicom
-from lorkd_deploy.errors import ArtifactError, ImageError
+from lorkd_deploy.errors import ImageError
 from lorkd_deploy.image_files import SUFFIXES, read_image
 from lorkd_deploy.machine.processor import usable_cpus
-from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, Closing, RunOptions
-from lorkd_deploy.schema import Part
 
 BATCH = 32
 log = logging.getLogger(__name__)
 
 
-class Prediction(Part):
-    """What an engine says of one image file.
+class Prediction(Answer):
+    """What an engine says of one image file; the fields of an answer are those of `Answer`.
 
-    `probabilities` has every class in the bundle's order: they sum to 1, or, of a multi-label
-    task, are one yes or no each. `label` is the most probable class; of a multi-label task all
-    with at least 0.5, joined by a comma. `dicom` is what of a DICOM file's header may be recorded,
-    `frame` the frame that was looked at, from 1.
+    `dicom` is what of a DICOM file's header may be recorded, `frame` the frame that was looked at,
+    from 1.
     """
 
     file: str
     task: str
-    probabilities: dict[str, float]
-    label: str
     dicom: DicomHeader | None = None
     frame: int | None = None
 
@@ -59,8 +54,9 @@ class Classifier(Closing):
     """The engine of a run's `task`, open until the `with` block ends.
 
     `dicom` overrides keys of the rules by which the recipe has this task's DICOM files become
-    pixels. Raises `UsageError` for an unknown task or key, `ArtifactError` for an engine that is
-    missing, damaged or of another bundle.
+    pixels; `guard` and `coverage` are those of `Answering`. Raises `UsageError` for an unknown task
+    or key, or a coverage that can't be promised, `ArtifactError` for an engine that is missing,
+    damaged or of another bundle.
     """
 
     def __init__(
@@ -71,6 +67,8 @@ class Classifier(Closing):
         target: str = "onnx",
         precision: str = "fp32",
         dicom: Mapping[str, Any] | None = None,
+        guard: bool = True,
+        coverage: float | None = None,
     ) -> None:
         opened = open_run(run)
         bundle = load_bundle(opened.bundle)
@@ -81,11 +79,17 @@ class Classifier(Closing):
             log.warning(NOT_VERIFIED, opened.path)
         self.task: EngineTask = self.artifact.task(task)
         self.rules = (self.task.dicom or DicomRules()).overridden(dicom or {})
+        self._answering = Answering(bundle, self.task, guard=guard, coverage=coverage)
         self._runner = open_engine(self.artifact, RunOptions(threads=usable_cpus()))
 
     def close(self) -> None:
         """Close the engine."""
         self._runner.close()
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a guard looks at every picture first."""
+        return self._answering.guard is not None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -112,26 +116,14 @@ class Classifier(Closing):
 
     def answers(self, images: Sequence[Prepared], batch: F32) -> list[Prediction]:
         """What the engine says of `images`, whose network input is `batch`."""
-        logits = self._runner(batch)[:, self.task.start : self.task.stop]
-        if not np.isfinite(logits).all():
-            raise ArtifactError(
-                "the engine gives logits that are not finite",
-                fix="run `lorkd verify` on this device",
+        found = self._answering(self._runner, batch)
+        return [
+            Prediction(
+                **answer.model_dump(),
+                file=str(image.file),
+                task=self.task.name,
+                dicom=image.dicom,
+                frame=image.frame,
             )
-        rows = metrics.probabilities(logits, self.task.kind)
-        return [self._answer(image, row) for image, row in zip(images, rows, strict=True)]
-
-    def _answer(self, image: Prepared, row: F32) -> Prediction:
-        by_class = dict(zip(self.task.classes, row.tolist(), strict=True))
-        if self.task.kind == "multilabel":
-            label = ", ".join(name for name, p in by_class.items() if p >= 0.5)
-        else:
-            label = self.task.classes[int(row.argmax())]
-        return Prediction(
-            file=str(image.file),
-            task=self.task.name,
-            probabilities=by_class,
-            label=label,
-            dicom=image.dicom,
-            frame=image.frame,
-        )
+            for image, answer in zip(images, found, strict=True)
+        ]

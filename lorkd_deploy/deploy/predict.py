@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from lorkd_deploy.arrays import F32
+from lorkd_deploy.deploy.answering import Recorder
 from lorkd_deploy.deploy.artifact import EngineTask
 from lorkd_deploy.deploy.classifier import Classifier, Prediction
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.image_files import IN_WORDS, SUFFIXES, Found, image_files, require_utf8
-from lorkd_deploy.storage import write_atomic
+from lorkd_deploy.storage import sha256_file, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +32,17 @@ def predict(
     csv: str | Path | None = None,
     save_input: str | Path | None = None,
     dicom: Mapping[str, Any] | None = None,
+    guard: bool = True,
+    coverage: float | None = None,
+    audit: Recorder | None = None,
 ) -> list[Prediction]:
     """Classify image files, and those in folders (all levels, sorted), by a task's engine.
 
     `csv` writes the answers to a file, `save_input` the network's input as `.npy`, float32
-    `(N, 3, S, S)`. `dicom` overrides keys of the task's rules for DICOM files (`DicomRules`).
+    `(N, 3, S, S)`. Where the bundle has a `guard`, a picture that isn't of the task's kind is
+    answered `outside`. With a `coverage`, such as 0.95, each answer has the classes that it leaves,
+    and an image with several or none is referred to a person. `audit`, an `AuditLog`, keeps every
+    answer. `dicom` overrides keys of the task's rules for DICOM files (`DicomRules`).
     Other files in folders are left out and counted in the log. Raises `UsageError`
     for an unknown task or no image, `ImageError` for an image that can't be used,
     `ArtifactError` for an engine that is missing, damaged or of another bundle; nothing is
@@ -42,10 +50,22 @@ def predict(
     """
     inputs: list[F32] = []
     answers: list[Prediction] = []
-    with Classifier(run, task, target=target, precision=precision, dicom=dicom) as classifier:
+    with Classifier(
+        run,
+        task,
+        target=target,
+        precision=precision,
+        dicom=dicom,
+        guard=guard,
+        coverage=coverage,
+    ) as classifier:
         files = _files([Path(path) for path in images])
+        began = time.perf_counter()
         for batch, found in classifier.batches(files):
             answers += found
+            if audit is not None:
+                _record(audit, classifier, found, 1e3 * (time.perf_counter() - began) / len(found))
+                began = time.perf_counter()
             if save_input is not None:
                 inputs.append(batch)
     if any(answer.dicom for answer in answers) and not classifier.rules.modality:
@@ -61,6 +81,20 @@ def predict(
     if csv is not None:
         write_atomic(Path(csv), _table(answers, classifier.task))
     return answers
+
+
+def _record(
+    audit: Recorder, classifier: Classifier, found: Sequence[Prediction], ms: float
+) -> None:
+    for answer in found:
+        audit.answered(
+            classifier.artifact,
+            answer,
+            image=sha256_file(Path(answer.file)),
+            task=classifier.task.name,
+            guarded=classifier.guarded,
+            ms=ms,
+        )
 
 
 def _files(given: Sequence[Path]) -> list[Path]:
@@ -95,6 +129,7 @@ def _table(answers: Sequence[Prediction], task: EngineTask) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "task", "label", *(f"p({name})" for name in task.classes)])
     for answer in answers:
-        row = [f"{p:.8g}" for p in answer.probabilities.values()]
+        row = [f"{p:.8g}" for p in answer.probabilities.values()]  # none of a picture outside
+        row += [""] * (len(task.classes) - len(row))
         writer.writerow([answer.file, answer.task, answer.label, *row])
     return text.getvalue().encode()

@@ -212,7 +212,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_smaller_experts_have_their_own_temperature_and_coverage(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", safety={"temperature": True, "coverage": True})
+    run = made(tmp_path / "run", safety={"temperature": True, "coverage": True, "guard": True})
     compress(run, tmp_path / "small", energy=0.6)
     compress(run, tmp_path / "same", budget="1MB")
     old, small, same = (load_bundle(tmp_path / name) for name in ("run", "small", "same"))
@@ -231,6 +231,14 @@ def test_smaller_experts_have_their_own_temperature_and_coverage(tmp_path: Path)
         model = restored(small.manifest, [small.task(task)], small.base, {task: small.expert(task)})
         probs = probabilities(task_logits(model, images, 0, setup.preprocess), "multiclass")
         expected = 1 - probs[np.arange(len(images)), images.labels]
-        np.testing.assert_allclose(small.safety(task)["scores"], expected, atol=1e-6)
+        np.testing.assert_allclose(small.safety(task)["held_out.scores"], expected, atol=1e-6)
         assert after.coverage.images == len(images) > 4
-        assert not np.array_equal(small.safety(task)["scores"], old.safety(task)["scores"])
+        assert not np.array_equal(
+            small.safety(task)["held_out.scores"], old.safety(task)["held_out.scores"]
+        )
+    # The guard is fitted to the smaller expert, and every engine judges as torch did.
+    for artifact in [*export(tmp_path / "small"), *export(tmp_path / "small", "openvino")]:
+        inputs, images = artifact.parity.guard
+        assert max(inputs.largest, images.largest) < 1e-3
+        assert (images.rows, images.flips) == (10, 0)
+    assert all(verdict.passed for verdict in verify(tmp_path / "small"))

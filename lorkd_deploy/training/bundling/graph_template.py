@@ -47,8 +47,8 @@ def graph_template(
 
     `backbone` is a plain module (no experts) that gives features `(N, F)`; neither module is
     changed. With `guard` what that looks at is a second output (`Guarded`). Sources in the map are
-    the backbone's own tensor names, `head.weight` and `head.bias`; a convolution whose BatchNorm was
-    folded has a `.bias` even if it had none.
+    the backbone's own tensor names, `head.weight` and `head.bias`; a convolution whose BatchNorm
+    was folded has a `.bias` even if it had none.
     Raises `ModelError` where torch can't export the network, or where a weight has no place of
     its own in the graph.
     """

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from lorkd_deploy.arrays import F32, I64, U8
-from lorkd_deploy.bundle.manifest import SafetyEntry
+from lorkd_deploy.bundle.manifest import GUARD, PROBABILITIES, SCORES, SafetyEntry
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.safety import coverage as conformal
 from lorkd_deploy.safety.calibration import Temperature, fitted_temperature, sureness
 from lorkd_deploy.safety.coverage import Coverage
 from lorkd_deploy.safety.guard import Guard, distances, fitted, guard_of
+from lorkd_deploy.safety.guard import scores as guard_scores
 from lorkd_deploy.storage import Tensors
 from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.batches.setup import Setup
@@ -62,7 +63,7 @@ def safety_tensors(setup: Setup, safe: Sequence[Safe]) -> dict[str, Tensors]:
 
 def _safe(setup: Setup, model: ExpertClassifier, task: int, earlier: SafetyEntry) -> Safe:
     wanted, kind, test = setup.recipe.safety, setup.kinds[task], setup.test[task]
-    entry, tensors = SafetyEntry(), {}
+    entry = SafetyEntry()
     tested = task_logits(model, test, task, setup.preprocess).astype(np.float64)
     if wanted.temperature:
         val = setup.val[task]
@@ -82,31 +83,36 @@ def _safe(setup: Setup, model: ExpertClassifier, task: int, earlier: SafetyEntry
             after=sureness(tested, test.labels, kind),
         )
         entry = entry.model_copy(update={"temperature": fitted})
-    if wanted.coverage and len(held_out := setup.held_out[task]):
-        probs = probabilities(task_logits(model, held_out, task, setup.preprocess), kind)
-        scores = conformal.nonconformity(probs, held_out.labels)
+    if not wanted.holds_out or not len(held_out := setup.held_out[task]):
+        return Safe(entry, {})
+    own = probabilities(task_logits(model, held_out, task, setup.preprocess), kind)
+    tensors: dict[str, F32] = {PROBABILITIES: own.astype(np.float32)}
+    if wanted.coverage:
+        scores = conformal.nonconformity(own, held_out.labels)
         answers = probabilities(tested, kind)
         covered = Coverage(
             images=len(scores), tested=conformal.outcomes(answers, test.labels, kind, scores)
         )
         entry = entry.model_copy(update={"coverage": covered})
-        tensors["scores"] = scores.astype(np.float32)
-    if wanted.guard and len(held_out := setup.held_out[task]):
+        tensors[SCORES] = scores.astype(np.float32)
+    if wanted.guard:
         kept, guard = _guard(setup, model, task, held_out)
-        entry, tensors = entry.model_copy(update={"guard": guard}), {**tensors, **kept}
+        entry = entry.model_copy(update={"guard": guard})
+        tensors |= kept
     return Safe(entry, tensors)
 
 
 def _guard(
     setup: Setup, model: ExpertClassifier, task: int, held_out: Images
-) -> tuple[Tensors, Guard]:
+) -> tuple[dict[str, F32], Guard]:
     """Fit on training images as they are stored, at most `GUARD_IMAGES`; set the threshold."""
     network = Guarded(*model.dense(task)).eval()
     train = setup.train[task]
     drawn = np.random.default_rng(setup.recipe.seed).permutation(len(train))[:GUARD_IMAGES]
     kept = fitted(guard_features(network, train, np.sort(drawn), setup))
     own = guard_features(network, held_out, np.arange(len(held_out)), setup)
-    return kept, guard_of(distances(kept, own), len(drawn))
+    guard = guard_of(distances(kept, own), len(drawn))
+    return {**kept, GUARD: guard_scores(kept, guard, own).astype(np.float32)}, guard
 
 
 @torch.no_grad()
