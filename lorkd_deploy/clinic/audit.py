@@ -243,7 +243,7 @@ def _rotated_end(path: Path) -> str:
     rotated = _rotated(path)
     if not rotated:
         return START
-    with rotated[-1].open("rb") as stream:
+    with rotated[-1].open("rb", buffering=0) as stream:
         return _last_line(stream, rotated[-1])[0] or START
 
 

@@ -19,7 +19,9 @@ from lorkd_deploy.runtime import Runner
 from lorkd_deploy.safety import coverage as conformal
 from lorkd_deploy.schema import Part
 
-OUTSIDE, REFER = "outside", "refer"
+Outcome = Literal["answered", "refer", "outside"]
+OUTSIDE: Outcome = "outside"
+REFER: Outcome = "refer"
 
 
 class Answer(Part):
@@ -35,7 +37,7 @@ class Answer(Part):
     the task has no guard or it is off.
     """
 
-    outcome: Literal["answered", "refer", "outside"] = "answered"
+    outcome: Outcome = "answered"
     label: str
     probabilities: dict[str, float]
     possible: tuple[str, ...] | None = None

@@ -36,7 +36,7 @@ def reference_logits(
     """
     model = model.cpu().float().eval()
     engines = engines or {name: (task,) for task, name in enumerate(setup.names)}
-    found = {}
+    found: dict[str, Tensors] = {}
     for engine, tasks in engines.items():
         logits = np.concatenate([_logits_of(model, pictures, t, setup) for t in tasks], axis=1)
         images = {setup.names[t]: _image_reference(model, t, setup) for t in tasks}

@@ -127,4 +127,4 @@ def guard_features(network: Guarded, images: Images | U8, rows: I64, setup: Setu
 
 def guards(safe: Sequence[Safe]) -> list[Known | None]:
     """Each task's guard, to tell engines what it says of the reference's images."""
-    return [one.entry.guard and Known(one.entry.guard, one.tensors) for one in safe]
+    return [Known(one.entry.guard, one.tensors) if one.entry.guard else None for one in safe]
