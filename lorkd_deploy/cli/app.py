@@ -25,6 +25,7 @@ from lorkd_deploy.cli.report import report
 from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.cli.study import study
 from lorkd_deploy.cli.teacher import teacher
+from lorkd_deploy.cli.transfer import transfer
 from lorkd_deploy.cli.verify import verify
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ for command in (
     drift,
     inspect,
     study,
+    transfer,
     doctor,
 ):
     app.command()(command)

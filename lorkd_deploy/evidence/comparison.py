@@ -88,6 +88,21 @@ class Comparison(Part):
     figures: tuple[Figure, ...]
     differences: tuple[Difference, ...]
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that were measured, in the order in which they are shown."""
+        return tuple(dict.fromkeys(figure.metric for figure in self.figures))
+
+    def figure(self, method: str, task: str | None, metric: str) -> Figure:
+        """The one of that method and metric, on a task or (None) over all of them."""
+        wanted = (method, task, metric)
+        return next(f for f in self.figures if (f.method, f.task, f.metric) == wanted)
+
+    def difference(self, second: str, task: str | None, metric: str) -> Difference:
+        """The one from `second`."""
+        wanted = (second, task, metric)
+        return next(d for d in self.differences if (d.second, d.task, d.metric) == wanted)
+
 
 def compared(
     splits: Sequence[TestSplit],

@@ -68,11 +68,11 @@ def study_page(result: StudyResult) -> StudyPage:
         lead=lead(result),
         warnings=_warnings(result),
         methods=methods_table(result),
-        dots=dots(result, "auc", TITLES["auc"]),
+        dots=dots(result.comparison, result.variants, result.seeds, "auc", TITLES["auc"]),
         differences_intro=_INTRO,
         differences=differences_table(result),
         forest=forest(result, "auc", TITLES["auc"]),
-        tasks=tuple(task_table(result, metric) for metric in result.metrics),
+        tasks=tuple(task_table(result, metric) for metric in result.comparison.metrics),
         mig_intro=_MIG,
         mig=mig_tables(result),
         protocol=_protocol(result),
@@ -87,7 +87,7 @@ def lead(result: StudyResult, metric: str = "auc") -> str:
     """What the study shows over all tasks, in a sentence per word."""
     of: dict[str, list[str]] = {"better": [], "worse": [], "not shown": []}
     for second in others(result):
-        of[result.difference(second, None, metric).verdict].append(second)
+        of[result.comparison.difference(second, None, metric).verdict].append(second)
     said = {
         "better": f"{result.first} is better than {_listed(of['better'])}",
         "worse": f"worse than {_listed(of['worse'])}",

@@ -6,37 +6,47 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from lorkd_deploy.evidence.comparison import Comparison
 from lorkd_deploy.evidence.result import StudyResult
+from lorkd_deploy.evidence.statistics import Estimate
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.reporting.cells import label, number
 from lorkd_deploy.reporting.plots.figure import Figure, layout
-from lorkd_deploy.reporting.table import Column, Table
+from lorkd_deploy.reporting.table import Cell, Column, Table
 
 _ROW, _EDGE = 34, 90  # px per method, and for the axis
 
 
-def dots(result: StudyResult, metric: str, title: str) -> Figure:
+def dots(
+    comparison: Comparison,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    metric: str,
+    title: str,
+    *,
+    key: str = "dots",
+) -> Figure:
     """One dot per seed and method, means over all tasks; a stroke is the mean over the seeds."""
     traces: list[dict[str, Any]] = []
     rows = []
-    for place, variant in enumerate(result.variants):
-        found = result.figure(variant, None, metric)
-        traces.append(_marks(found.seeds, variant, f"s{place % 8}"))
-        traces.append(_mean(found.estimate.value, variant))
+    for place, name in enumerate(names):
+        found = comparison.figure(name, None, metric)
+        traces.append(_marks(found.seeds, name, f"s{place % 8}"))
+        traces.append(_mean(found.estimate.value, name))
         rows += [
-            (label(variant), number(seed), number(value, 4))
-            for seed, value in zip(result.seeds, found.seeds, strict=True)
+            (label(name), number(seed), number(value, 4))
+            for seed, value in zip(seeds, found.seeds, strict=True)
         ]
     columns = (
         Column("method", "Method", numeric=False),
         Column("seed", "Seed"),
         Column(metric, title),
     )
-    name = f"{title} of every seed"
-    spec = _spec(traces, f"Mean {title} over all tasks", result.variants)
+    shown = f"{title} of every seed"
+    spec = _spec(traces, f"Mean {title} over all tasks", names)
     caption = "A dot is a training, the stroke their mean."
-    data = Table("seeds", name, "", columns, tuple(rows))
-    return Figure("dots", name, caption, spec["layout"]["height"], {"dots": spec}, data)
+    data = Table("seeds" if key == "dots" else key, shown, "", columns, tuple(rows))
+    return Figure(key, shown, caption, spec["layout"]["height"], {key: spec}, data)
 
 
 def forest(result: StudyResult, metric: str, title: str) -> Figure:
@@ -44,7 +54,7 @@ def forest(result: StudyResult, metric: str, title: str) -> Figure:
     others = [variant for variant in result.variants if variant != result.first]
     traces = []
     for second in others:
-        found = result.difference(second, None, metric)
+        found = result.comparison.difference(second, None, metric)
         bounds = found.estimate.interval or found.estimate.bootstrap
         tone = {"better": "s2", "worse": "s1"}.get(found.verdict, "soft")
         traces.append(_whisker(bounds, second, tone))
@@ -71,6 +81,7 @@ def _differences(result: StudyResult, metric: str, title: str) -> Table:
                 number(found.estimate.value),
                 number(bounds.low),
                 number(bounds.high),
+                *_both(found.estimate),
                 number(found.p),
                 label(found.verdict),
             )
@@ -81,10 +92,18 @@ def _differences(result: StudyResult, metric: str, title: str) -> Table:
         Column("difference", "Difference"),
         Column("low", "From"),
         Column("high", "To"),
+        Column("bootstrap", "Bootstrap over images and seeds", numeric=False),
+        Column("t", "t over seeds", numeric=False),
         Column("p", "p"),
         Column("verdict", "In words", numeric=False),
     )
     return Table("all-differences", f"{title}, task by task", "", columns, tuple(rows))
+
+
+def _both(estimate: Estimate) -> tuple[Cell, Cell]:
+    known = (estimate.bootstrap, estimate.t)
+    low, high = (label(f"{b.low:.4f} to {b.high:.4f}" if b else "one seed") for b in known)
+    return low, high
 
 
 def _marks(values: tuple[float, ...], name: str, colour: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorkd_deploy.errors import BundleError
-from lorkd_deploy.evidence.comparison import Comparison, Difference, Figure
+from lorkd_deploy.evidence.comparison import Comparison
 from lorkd_deploy.evidence.costs import Cost
 from lorkd_deploy.evidence.directions import Directions
 from lorkd_deploy.schema import Part, read_part
@@ -41,27 +41,10 @@ class StudyResult(Part):
         departments = self.recipe["departments"]
         return tuple(task["name"] for own in departments for task in own["tasks"])
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Those that were measured, in the order in which they are shown."""
-        return tuple(dict.fromkeys(figure.metric for figure in self.comparison.figures))
-
     def tasks_of(self, metric: str) -> tuple[str, ...]:
         """The tasks that have it: of kappa those whose classes are grades."""
         having = {figure.task for figure in self.comparison.figures if figure.metric == metric}
         return tuple(task for task in self.tasks if task in having)
-
-    def figure(self, method: str, task: str | None, metric: str) -> Figure:
-        """The one of that method and metric, on a task or (None) over all of them."""
-        wanted = (method, task, metric)
-        return next(f for f in self.comparison.figures if (f.method, f.task, f.metric) == wanted)
-
-    def difference(self, second: str, task: str | None, metric: str) -> Difference:
-        """The one from `second`."""
-        wanted = (second, task, metric)
-        return next(
-            d for d in self.comparison.differences if (d.second, d.task, d.metric) == wanted
-        )
 
 
 def read_result(folder: Path) -> StudyResult:

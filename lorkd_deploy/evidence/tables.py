@@ -44,20 +44,20 @@ def name_cell(variant: str) -> Cell:
 
 def methods_table(result: StudyResult) -> Table:
     columns = [_METHOD]
-    columns += [Column(metric, TITLES[metric]) for metric in result.metrics]
+    columns += [Column(metric, TITLES[metric]) for metric in result.comparison.metrics]
     columns += [
         Column("parameters", "Parameters", hint="of one task's network, as it is deployed"),
         Column("stored", "For all tasks", hint="parameters that all tasks need together"),
         Column("mib", "Size, MiB", hint="of one task's network as ONNX in float32"),
         Column("latency_ms", "Latency, ms", hint="median at batch 1, ONNX Runtime, one thread"),
     ]
-    rows = []
+    rows, found = [], result.comparison
     for variant in result.variants:
         cost = result.costs[variant]
         rows.append(
             (
                 name_cell(variant),
-                *(interval(result.figure(variant, None, m).estimate) for m in result.metrics),
+                *(interval(found.figure(variant, None, m).estimate) for m in found.metrics),
                 number(cost.parameters),
                 number(cost.stored),
                 number(cost.mib),
@@ -70,21 +70,22 @@ def methods_table(result: StudyResult) -> Table:
 
 def differences_table(result: StudyResult) -> Table:
     columns = [Column("against", "Against", numeric=False)]
-    for metric in result.metrics:
+    for metric in result.comparison.metrics:
         columns.append(Column(metric, TITLES[metric]))
         columns.append(Column(f"{metric}_verdict", "In words", numeric=False))
     rows = []
     for second in others(result):
         cells = [name_cell(second)]
-        for metric in result.metrics:
-            found = result.difference(second, None, metric)
-            cells += [interval(found.estimate, signed=True), _word(found)]
+        for metric in result.comparison.metrics:
+            found = result.comparison.difference(second, None, metric)
+            cells += [interval(found.estimate, signed=True), word(found)]
         rows.append(tuple(cells))
     title = f"{result.first} minus each other method"
     return Table("differences", title, "Means over all tasks.", tuple(columns), tuple(rows))
 
 
-def _word(found: Difference) -> Cell:
+def word(found: Difference) -> Cell:
+    """Better, worse or not shown, with its p-value."""
     note = f"p {found.p:.3f}" if found.p >= 0.001 else "p < 0.001"
     if found.verdict == "not shown" and found.needed is not None:
         note += f"; {found.needed} seeds would show it"
@@ -98,10 +99,10 @@ def task_table(result: StudyResult, metric: str) -> Table:
     for variant in result.variants:
         cells = [name_cell(variant)]
         for task in result.tasks_of(metric):
-            cell = interval(result.figure(variant, task, metric).estimate)
+            cell = interval(result.comparison.figure(variant, task, metric).estimate)
             if variant != result.first:
-                word = result.difference(variant, task, metric).verdict
-                cell = replace(cell, tone=_TURNED[word])
+                found = result.comparison.difference(variant, task, metric)
+                cell = replace(cell, tone=_TURNED[found.verdict])
             cells.append(cell)
         rows.append(tuple(cells))
     caption = (

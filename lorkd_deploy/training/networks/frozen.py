@@ -43,6 +43,13 @@ def freeze_base(experts: ExpertModel, bundle: Bundle) -> list[nn.Module]:
         for name, array in bundle.base.items():
             state[name].copy_(torch.tensor(array))
         _begin_at_the_mean(experts.module, bundle)
+    return freeze(experts)
+
+
+def freeze(experts: ExpertModel) -> list[nn.Module]:
+    """Let nothing be trained but what is its tasks' own; gives the norms that have to stay in
+    evaluation mode.
+    """
     experts.requires_grad_(False)
     for own in _own_parameters(experts.module):
         own.requires_grad_(True)

@@ -1,0 +1,101 @@
+"""`lorkd transfer`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorkd_deploy.cli.shared.options import Json, Overrides, Quiet
+from lorkd_deploy.cli.shared.render import Output
+
+
+def transfer(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A finished run, or a study, of whose trainings each seed has its own.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="FILE.npz, a folder of images, or a recipe's data: in YAML, "
+            "'{source: npz, path: FILE.npz, classes: [a, b]}'.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="TRANSFER", help="Folder to write to; the same one resumes it."
+        ),
+    ],
+    init: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Of expert:TASK, shared (W0 alone), mtl (of a study), teacher, random.",
+        ),
+    ] = "shared,teacher,random",
+    fit: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="What is learnt: experts (a low-rank expert and its head, the rest frozen), head "
+            "(a logistic regression), all. Of a teacher a head, of random weights all.",
+        ),
+    ] = "experts,head",
+    shots: Annotated[
+        str, typer.Option(metavar="LIST", help="Training images per class, or all.")
+    ] = "10,all",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Trainings of each, from the recipe's seed on.")
+    ] = 3,
+    overrides: Overrides = [],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn a new data set from an expert, from W0 alone, the teacher, or random weights.
+
+    Says what a department that is added later may expect, from few images and from all. What
+    TRANSFER has finished isn't done again: a stopped transfer is resumed by the same call.
+
+    \b
+    Examples:
+      lorkd transfer runs/small --data new.npz --out transfers/new --init expert:retina,shared
+      lorkd transfer studies/small --data new.npz --out transfers/new --init shared,mtl --fit all
+    """
+    from lorkd_deploy.evidence.transfer.page import transfer_page, write_transfer_report
+    from lorkd_deploy.evidence.transfer.transfer import transfer as run_transfer
+
+    output = Output(as_json=as_json, quiet=quiet)
+    result = run_transfer(
+        run,
+        data,
+        out,
+        init=init,
+        fit=fit,
+        shots=shots,
+        seeds=seeds,
+        set=overrides,
+        progress=output.progress(),
+    )
+    page, markdown = write_transfer_report(out)
+    shown = transfer_page(result)
+    for chapter in shown.chapters:
+        for table in (chapter.starts, chapter.differences):
+            rows = [
+                [f"{c.text} ({c.note})" if c.note else c.text for c in row] for row in table.rows
+            ]
+            title = f"{chapter.title}: {table.title}"
+            output.table(title, [column.title for column in table.columns], rows)
+    for folder, why in result.failed.items():
+        output.text(f"{folder} failed: {why}")
+    output.text(shown.lead)
+    output.text(f"wrote {page} and {markdown}")
+    output.result(result)

@@ -1,0 +1,190 @@
+"""`TRANSFER/transfer.html`, `transfer.md` and a CSV file per table, from the result alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorkd_deploy.evidence.comparison import RESAMPLES
+from lorkd_deploy.evidence.plots import dots
+from lorkd_deploy.evidence.statistics import RARE
+from lorkd_deploy.evidence.tables import TITLES, interval, word
+from lorkd_deploy.evidence.transfer.result import ShotsResult, TransferResult, read_transfer
+from lorkd_deploy.reporting.cells import label
+from lorkd_deploy.reporting.html import document
+from lorkd_deploy.reporting.markdown import facts, plain, section
+from lorkd_deploy.reporting.plots.figure import Figure
+from lorkd_deploy.reporting.table import Column, Table
+from lorkd_deploy.storage import inside, write_atomic
+
+_INITS = {
+    "expert": "from W0 with that task's expert",
+    "shared": "from W0 alone",
+    "mtl": "from the network trained without experts",
+    "teacher": "the foundation model",
+    "random": "from random weights",
+}
+_FITS = {
+    "experts": "a new low-rank expert and its head",
+    "head": "a logistic regression on its features",
+    "all": "all weights",
+}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What one number of training images gives."""
+
+    key: str
+    title: str
+    starts: Table
+    dots: Figure
+    differences: Table
+
+
+@dataclass(frozen=True)
+class TransferPage:
+    """The page's content, in the order in which it is read."""
+
+    name: str
+    dateline: str
+    title: str
+    lead: str
+    warnings: tuple[str, ...]
+    chapters: tuple[Chapter, ...]
+    protocol: tuple[str, ...]
+    provenance: tuple[tuple[str, str], ...]
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Every plot."""
+        return tuple(chapter.dots for chapter in self.chapters)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Every table, those of the plots too."""
+        return tuple(
+            table
+            for chapter in self.chapters
+            for table in (chapter.starts, chapter.dots.data, chapter.differences)
+        )
+
+
+def transfer_page(result: TransferResult) -> TransferPage:
+    """What the page and its Markdown say."""
+    count = len(result.seeds)
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    name = str(result.data["name"])
+    one = "One seed says nothing of what another training would give: nothing is shown."
+    return TransferPage(
+        name=name,
+        dateline=f"{result.test_images} test images, {len(result.classes)} classes, {seeds}, "
+        f"{result.created}",
+        title=f"{name}: learnt from {len(result.starts)} starts",
+        lead=" ".join(_lead(result, found) for found in result.results),
+        warnings=(
+            *([one] if count == 1 else []),
+            *(f"{folder} failed: {why}" for folder, why in result.failed.items()),
+        ),
+        chapters=tuple(_chapter(result, found) for found in result.results),
+        protocol=_protocol(result),
+        provenance=(
+            ("Data", ", ".join(f"{key} {value}" for key, value in result.data.items())),
+            ("Software", ", ".join(f"{key} {value}" for key, value in result.software.items())),
+        ),
+    )
+
+
+def write_transfer_report(folder: Path) -> tuple[Path, Path]:
+    """Write the page and its Markdown; raises what `document` and `read_transfer` raise."""
+    page = transfer_page(read_transfer(folder))
+    html, markdown = folder / "transfer.html", folder / "transfer.md"
+    texts = {html: document("transfer.html", page, page.figures), markdown: as_markdown(page)}
+    texts |= {inside(folder, f"transfer-csv/{t.key}.csv"): t.csv() for t in page.tables}
+    for file, text in texts.items():
+        write_atomic(file, text.encode())
+    return html, markdown
+
+
+def as_markdown(page: TransferPage) -> str:
+    """The page without its plots, whose values are in its tables."""
+    parts = [f"# {plain(page.title)}", plain(page.dateline), plain(page.lead)]
+    if page.warnings:
+        parts.append("\n".join(f"- {plain(text)}" for text in page.warnings))
+    for chapter in page.chapters:
+        parts += [f"## {plain(chapter.title)}", *section(chapter.starts, 3)]
+        parts += section(chapter.differences, 3)
+    parts += ["## How this was done", *map(plain, page.protocol), facts(page.provenance)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lead(result: TransferResult, found: ShotsResult) -> str:
+    auc = {s: found.comparison.figure(s, None, "auc").estimate.value for s in result.starts}
+    best = max(auc, key=lambda start: auc[start])
+    return f"{found.title}: AUC {auc[best]:.3f} at best ({best})."
+
+
+def _chapter(result: TransferResult, found: ShotsResult) -> Chapter:
+    key = f"shots-{found.shots or 'all'}"
+    figure = dots(
+        found.comparison, result.starts, result.seeds, "auc", TITLES["auc"], key=f"{key}-seeds"
+    )
+    title = f"{found.title} ({found.images} training images)"
+    return Chapter(
+        key, title, _starts(result, found, key), figure, _differences(result, found, key)
+    )
+
+
+def _starts(result: TransferResult, found: ShotsResult, key: str) -> Table:
+    metrics = found.comparison.metrics
+    columns = (
+        Column("start", "Start and what is learnt", numeric=False),
+        *(Column(metric, TITLES[metric]) for metric in metrics),
+    )
+    rows = tuple(
+        (
+            label(start, note=_words(start)),
+            *(interval(found.comparison.figure(start, None, m).estimate) for m in metrics),
+        )
+        for start in result.starts
+    )
+    caption = "Means over the seeds on the test images, with 95 % intervals."
+    return Table(f"{key}-starts", "Every start", caption, columns, rows)
+
+
+def _differences(result: TransferResult, found: ShotsResult, key: str) -> Table:
+    columns = [Column("against", "Against", numeric=False)]
+    for metric in found.comparison.metrics:
+        columns.append(Column(metric, TITLES[metric]))
+        columns.append(Column(f"{metric}_verdict", "In words", numeric=False))
+    rows = []
+    for second in (start for start in result.starts if start != result.first):
+        cells = [label(second, note=_words(second))]
+        for metric in found.comparison.metrics:
+            difference = found.comparison.difference(second, None, metric)
+            cells += [interval(difference.estimate, signed=True), word(difference)]
+        rows.append(tuple(cells))
+    title = f"{result.first} minus each other start"
+    return Table(f"{key}-differences", title, "", tuple(columns), tuple(rows))
+
+
+def _words(start: str) -> str:
+    init, _, fit = start.rpartition("+")
+    return f"{_INITS[init.partition(':')[0]]}: {_FITS[fit]}"
+
+
+def _protocol(result: TransferResult) -> tuple[str, ...]:
+    train = result.recipe["train"]
+    return (
+        f"Trainings draw as many images as {train['epochs']:g} epochs of all have, whatever the "
+        f"number of shots, in batches of {train['batch_size']}; optimiser, schedule and selection "
+        "are those of the recipe. A frozen start keeps the statistics of its norms. A head alone "
+        "is a logistic regression whose penalty is chosen on the validation images, which are "
+        "whole at every number of shots.",
+        f"Seeds {', '.join(map(str, result.seeds))} draw the shots and set weights and "
+        "augmentation. Differences are paired by image and by seed; the wider of a bootstrap over "
+        "images (patients, where the data has them) and seeds and a t-interval over the seeds is "
+        f"shown and decides. {RESAMPLES} resamples, within classes where one has fewer than {RARE} "
+        "images.",
+        f"All trainings together took {result.seconds / 60:.0f} minutes.",
+    )

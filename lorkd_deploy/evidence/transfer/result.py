@@ -1,0 +1,53 @@
+"""What came of a transfer, as `TRANSFER/result.json` has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lorkd_deploy.errors import BundleError
+from lorkd_deploy.evidence.comparison import Comparison
+from lorkd_deploy.schema import Part, read_part
+
+RESULT = "result.json"
+
+
+class ShotsResult(Part):
+    """With at most `shots` training images per class (None: all), `images` together."""
+
+    shots: int | None
+    images: int
+    comparison: Comparison
+
+    @property
+    def title(self) -> str:
+        """In words, for a table."""
+        return "All images" if self.shots is None else f"{self.shots} images per class"
+
+
+class TransferResult(Part):
+    """Figures by start (`shared+head`); differences are `first` minus another.
+
+    `recipe` is that of the new task, `data` the provenance of its images, `seeds` those that every
+    start finished. `failed` says by training's folder why it failed; `seconds` are those of all
+    trainings together.
+    """
+
+    schema_version: int = 1
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    classes: tuple[str, ...]
+    test_images: int
+    starts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    first: str
+    results: tuple[ShotsResult, ...]
+    failed: dict[str, str]
+    seconds: float
+    software: dict[str, str]
+    created: str
+
+
+def read_transfer(folder: Path) -> TransferResult:
+    """Raises `BundleError` where there is none, or it is damaged."""
+    return read_part(folder / RESULT, TransferResult, BundleError, "run `lorkd transfer` again")

@@ -1,0 +1,153 @@
+"""Where a transfer starts from: a network of a finished run, or of a study's trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorkd_deploy import models
+from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.errors import BundleError, UsageError, unknown_name
+from lorkd_deploy.evidence.study import RECORD, StudyRecord
+from lorkd_deploy.evidence.train import FOUNDATION, WEIGHTS, read_record
+from lorkd_deploy.experts import ExpertClassifier, ExpertModel
+from lorkd_deploy.recipe import Recipe, parse_recipe
+from lorkd_deploy.run import open_run
+from lorkd_deploy.schema import read_part
+from lorkd_deploy.storage import read_tensors
+from lorkd_deploy.training.networks.restore import restored
+from lorkd_deploy.training.networks.student import with_experts
+
+INITS = ("expert:TASK", "shared", "mtl", "teacher", "random")
+FITS = ("experts", "head", "all")
+
+
+@dataclass(frozen=True)
+class Start:
+    """One of `INITS`, and which of `FITS` is learnt on the new images."""
+
+    init: str
+    fit: str
+
+    @property
+    def name(self) -> str:
+        """`shared+head`, as results call it."""
+        return f"{self.init}+{self.fit}"
+
+    @property
+    def method(self) -> str:
+        """The study's method whose training it starts from."""
+        return "mtl" if self.init == "mtl" else "experts"
+
+
+def parse_starts(inits: str, fits: str) -> tuple[Start, ...]:
+    """Every start that makes sense: of a teacher a head is learnt, of random weights all.
+
+    Raises `UsageError` for a name that doesn't exist.
+    """
+    chosen = [fit.strip() for fit in fits.split(",") if fit.strip()]
+    for fit in chosen:
+        if fit not in FITS:
+            raise unknown_name("fit", fit, FITS)
+    starts: dict[Start, None] = {}
+    for init in (part.strip() for part in inits.split(",") if part.strip()):
+        if init not in INITS[1:] and not init.startswith("expert:"):
+            raise unknown_name("init", init, INITS)
+        own = {"teacher": ["head"], "random": ["all"]}.get(init, chosen)
+        starts |= dict.fromkeys(Start(init, fit) for fit in own)
+    if not starts:
+        raise UsageError("nothing is named to start from", fix=f"--init {', '.join(INITS)}")
+    return tuple(starts)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A run, by its `bundle`, or (None) a study, of whose trainings each seed has its own."""
+
+    folder: Path
+    recipe: Recipe
+    bundle: Bundle | None
+    sha256: str
+
+    @property
+    def teacher(self) -> Path:
+        """Where the teacher's bundle lies; it need not exist."""
+        if self.bundle is None:
+            return self.folder / FOUNDATION / "teacher"
+        return open_run(self.folder).teacher
+
+    def check(self, start: Start, seed: int) -> None:
+        """Raise `UsageError` or `BundleError` where there is nothing to start from."""
+        kind, _, task = start.init.partition(":")
+        names = [entry.name for entry in self.recipe.tasks]
+        if kind == "expert" and task not in names:
+            raise unknown_name("task", task, names)
+        if kind == "mtl" and self.bundle is not None:
+            raise UsageError(
+                "a run has no second network, trained without experts",
+                where=self.folder,
+                fix="give the folder of a study that has mtl, or start from `shared` of a run "
+                'whose experts.rank is {"*": 0}',
+            )
+        if kind == "teacher" and not self.teacher.exists():
+            raise BundleError("there is no teacher here", where=self.teacher)
+        if kind not in {"teacher", "random"} and self.bundle is None:
+            read_record(self._training(start, seed))
+
+    def state(self, start: Start, seed: int) -> dict[str, Tensor]:
+        """The plain student's tensors: W_t of an expert, or W0, with norms that all tasks share."""
+        experts = self._network(start, seed).backbone
+        kind, _, task = start.init.partition(":")
+        if kind == "expert":
+            number = [entry.name for entry in self.recipe.tasks].index(task)
+            return dict(experts.dense(number).state_dict())
+        return _shared(experts)
+
+    def _network(self, start: Start, seed: int) -> ExpertClassifier:
+        if self.bundle is None:
+            return _trained(self._training(start, seed))
+        manifest = self.bundle.manifest
+        experts = {task.name: self.bundle.expert(task.name) for task in manifest.tasks}
+        return restored(manifest, manifest.tasks, self.bundle.base, experts)
+
+    def _training(self, start: Start, seed: int) -> Path:
+        return self.folder / start.method / f"seed-{seed}"
+
+
+def open_origin(folder: str | Path) -> Origin:
+    """Raises `BundleError` where there is neither a study nor a run with experts."""
+    path = Path(folder)
+    if (path / RECORD).exists():
+        known = read_part(path / RECORD, StudyRecord, BundleError, "run `lorkd study` again")
+        recipe = parse_recipe(known.recipe, where=path)
+        return Origin(path, recipe, None, known.recipe_sha256)
+    bundle = load_bundle(open_run(path).bundle)
+    if bundle.manifest.kind != "experts":
+        raise BundleError("this is a teacher's bundle, which has no experts", where=path)
+    return Origin(path, bundle.recipe, bundle, bundle.sha256)
+
+
+def _trained(folder: Path) -> ExpertClassifier:
+    recipe = parse_recipe(read_record(folder).training.recipe, where=folder)
+    tensors = read_tensors(folder / WEIGHTS)
+    heads = [tensors[f"heads.tasks.{number}.weight"] for number in range(len(recipe.tasks))]
+    experts = with_experts(models.build(recipe.student.architecture), recipe)
+    network = ExpertClassifier(experts, heads[0].shape[1], [len(head) for head in heads])
+    network.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    return network
+
+
+def _shared(experts: ExpertModel) -> dict[str, Tensor]:
+    """W0 under plain names; norms of the tasks' own are averaged over them."""
+    each: list[Mapping[str, Tensor]] = [
+        experts.dense(task).state_dict() for task in range(experts.tasks)
+    ]
+    mean = {
+        name: torch.stack([own[name].float() for own in each]).mean(dim=0).to(value.dtype)
+        for name, value in each[0].items()
+    }
+    return mean | experts.base_state()

@@ -1,0 +1,257 @@
+"""`lorkd transfer`: a new data set, learnt from what a finished run or study knows already.
+
+TRANSFER/
+  transfer.json                    the new task's recipe, and what it starts from: never changed
+  START/shots-10/seed-0/           a training: its recipe, history, answers on the test images
+  result.json                      every figure and difference
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import yaml
+
+from lorkd_deploy.data import TaskData
+from lorkd_deploy.errors import BundleError, LorkdError, UsageError
+from lorkd_deploy.evidence.answers import Answers
+from lorkd_deploy.evidence.comparison import TestSplit, compared
+from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult
+from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
+from lorkd_deploy.evidence.transfer.train import Trial, setup_of, train_start
+from lorkd_deploy.machine.packages import software
+from lorkd_deploy.progress import Progress, Silent
+from lorkd_deploy.recipe import ExpertSpec, Recipe, overridden, parse_recipe
+from lorkd_deploy.run import claimed
+from lorkd_deploy.schema import Part, read_part, write_part
+from lorkd_deploy.storage import exclusive
+from lorkd_deploy.training.batches.setup import open_setup
+
+log = logging.getLogger(__name__)
+RECORD, TRAINED, ANSWERS = "transfer.json", "trained.json", "answers.safetensors"
+TASK = "new"
+
+
+class TransferRecord(Part):
+    """What `transfer.json` says, which all trainings in the folder share."""
+
+    schema_version: int = 1
+    recipe: dict[str, object]
+    recipe_sha256: str
+    origin_sha256: str
+
+
+class Trained(Part):
+    """What a finished training says of itself."""
+
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    folder: Path
+    origin: Origin
+    recipe: Recipe
+    data: TaskData
+    starts: tuple[Start, ...]
+    shots: tuple[int | None, ...]
+    seeds: tuple[int, ...]
+    progress: Progress
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Seed by seed, so that a stopped transfer has whole seeds to compare."""
+        return [
+            self.trial(start, shots, seed)
+            for seed in self.seeds
+            for shots in self.shots
+            for start in self.starts
+        ]
+
+    def trial(self, start: Start, shots: int | None, seed: int) -> Trial:
+        """A head on features that are the same at every seed is fitted once."""
+        same = self.origin.bundle is not None or start.init == "teacher"
+        once = start.fit == "head" and shots is None and same
+        return Trial(start, shots, self.seeds[0] if once else seed)
+
+
+def transfer(
+    run: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    init: str = "shared,teacher,random",
+    fit: str = "experts,head",
+    shots: str = "10,all",
+    seeds: int = 3,
+    set: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> TransferResult:
+    """Learn the task of `data` from each of `init`, by each of `fit`, from `shots` per class.
+
+    `run` is a finished run, or a study, of whose trainings each seed has its own. `data` is a
+    folder of images, an archive (`FILE.npz`), or a recipe's `data:` in YAML. `init` are
+    `expert:TASK`, `shared` (W0 alone), `mtl` (of a study), `teacher` and `random`; `fit` are
+    `experts` (a low-rank expert and its head on the frozen rest), `head` (a logistic regression)
+    and `all`. A teacher gets a head whatever is asked for, random weights are trained whole. `set`
+    changes the recipe that `run` was trained by. What `out` has finished isn't done again.
+
+    Raises `UsageError`, `RecipeError`, `DataError` for bad input, `BundleError` where `run` lacks
+    what is asked for or `out` is another transfer's, `LorkdError` where nothing was finished.
+    """
+    if seeds < 1:
+        raise UsageError(f"{seeds} seeds were asked for, wanted 1 at least")
+    starts, numbers = parse_starts(init, fit), _parse_shots(shots)
+    origin = open_origin(run)
+    recipe = _recipe(origin.recipe, data, set)
+    wanted = tuple(range(origin.recipe.seed, origin.recipe.seed + seeds))
+    for seed in wanted:
+        for start in starts:
+            origin.check(start, seed)
+    (opened,) = open_setup(recipe).data
+    folder = Path(out)
+    _claim(folder, recipe, origin)
+    with exclusive(folder, "transfer"):
+        work = _Transfer(
+            folder, origin, recipe, opened, starts, numbers, wanted, progress or Silent()
+        )
+        result = _result(work, *_train_all(work))
+        write_part(folder / RESULT, result)
+        return result
+
+
+def _parse_shots(text: str) -> tuple[int | None, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    wrong = [part for part in parts if part != "all" and not (part.isdigit() and int(part) > 0)]
+    if wrong or not parts:
+        raise UsageError(
+            f"{(wrong or ['nothing'])[0]!r} is no number of images per class",
+            fix="write --shots 10,all",
+        )
+    return tuple(dict.fromkeys(None if part == "all" else int(part) for part in parts))
+
+
+def _recipe(origin: Recipe, data: str | Path, changes: Sequence[str]) -> Recipe:
+    """The new task's: the origin's, with that task alone, no teacher to learn from, and W0 given.
+
+    Norms are shared, so that a frozen start's statistics stay as they are.
+    """
+    known = origin.experts
+    experts = ExpertSpec(
+        rank=known.trained_rank,
+        alpha=known.alpha,
+        factorisation=known.factorisation,
+        skip=known.skip,
+    )
+    raw = origin.model_copy(
+        update={
+            "experts": experts,
+            "student": origin.student.model_copy(update={"checkpoint": None, "prefix": {}}),
+            "transfer": origin.transfer.model_copy(update={"kind": "none"}),
+        }
+    ).model_dump(mode="json")
+    raw["departments"] = [{"name": TASK, "tasks": [{"name": TASK, "data": _data(str(data))}]}]
+    return overridden(parse_recipe(raw, where="--data"), changes)
+
+
+def _data(given: str) -> object:
+    """A recipe's `data:`, of a file or folder too."""
+    if given.lstrip().startswith("{"):
+        try:
+            return yaml.safe_load(given)
+        except yaml.YAMLError as exc:
+            raise UsageError(f"--data is not valid YAML: {exc}") from exc
+    return {"source": "npz" if given.endswith(".npz") else "image-folder", "path": given}
+
+
+def _claim(folder: Path, recipe: Recipe, origin: Origin) -> None:
+    file = folder / RECORD
+    record = TransferRecord(
+        recipe=recipe.model_dump(mode="json"),
+        recipe_sha256=recipe.sha256,
+        origin_sha256=origin.sha256,
+    )
+    if file.exists():
+        known = read_part(file, TransferRecord, BundleError, "choose another --out")
+        if known != record:
+            raise BundleError(
+                "this folder holds the transfer of other data, or from another run",
+                where=folder,
+                fix="give the same RUN, --data and --set, or choose another --out",
+            )
+        return
+    if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise BundleError("this folder holds no transfer", where=folder, fix="choose another --out")
+    write_part(file, record)
+
+
+def _train_all(work: _Transfer) -> tuple[dict[Trial, Trained], dict[str, str]]:
+    """What every training says of itself, and by folder why one failed."""
+    done: dict[Trial, Trained] = {}
+    failed: dict[str, str] = {}
+    trials = list(dict.fromkeys(work.trials))
+    work.progress.start("trainings", len(trials))
+    for trial in trials:
+        try:
+            done[trial] = _trained(work, trial)
+        except LorkdError as exc:
+            failed[trial.folder] = str(exc)
+            log.warning("%s failed: %s", trial.folder, exc)
+        work.progress.advance(1, failed=str(len(failed)))
+    work.progress.stop()
+    return done, failed
+
+
+def _trained(work: _Transfer, trial: Trial) -> Trained:
+    folder, setup = work.folder / trial.folder, setup_of(trial, work.recipe, work.data)
+    with claimed(folder, setup.recipe, "train") as run:
+        if not (folder / TRAINED).exists():
+            found, seconds = train_start(trial, work.origin, setup, run)
+            found.write(folder / ANSWERS)
+            images = len(setup.data[0].train)
+            write_part(folder / TRAINED, Trained(images=images, seconds=round(seconds, 1)))
+        return read_part(folder / TRAINED, Trained, BundleError, "delete the training's folder")
+
+
+def _result(work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str]) -> TransferResult:
+    def whole(start: Start, seed: int) -> bool:
+        return all(work.trial(start, shots, seed) in done for shots in work.shots)
+
+    starts = [start for start in work.starts if any(whole(start, seed) for seed in work.seeds)]
+    seeds = [seed for seed in work.seeds if all(whole(start, seed) for start in starts)]
+    if not starts or not seeds:
+        raise LorkdError(
+            "no seed was finished from every start: there is nothing to compare",
+            where=work.folder,
+            fix="; ".join(f"{name}: {why}" for name, why in failed.items()),
+        )
+    split = TestSplit(TASK, work.data.kind, work.data.test.labels, work.data.test.groups)
+    first, results = starts[0].name, []
+    for shots in work.shots:
+        trials = {start.name: [work.trial(start, shots, s) for s in seeds] for start in starts}
+        given = {
+            name: [Answers.read(work.folder / trial.folder / ANSWERS) for trial in own]
+            for name, own in trials.items()
+        }
+        images = done[trials[first][0]].images
+        comparison = compared([split], given, first=first)
+        results.append(ShotsResult(shots=shots, images=images, comparison=comparison))
+    return TransferResult(
+        recipe=work.recipe.model_dump(mode="json"),
+        data=work.data.provenance,
+        classes=work.data.classes,
+        test_images=len(work.data.test),
+        starts=tuple(start.name for start in starts),
+        seeds=tuple(seeds),
+        first=first,
+        results=tuple(results),
+        failed=failed,
+        seconds=sum(trained.seconds for trained in done.values()),
+        software=software(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,167 @@
+"""A new data set, learnt from what a study's trainings know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbone import backbone
+from tiny_recipe import tiny_recipe
+
+from lorkd_deploy import cli, teacher
+from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.data import Split
+from lorkd_deploy.errors import BundleError, UsageError
+from lorkd_deploy.evidence.answers import Answers
+from lorkd_deploy.evidence.plan import parse_variants, trainings
+from lorkd_deploy.evidence.study import RECORD, StudyRecord
+from lorkd_deploy.evidence.train import FOUNDATION, train
+from lorkd_deploy.evidence.transfer import train as training
+from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
+from lorkd_deploy.evidence.transfer.train import Trial, few, setup_of
+from lorkd_deploy.evidence.transfer.transfer import ANSWERS, _recipe, transfer
+from lorkd_deploy.recipe import parse_recipe
+from lorkd_deploy.run import claim
+from lorkd_deploy.schema import write_part
+from lorkd_deploy.training.batches.setup import open_setup
+from lorkd_deploy.training.fitting.job import Job
+
+NEW = "{source: phantom, name: fundus, train: 24, val: 16, test: 24}"
+INITS = "expert:cells,shared,mtl,teacher,random"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One seed of `mtl` and `experts`, and a teacher at 24 px."""
+    folder = tmp_path_factory.mktemp("study")
+    torch.save(backbone().state_dict(), folder / "foundation.pt")
+    raw = tiny_recipe(transfer={"kind": "none"})
+    own = {"checkpoint": str(folder / "foundation.pt"), "fit": "heads", "preprocess": {"size": 24}}
+    raw |= {"teacher": raw["teacher"] | own, "train": raw["train"] | {"epochs": 1}}
+    recipe = parse_recipe(raw, where="test")
+    (folder / "recipe.json").write_text(recipe.model_dump_json())
+    made = recipe.model_dump(mode="json")
+    write_part(folder / RECORD, StudyRecord(recipe=made, recipe_sha256=recipe.sha256))
+    teacher(folder / "recipe.json", folder / FOUNDATION)
+    for one in trainings(recipe, parse_variants("mtl,experts"), 1, (48, 32, 16)):
+        train(one.model_dump(mode="json"), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def origin(study: Path) -> Origin:
+    return open_origin(study)
+
+
+def test_every_start_learns_by_every_fit(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("plotly")
+    out = tmp_path / "transfer"
+    asked = ["transfer", str(study), "--data", NEW, "--out", str(out), "--init", INITS]
+    asked += ["--fit", "experts,head,all", "--shots", "2,all", "--seeds", "1", "--json"]
+    assert cli.main(asked) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["starts"] == [
+        *(f"{init}+{fit}" for init in INITS.split(",")[:3] for fit in ("experts", "head", "all")),
+        "teacher+head",
+        "random+all",
+    ]
+    assert [(r["shots"], r["images"]) for r in result["results"]] == [(2, 4), (None, 24)]
+    assert not result["failed"]
+    page = (out / "transfer.html").read_text()
+    assert "shared+head" in page and "2 images per class (4 training images)" in page
+    kept = {file: file.stat().st_mtime_ns for file in out.rglob(ANSWERS)}
+    assert len(kept) == 22
+    transfer(study, NEW, out, init="shared", fit="head", shots="2", seeds=1)
+    assert {file: file.stat().st_mtime_ns for file in out.rglob(ANSWERS)} == kept
+    with pytest.raises(BundleError, match="of other data"):
+        transfer(study, NEW.replace("fundus", "cells"), out, seeds=1)
+    ends = {
+        start: Answers.read(out / start / "shots-all/seed-3" / ANSWERS).features["new"].shape
+        for start in ("shared-head", "teacher-head")
+    }
+    assert ends == {"shared-head": (24, 16), "teacher-head": (24, 16)}
+
+
+def test_an_expert_on_a_frozen_start_leaves_it_as_it_is(origin: Origin, tmp_path: Path) -> None:
+    recipe = _recipe(origin.recipe, NEW, ())
+    trial = Trial(Start("expert:cells", "experts"), 4, 3)
+    setup = setup_of(trial, recipe, open_setup(recipe).data[0])
+    job = Job("decompose", claim(tmp_path / "run", setup.recipe), setup)
+    student, _, _ = training._fit_student(trial, origin, job)
+    wanted = origin.state(trial.start, 3)
+    base = student.backbone.base_state()
+    for name, value in base.items():
+        assert torch.equal(value, wanted[name]), name
+    moved = [v for n, v in student.backbone.expert_state(0).items() if n.endswith(".B")]
+    assert moved and all(v.abs().max() > 0 for v in moved)
+
+
+def test_a_start_is_what_it_says(origin: Origin) -> None:
+    expert = origin.state(Start("expert:cells", "head"), 3)
+    shared = origin.state(Start("shared", "head"), 3)
+    mtl = origin.state(Start("mtl", "head"), 3)
+    assert expert.keys() == shared.keys() == mtl.keys() == backbone().state_dict().keys()
+    network = origin._network(Start("shared", "head"), 3)
+    delta = expert["0.weight"] - shared["0.weight"]
+    layer = dict(network.backbone.module.named_modules())["0"]
+    assert torch.allclose(delta, layer.dense_weight(0) - layer.weight, atol=1e-6)
+    assert delta.abs().max() > 0
+    assert not torch.equal(mtl["0.weight"], shared["0.weight"])
+    norms = [network.backbone.dense(t).state_dict()["1.running_var"] for t in range(3)]
+    assert torch.allclose(shared["1.running_var"], torch.stack(norms).mean(0))
+
+
+@pytest.mark.parametrize("findings", [False, True])
+def test_shots_are_of_each_class_and_drawn_by_the_seed(findings: bool) -> None:
+    labels = np.arange(60) % 3
+    if findings:
+        labels = np.eye(3, dtype=np.int64)[labels]
+    split = Split(np.arange(60 * 64).reshape(60, 8, 8).astype(np.uint8), labels)
+    drawn = few(split, 3, 5, 0)
+    shown = drawn.labels.sum(axis=0) if findings else np.bincount(drawn.labels)
+    assert shown.tolist() == [5, 5, 5]
+    assert [i.tolist() for i in few(split, 3, 5, 0).images[:3]] == [
+        i.tolist() for i in drawn.images[:3]
+    ]
+    assert [i.tolist() for i in few(split, 3, 5, 1).images[:3]] != [
+        i.tolist() for i in drawn.images[:3]
+    ]
+    assert len(few(split, 3, 500, 0)) == 60
+
+
+def test_a_run_starts_every_seed_alike_and_has_no_mtl(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="teacher's bundle"):
+        open_origin(study / FOUNDATION / "teacher")
+    known = open_origin(study)
+    run = Origin(study, known.recipe, load_bundle(study / FOUNDATION / "teacher"), "0" * 64)
+    with pytest.raises(UsageError, match="no second network"):
+        run.check(Start("mtl", "head"), 3)
+    with pytest.raises(BundleError):  # the study has no training of that seed
+        known.check(Start("shared", "head"), 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"init": "expert:cell"}, "no task is called"),
+        ({"init": "w0"}, "no init is called"),
+        ({"fit": "probe"}, "no fit is called"),
+        ({"shots": "0"}, "no number of images"),
+    ],
+)
+def test_wrong_names_are_told_before_any_work(
+    study: Path, tmp_path: Path, given: dict[str, str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        transfer(study, NEW, tmp_path / "t", seeds=1, **given)
+    assert not (tmp_path / "t").exists()
+    assert {s.name for s in parse_starts("teacher,random,shared", "head")} == {
+        "teacher+head",
+        "random+all",
+        "shared+head",
+    }
