@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from lorkd_deploy.bundle.manifest import Manifest
+from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.profiling.mlperf.profile import ScenarioProfile
 from lorkd_deploy.profiling.profile import Profile
@@ -25,6 +26,7 @@ from lorkd_deploy.schema import DIGEST
 FOLDER = Path(__file__).with_name("schemas")
 FILES: dict[str, type[BaseModel]] = {
     "artifact": Artifact,
+    "data-check": DataCheck,
     "manifest": Manifest,
     "profile": Profile,
     "recipe": Recipe,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lorkd_deploy.clinic.audit import AuditLog as AuditLog
     from lorkd_deploy.clinic.audit import verify_log as verify_log
     from lorkd_deploy.clinic.drift import drift as drift
+    from lorkd_deploy.datacheck.check import check_data as check_data
+    from lorkd_deploy.datacheck.division import split_data as split_data
     from lorkd_deploy.demonstration import demo as demo
     from lorkd_deploy.deploy.artifact import Artifact as Artifact
     from lorkd_deploy.deploy.export import export as export
@@ -96,6 +98,7 @@ _HOME = {
     "add_experts": "experts",
     "benchmark": "profiling.benchmark",
     "benchmark_scenarios": "profiling.mlperf.scenarios",
+    "check_data": "datacheck.check",
     "compare": "profiling.compare",
     "compress": "training.compress",
     "decompose": "training.decompose",
@@ -115,6 +118,7 @@ _HOME = {
     "predict": "deploy.predict",
     "report": "reporting.report",
     "shipped_recipes": "recipe",
+    "split_data": "datacheck.division",
     "teacher": "training.teacher",
     "verify": "deploy.verify",
     "verify_log": "clinic.audit",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lorkd_deploy._version import __version__
-from lorkd_deploy.cli import audit, recipe
+from lorkd_deploy.cli import audit, data, recipe
 from lorkd_deploy.cli.benchmark import benchmark
 from lorkd_deploy.cli.compare import compare
 from lorkd_deploy.cli.compress import compress
@@ -59,6 +59,7 @@ for command in (
     app.command()(command)
 app.add_typer(audit.app, name="audit")
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(data.app, name="data")
 
 
 def _version(asked: bool) -> None:

@@ -78,6 +78,9 @@ def show(
 def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file.", show_default=False)],
     overrides: Overrides = [],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Look at its images too, as `lorkd data check` does.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -86,6 +89,7 @@ def validate(
     \b
     Examples:
       lorkd recipe validate mine.yaml
+      lorkd recipe validate mine.yaml --deep
       lorkd recipe validate mine.yaml --set train.epochs=3
     """
     from lorkd_deploy.recipe import load_recipe
@@ -96,4 +100,14 @@ def validate(
         f"{file} is valid: {recipe.name}, {len(recipe.departments)} departments, "
         f"{len(recipe.tasks)} tasks"
     )
-    output.result({"valid": True, "name": recipe.name, "sha256": recipe.sha256})
+    valid = {"valid": True, "name": recipe.name, "sha256": recipe.sha256}
+    if deep:
+        from lorkd_deploy.datacheck.check import check_data
+
+        found = check_data(recipe, progress=output.progress())
+        for task in found.tasks:
+            for finding in task.findings:
+                output.text(f"{task.task}: {finding.level}: {finding.says}")
+        output.result(valid | {"data": found.without_pairs().model_dump(mode="json")})
+        return
+    output.result(valid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lorkd_deploy.data import DataSpec
 from lorkd_deploy.preprocess import Preprocess
@@ -41,6 +41,11 @@ class TaskSpec(Part):
 
     name: Name
     data: DataSpec
+    group_pattern: str | None = Field(
+        default=None,
+        description="pattern whose first brackets find the patient or case in each file's path, "
+        "for `lorkd data check`: 'patient(\\d+)_'",
+    )
     rank: Rank | None = Field(default=None, description="overrides experts.rank for this task")
     threshold: float | None = Field(
         default=None,
@@ -53,6 +58,17 @@ class TaskSpec(Part):
         default=False,
         description="the classes are grades in order, of which a study says the kappa too",
     )
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _has_brackets(cls, value: str | None) -> str | None:
+        try:
+            groups = 1 if value is None else re.compile(value).groups
+        except re.error as exc:
+            raise ValueError(f"it is no regular expression: {exc}") from exc
+        if groups != 1:
+            raise ValueError("one pair of brackets has to be around the patient or case")
+        return value
 
 
 class DepartmentSpec(Part):

@@ -65,7 +65,7 @@ def _sample(answers: Answers, index: int, image: U8) -> Sample:
         right = bool(np.array_equal(answer, truth))
         said.append((model, _named(answers, answer, row[0]), right))
     return Sample(
-        src=_png(image),
+        src=png_link(image),
         title=f"test image {index}",
         truth=_named(answers, truth, None),
         said=tuple(said),
@@ -82,7 +82,8 @@ def _named(answers: Answers, answer: I64, probabilities: F64 | None) -> str:
     return ", ".join(parts) or "no finding"
 
 
-def _png(image: U8) -> str:
+def png_link(image: U8) -> str:
+    """An image uint8 `(H, W)` or `(H, W, 3)` as a data link."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
