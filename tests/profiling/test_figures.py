@@ -33,6 +33,7 @@ ASSERTED = [
     "sensitivity",
     "specificity",
     "calibration_error",
+    "kappa",
     "accuracy_drop",
     "auc_drop",
     "ratio_vs_teacher",
