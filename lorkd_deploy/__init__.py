@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lorkd_deploy.clinic.audit import AuditLog as AuditLog
     from lorkd_deploy.clinic.audit import verify_log as verify_log
     from lorkd_deploy.clinic.drift import drift as drift
+    from lorkd_deploy.clinic.listen import listen as listen
+    from lorkd_deploy.clinic.reports import write_reports as write_reports
     from lorkd_deploy.datacheck.check import check_data as check_data
     from lorkd_deploy.datacheck.division import split_data as split_data
     from lorkd_deploy.demonstration import demo as demo
@@ -111,6 +113,7 @@ _HOME = {
     "fuse": "deploy.fuse",
     "hold_absent": "experts",
     "inspect": "inspection",
+    "listen": "clinic.listen",
     "load_bundle": "bundle.read",
     "load_recipe": "recipe",
     "pack": "deploy.pack",
@@ -122,6 +125,7 @@ _HOME = {
     "teacher": "training.teacher",
     "verify": "deploy.verify",
     "verify_log": "clinic.audit",
+    "write_reports": "clinic.reports",
 }
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the names are strings)
 

@@ -19,6 +19,7 @@ from lorkd_deploy.cli.export import export
 from lorkd_deploy.cli.extract import extract
 from lorkd_deploy.cli.fuse import fuse
 from lorkd_deploy.cli.inspect import inspect
+from lorkd_deploy.cli.listen import listen
 from lorkd_deploy.cli.pack import pack
 from lorkd_deploy.cli.predict import predict
 from lorkd_deploy.cli.report import report
@@ -50,6 +51,7 @@ for command in (
     compare,
     pack,
     predict,
+    listen,
     drift,
     inspect,
     study,

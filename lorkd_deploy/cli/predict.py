@@ -67,6 +67,18 @@ def predict(
         ),
     ] = None,
     dicom: DicomKeys = [],
+    sr: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also write each answer as a DICOM SR here.", show_default=False
+        ),
+    ] = None,
+    fhir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also write each answer as a FHIR bundle here.", show_default=False
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -77,12 +89,16 @@ def predict(
       lorkd predict runs/small --task breast scan.png
       lorkd predict runs/small --task breast scans/ --csv breast.csv
       lorkd predict runs/small --task breast scans/ --coverage 0.95 --audit answers.jsonl
-      lorkd predict runs/small --task breast scan.dcm --dicom window=[40,400]
+      lorkd predict runs/small --task breast scan.dcm --dicom window=[40,400] --sr reports
     """
-    from lorkd_deploy import AuditLog
+    from lorkd_deploy import AuditLog, write_reports
     from lorkd_deploy import predict as classify
+    from lorkd_deploy.clinic.reports import require_packages
 
     output = Output(as_json=as_json, quiet=quiet)
+    rules = dict(key_value(text, "--dicom") for text in dicom)
+    if sr or fhir:
+        require_packages()
     predictions = classify(
         run,
         task,
@@ -91,11 +107,16 @@ def predict(
         precision=precision,
         csv=csv,
         save_input=save_input,
-        dicom=dict(key_value(text, "--dicom") for text in dicom),
+        dicom=rules,
         guard=guard,
         coverage=coverage,
         audit=None if audit is None else AuditLog(audit),
     )
+    reports = []
+    if sr or fhir:
+        reports = write_reports(
+            run, predictions, target=target, precision=precision, dicom=rules, sr=sr, fhir=fhir
+        )
     output.table(
         f"{task}: {len(predictions)} images",
         ("image", "label", "most probable"),
@@ -104,6 +125,8 @@ def predict(
     for file in (csv, save_input):
         if file is not None:
             output.text(f"wrote {file}")
+    if reports:
+        output.text(f"wrote {len(reports)} reports")
     output.result(predictions)
 
 

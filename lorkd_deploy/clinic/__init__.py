@@ -1,1 +1,5 @@
-"""What a hospital does with answers: keeps them, and watches whether they still fit its images."""
+"""Answers as a hospital's systems take them: DICOM SR, FHIR, a DICOM receiver, and signatures.
+
+Patients' and studies' identifiers go into SR and FHIR, where those standards want them, and into
+nothing else that is written here.
+"""

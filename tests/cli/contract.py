@@ -33,7 +33,7 @@ RETURNED = {
     name: name
     for name in (
         "demo", *NEEDS_TORCH, "export", "verify", "benchmark", "report", "compare", "pack",
-        "predict", "inspect", "doctor",
+        "predict", "listen", "inspect", "doctor",
     )
 } | {"benchmark --scenario": "benchmark_scenarios"}  # fmt: skip
 # What a command writes itself: instead of a function's value, or beside it.

@@ -1,0 +1,129 @@
+"""Answers accepted images one after the other, and sends the answers on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorkd_deploy.clinic.answered import answered
+from lorkd_deploy.clinic.fhir import fhir_bundle
+from lorkd_deploy.clinic.inbox import Inbox
+from lorkd_deploy.clinic.sr import structured_report
+from lorkd_deploy.deploy.classifier import Classifier, Prediction, Prepared
+from lorkd_deploy.errors import ImageError, LorkdError
+
+AGAIN = 5.0  # s until what failed by the machine's or the network's fault is tried again
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where answers are sent: `AET@HOST:PORT`."""
+
+    title: str
+    host: str
+    port: int
+
+
+class Worker:
+    """The engines of a department at work on an inbox.
+
+    `record` is called with each answer before it is kept: the place for an audit log.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        classifiers: Sequence[Classifier],
+        *,
+        fhir: bool = False,
+        to: Peer | None = None,
+        record: Callable[[Prediction], None] = lambda prediction: None,
+    ) -> None:
+        self.inbox, self.classifiers, self.fhir, self.to = inbox, classifiers, fhir, to
+        self.record = record
+        self.accepted, self.stopping = threading.Event(), threading.Event()
+        self.count = 0
+
+    def prepared(self, path: Path) -> list[tuple[Classifier, Prepared]]:
+        """The tasks that take an image, with it; raises the last `ImageError` where none does."""
+        found, fault = [], None
+        for classifier in self.classifiers:
+            try:
+                found.append((classifier, classifier.prepare(path)))
+            except ImageError as exc:
+                fault = exc
+        if not found:
+            raise fault or ImageError("no task takes this image")
+        return found
+
+    def answer(self, path: Path) -> None:
+        """Answer one accepted image by every task that takes it."""
+        for classifier, image in self.prepared(path):
+            batch = classifier.preprocess.normalise(image.pixels[None])
+            (prediction,) = classifier.answers([image], batch)
+            made = answered(prediction, classifier.artifact, classifier.rules)
+            name = made.uid("sr")
+            if self.inbox.answered(name):  # before a kill, or it was sent twice
+                continue
+            self.record(prediction)
+            bundle = fhir_bundle(made) if self.fhir else None
+            self.inbox.answer(name, structured_report(made), bundle, send=self.to is not None)
+            self.count += 1
+            log.info("%s: %s answered", made.source.SOPInstanceUID, classifier.task.name)
+        self.inbox.done(path)
+
+    def work(self) -> None:
+        """Answer what is accepted until `stopping`; nothing that fails stops the rest."""
+        while True:
+            self.accepted.clear()
+            for path in self.inbox.waiting():
+                if self.stopping.is_set():
+                    return
+                try:
+                    self.answer(path)
+                except LorkdError as exc:
+                    log.error("an image could not be answered: %s", exc.what)
+                    self.inbox.give_up(path, exc.what)
+                except OSError as exc:
+                    log.error("tried again in %g s: %s", AGAIN, exc.strerror)
+                    if self.stopping.wait(AGAIN):
+                        return
+            if self.stopping.is_set():
+                return
+            self.accepted.wait(AGAIN)
+
+    def send(self) -> None:
+        """Send answers to the archive until `stopping`, each until it is taken."""
+        while self.to is not None and not self.stopping.is_set():
+            waiting = sorted(self.inbox.unsent.glob("[!.]*.dcm"))
+            if waiting and not send_all(waiting, self.to):
+                log.warning("%s doesn't take the answers; tried again in %g s", self.to, AGAIN)
+                self.stopping.wait(AGAIN)
+            self.stopping.wait(0.2)
+
+
+def send_all(files: Sequence[Path], peer: Peer) -> bool:
+    """Send SR files by C-STORE and delete those that are taken; whether all were."""
+    import pydicom
+    from pynetdicom import AE
+    from pynetdicom.sop_class import ComprehensiveSRStorage  # type: ignore[attr-defined]
+
+    entity = AE(ae_title="LORKD")
+    entity.add_requested_context(ComprehensiveSRStorage)
+    association = entity.associate(peer.host, peer.port, ae_title=peer.title)
+    if not association.is_established:
+        return False
+    try:
+        for file in files:
+            status = association.send_c_store(pydicom.dcmread(file))
+            # Warnings (B…) are taken too.
+            if not status or (status.Status != 0 and status.Status >> 12 != 0xB):
+                return False
+            file.unlink()
+    finally:
+        association.release()
+    return True

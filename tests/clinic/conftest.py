@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lorkd_deploy.deploy.export import export
+from lorkd_deploy.deploy.pack import pack
+from tests.deploy.made_run import make_run
+
+
+@pytest.fixture(scope="session")
+def delivered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The department `clinic` (tasks eye and findings) as `lorkd pack` delivers it, with engines
+    of ONNX Runtime and OpenVINO; not to be changed.
+    """
+    folder = tmp_path_factory.mktemp("delivered")
+    make_run(folder / "run", folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORKD_DATA", str(folder / "data"))
+        for target in ("onnx", "openvino"):
+            export(folder / "run", target, department=["clinic"])
+    pack(folder / "run", "clinic", folder / "clinic")
+    return folder / "clinic"
+
+
+@pytest.fixture
+def department(delivered: Path, tmp_path: Path) -> Path:
+    """A copy of the delivered department."""
+    return shutil.copytree(delivered, tmp_path / "clinic")
