@@ -25,8 +25,10 @@ LONGEST = (
     "test_demo.py",
     "test_packaging.py",
     "test_processes.py",
+    "test_study.py",
     "test_benchmark.py",
     "test_scenarios.py",
+    "test_workers.py",
     "test_decompose.py",
     "test_graph_template.py",
     "test_extract.py",
@@ -40,6 +42,7 @@ LONGEST = (
     "test_auto_rank.py",
     "test_drilldown.py",
     "test_gates.py",
+    "test_odd_networks.py",
 )
 HAS_TORCH = find_spec("torch") is not None
 

@@ -72,6 +72,7 @@ def test_openvino_has_the_model_that_it_was_given_in_between(run: Path) -> None:
     assert all(worst(link) < EXACT for link in artifact.parity.links)
 
 
+@pytest.mark.slow
 def test_verify_has_every_link_of_int8_or_says_which_is_missing(run: Path, data: Path) -> None:
     pytest.importorskip("openvino", reason="the target's runtime is not installed")
     if not find_spec("nncf"):

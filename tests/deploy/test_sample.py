@@ -119,6 +119,7 @@ def test_a_program_of_several_tasks_with_odd_names(exported: Path, scan: Path) -
 @pytest.mark.skipif(
     not all(map(shutil.which, ("cmake", "c++"))), reason="cmake or a C++ compiler is missing"
 )
+@pytest.mark.slow
 def test_cpp_is_built_and_answers_as_predict_does(run: Path, scan: Path, tmp_path: Path) -> None:
     from openvino.utils import get_cmake_path
 

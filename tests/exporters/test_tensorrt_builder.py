@@ -169,6 +169,7 @@ def test_export_and_verify_by_command(
 
 
 @pytest.mark.skipif(not find_spec("nncf"), reason="int8 needs NNCF, not installed here")
+@pytest.mark.slow
 def test_int8_has_no_tensor_that_tensorrt_would_misread(
     tmp_path: Path, driver: fake_tensorrt.Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from tests.machine.test_power import NO_GPU, package
 Hospital = Any  # the fixture's class, in conftest.py
 
 
+@pytest.mark.slow
 def test_joules_an_image_from_the_counter_to_the_report(
     hospital: Hospital, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ VIT, RESNET = "tiny_backbone:transformer", "torchvision:resnet18"
     ("student", "teacher", "norm", "layers"),
     [(VIT, RESNET, "per_task", 9), (RESNET, VIT, "shared", 20)],
 )
+@pytest.mark.slow
 def test_a_transformer_and_a_resnet_in_both_roles(
     student: str, teacher: str, norm: str, layers: int, tmp_path: Path
 ) -> None:
