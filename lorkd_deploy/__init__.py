@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.training.decompose import decompose as decompose
     from lorkd_deploy.training.extract import extract as extract
     from lorkd_deploy.training.teacher import teacher as teacher
+    from lorkd_deploy.training.validate import validate as validate
 
 _HOME = {
     "Artifact": "deploy.artifact",
@@ -123,6 +124,7 @@ _HOME = {
     "shipped_recipes": "recipe",
     "split_data": "datacheck.division",
     "teacher": "training.teacher",
+    "validate": "training.validate",
     "verify": "deploy.verify",
     "verify_log": "clinic.audit",
     "write_reports": "clinic.reports",

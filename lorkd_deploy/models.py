@@ -167,11 +167,15 @@ class LoadReport:
 
 
 def load_checkpoint(
-    module: nn.Module, path: str | Path, prefix: Mapping[str, str] | None = None
+    module: nn.Module,
+    path: str | Path,
+    prefix: Mapping[str, str] | None = None,
+    pattern: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Load weights into `module` from safetensors, or a torch file read with `weights_only=True`.
 
-    `prefix` replaces the beginnings of keys, the longest that fits: `{"module.": ""}`. Weights
+    `prefix` replaces the beginnings of keys, the longest that fits: `{"module.": ""}`, then
+    `pattern` what fits its regular expressions, anywhere in a key. Weights
     that a training script keeps under a usual name (`state_dict`, `model`, `ema`) are found.
 
     Raises `ModelError` as `read_weights` does, and for a checkpoint of another architecture:
@@ -179,8 +183,8 @@ def load_checkpoint(
     unchanged.
     """
     path = Path(path)
-    own = module.state_dict()
-    state = read_weights(path, prefix or {}, own)
+    own = module.state_dict(keep_vars=True)
+    state = read_weights(path, prefix or {}, own, pattern)
     differ = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     if differ:
         key = differ[0]
@@ -211,5 +215,6 @@ def _other_architecture(module: nn.Module, path: Path, how: str) -> ModelError:
     return ModelError(
         f"the checkpoint is not one of {type(module).__name__}: {how}",
         where=path,
-        fix="name the architecture it was trained with; if only names differ, map key prefixes",
+        fix="name the architecture it was trained with; if only names differ, map "
+        "their beginnings (prefix) or parts (pattern)",
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -53,17 +54,24 @@ _OTHER_FILES = (  # how they begin, what they are, what to do
 
 
 def read_weights(
-    path: Path, prefix: Mapping[str, str], own: Mapping[str, Tensor]
+    path: Path,
+    prefix: Mapping[str, str],
+    own: Mapping[str, Tensor],
+    pattern: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, dense, on the CPU: safetensors, or a torch file.
 
-    `prefix` replaces the beginnings of names, the longest that fits. `own` is the state of the
-    network that they are for: infinities that it has itself (of a mask) are no fault.
+    `prefix` replaces the beginnings of names, the longest that fits; then `pattern`, regular
+    expressions with what to put in their place, each part that fits, in their order. `own` is the
+    state of the network that they are for, as `state_dict(keep_vars=True)` gives it: infinities
+    that it has itself (of a mask) are no fault, and a tensor of several names in it is found under
+    any.
 
     Raises `ModelError` for a file that can't be read or is none of weights (saying what it is),
     and for values that are not finite, naming the tensors.
     """
-    state = _renamed(_tensors(_unwrapped(_loaded(path), path), path), prefix, path)
+    state = _tensors(_unwrapped(_loaded(path), path), path)
+    state = _renamed(state, prefix, pattern or {}, path)
     broken = [
         name
         for name, value in state.items()
@@ -75,7 +83,24 @@ def read_weights(
             where=path,
             fix="take a checkpoint from before the training diverged",
         )
+    _name_fully(state, own, path)
     return state
+
+
+def _name_fully(state: dict[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+    """Give each tensor that `own` has under several names all of them: files may have but one."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        names.setdefault(id(tensor), []).append(name)
+    for alike in names.values():
+        given = [name for name in alike if name in state]
+        for name in alike if given else ():
+            if not torch.equal(state.setdefault(name, state[given[0]]), state[given[0]]):
+                raise ModelError(
+                    f"{given[0]} and {name} are one tensor in the network, and differ here",
+                    where=path,
+                    fix="let the network have two of them, or save the checkpoint's as one",
+                )
 
 
 def some(names: list[str]) -> str:
@@ -190,14 +215,21 @@ def _tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _renamed(
-    state: Mapping[str, Tensor], prefix: Mapping[str, str], path: Path
+    state: Mapping[str, Tensor],
+    prefix: Mapping[str, str],
+    pattern: Mapping[str, str],
+    path: Path,
 ) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     longest_first = sorted(prefix, key=len, reverse=True)
     for key, value in state.items():
         old = next((p for p in longest_first if key.startswith(p)), "")
         new = prefix.get(old, "") + key[len(old) :]
+        for part, replacement in pattern.items():
+            new = re.sub(part, replacement, new)
         if new in renamed:
-            raise ModelError(f"the prefixes give two weights the name {new!r}", where=path)
+            raise ModelError(
+                f"the prefixes or patterns give two weights the name {new!r}", where=path
+            )
         renamed[new] = value
     return renamed

@@ -97,3 +97,32 @@ class _Recomputes(nn.Module):
 def recomputes(use_reentrant: bool | None = False) -> nn.Module:
     """Activation checkpointing, in one of torch's two ways; None: without it."""
     return _Recomputes(use_reentrant)
+
+
+class _HasLeftovers(nn.Module):
+    """What refactoring leaves in a network, and names that say nothing of what is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("pixel_mean", torch.tensor([0.4, 0.5, 0.6]))
+        self.old_norm, self.old_layer = nn.BatchNorm2d(16), nn.Conv2d(8, 16, 1)
+        self.old_tokens = nn.Parameter(torch.randn(1, 4))
+        self.layers = nn.Sequential(_layer(3, 8), _layer(8, 16))
+        self.mixing = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.again = self.mixing
+        self.first = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.second = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.again(self.mixing(self.layers(x)))
+        self.old_layer(y[:, :8])  # computed in vain
+        y = self.second(torch.relu(self.first(y))).mean((2, 3))
+        features: Tensor = self.head(y.reshape(len(x), -1))
+        return features
+
+
+def has_leftovers() -> nn.Module:
+    """Tensors without a use, a layer with two names, two layers with one weight, its own head."""
+    return _HasLeftovers()

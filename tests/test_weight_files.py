@@ -149,3 +149,28 @@ def test_infinities_that_the_network_has_itself_are_no_fault(state: State, tmp_p
     state["mask"] = torch.full((2, 2), float("-inf")).triu(1)
     save_file(state, tmp_path / "a.safetensors")
     assert _same(read_weights(tmp_path / "a.safetensors", {}, state), state)
+
+
+def test_parts_of_names_are_replaced_behind_their_beginnings(tmp_path: Path) -> None:
+    """DenseNet's old names, of before torchvision's 0.2."""
+    old = {"module.denselayer1.norm.1.weight": torch.ones(2), "module.norm.1.bias": torch.zeros(2)}
+    torch.save(old, tmp_path / "old.pth")
+    pattern = {r"(denselayer\d+[.]norm)[.](\d)": r"\1\2"}
+    found = read_weights(tmp_path / "old.pth", {"module.": ""}, {}, pattern)
+    assert list(found) == ["denselayer1.norm1.weight", "norm.1.bias"]
+
+
+def test_a_tensor_of_two_names_is_found_under_either(tmp_path: Path) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = self.again = torch.nn.Linear(2, 2)
+
+    own = Tied().state_dict(keep_vars=True)
+    weight, bias = torch.ones(2, 2), torch.zeros(2)
+    torch.save({"again.weight": weight, "again.bias": bias}, tmp_path / "one.pt")
+    found = read_weights(tmp_path / "one.pt", {}, own)
+    assert torch.equal(found["first.weight"], weight) and len(found) == 4
+    torch.save({"again.weight": weight, "first.weight": -weight}, tmp_path / "two.pt")
+    with pytest.raises(ModelError, match="are one tensor in the network, and differ here"):
+        read_weights(tmp_path / "two.pt", {}, own)

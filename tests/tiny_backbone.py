@@ -79,6 +79,16 @@ def transformer() -> nn.Module:
     return made
 
 
+def pools_the_largest() -> nn.Module:
+    """Images `(N, 3, S, S)` → features `(N, 36)`, by an operation that ONNX doesn't have."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d(3), nn.Flatten())
+
+
+def batch_statistics() -> nn.Module:
+    """`backbone` whose answers depend on the images beside an image."""
+    return nn.Sequential(backbone(), nn.BatchNorm1d(16, track_running_stats=False))
+
+
 def blind() -> nn.Module:
     """Images `(N, 3, S, S)` → zeros `(N, 16)`, whatever they show."""
     return nn.Sequential(backbone(), nn.Threshold(1e9, 0.0))

@@ -47,8 +47,8 @@ BINDINGS = (
     Binding(initializer="conv1.bias", source="conv1.bias"),
     Binding(initializer="conv2.weight", source="conv2.weight"),
     Binding(initializer="conv2.bias", source="conv2.bias"),
-    Binding(initializer="val_1", source="head.weight", transpose=True),
-    Binding(initializer="head.bias", source="head.bias"),
+    Binding(initializer="val_1", source="head:weight", transpose=True),
+    Binding(initializer="head.bias", source="head:bias"),
 )
 SHAPES = {"p.weight": (3,), "p.bias": (3,), "p.running_mean": (3,), "p.running_var": (3,)} | {
     "conv1.weight": (4, 3, 3, 3),
@@ -121,7 +121,7 @@ def random_parts(
     base |= {"conv2.bias": normal(5)} | (norms() if norm == "shared" else {})
     experts = {}
     for task, classes in tasks.items():
-        own = {"head.weight": normal(classes, 5), "head.bias": normal(classes)}
+        own = {"head:weight": normal(classes, 5), "head:bias": normal(classes)}
         if factors:
             own |= {"conv1.A": normal(rank * 3, 9), "conv1.B": normal(12, rank * 3)}
             own |= {"conv2.A": normal(rank, 4), "conv2.B": normal(5, rank)}
@@ -147,7 +147,7 @@ def forward(state: Mapping[str, Any], x: Any) -> Any:
     x = np.maximum(batch_norm(x, "bn1"), 0)
     x = np.einsum("nchw,oc->nohw", x, state["conv2.weight"][:, :, 0, 0])
     x = np.maximum(batch_norm(x + state["conv2.bias"][:, None, None], "bn2"), 0)
-    return x.mean((2, 3)) @ np.asarray(state["head.weight"]).T + state["head.bias"]
+    return x.mean((2, 3)) @ np.asarray(state["head:weight"]).T + state["head:bias"]
 
 
 def unfused(base: Any, own: Any, scale: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     BUNDLE/
       manifest.json
       base.safetensors             W0 and everything else that all tasks share, by torch name
-      experts/TASK.safetensors     `LAYER.A`, `LAYER.B`; norm tensors and `head.*` by torch name
+      experts/TASK.safetensors     `LAYER.A`, `LAYER.B`; norm tensors by torch name, `head:*`
       safety/TASK.safetensors      only where the recipe wants it; of the held-out validation images
                                    `held_out.probabilities` (n, K), `held_out.scores` (n,), how
                                    badly each fits its label (`safety/coverage.py`),
@@ -43,7 +43,7 @@ MANIFEST = "manifest.json"
 BASE = "base.safetensors"
 TEMPLATE = "template.onnx"
 FACTORS = (".A", ".B")  # behind the name of a layer: its two factors
-HEAD = "head."  # in front of the torch names of a head's tensors
+HEAD = "head:"  # before the names of a head's tensors: no module's path has a colon
 HEAD_TENSORS = (HEAD + "weight", HEAD + "bias")
 PROBABILITIES, SCORES, GUARD = (f"held_out.{name}" for name in ("probabilities", "scores", "guard"))
 EXPERT = "expert:"  # in `parameters`, in front of a task: how many numbers its factors hold
@@ -162,13 +162,18 @@ class Binding(Part):
 
 class GraphEntry(Part):
     """The ONNX template: float32 `(N, 3, size, size)` named `input` → `(N, K)` named `output`, and
-    where there is a guard what that looks at, named `features`."""
+    where there is a guard what that looks at, named `features`.
+
+    `unused` are tensors of the network that have no initialiser: no answer depends on them, or
+    they are another one under a second name.
+    """
 
     opset: int
     input: str
     output: str
     features: str | None = None
     bindings: tuple[Binding, ...]
+    unused: tuple[str, ...] = ()
 
 
 class ParityEntry(Part):

@@ -66,7 +66,7 @@ class Bundle:
         return _frozen(read_tensors(self.path / layout.BASE))
 
     def expert(self, task: str) -> Mapping[str, npt.NDArray[Any]]:
-        """A task's own tensors: `LAYER.A`, `LAYER.B`, per-task norms, `head.weight`, `head.bias`.
+        """A task's own tensors: `LAYER.A`, `LAYER.B`, per-task norms, `HEAD_TENSORS`.
 
         Raises `UsageError` for an unknown task.
         """
@@ -145,7 +145,8 @@ class Bundle:
 
     def _bound(self, state: dict[str, F64]) -> dict[str, F32]:
         """Give every folded tensor the name and form of its initialiser."""
-        unbound = set(state) ^ {binding.source for binding in self.manifest.graph.bindings}
+        graph = self.manifest.graph
+        unbound = (state.keys() - set(graph.unused)) ^ {b.source for b in graph.bindings}
         if unbound:
             raise _disagree(f"no one-to-one map to the graph for {_some(unbound)}", self.path)
         fused = {}

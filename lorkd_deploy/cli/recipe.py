@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lorkd_deploy.cli.shared.options import Json, Overrides, Quiet
+from lorkd_deploy.cli.shared.options import AllowMissing, Json, Overrides, Quiet
 from lorkd_deploy.cli.shared.render import Output
 
 app = typer.Typer(
@@ -79,8 +79,15 @@ def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file.", show_default=False)],
     overrides: Overrides = [],
     deep: Annotated[
-        bool, typer.Option("--deep", help="Look at its images too, as `lorkd data check` does.")
+        bool,
+        typer.Option(
+            "--deep",
+            help="Look at its images too, as `lorkd data check` does; build student and teacher, "
+            "load their checkpoints and try their export, as training would. Needs torch, takes up "
+            "to a minute beside the images.",
+        ),
     ] = False,
+    allow_missing: AllowMissing = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,14 +107,19 @@ def validate(
         f"{file} is valid: {recipe.name}, {len(recipe.departments)} departments, "
         f"{len(recipe.tasks)} tasks"
     )
-    valid = {"valid": True, "name": recipe.name, "sha256": recipe.sha256}
+    valid: dict[str, Any] = {"valid": True, "name": recipe.name, "sha256": recipe.sha256}
     if deep:
         from lorkd_deploy.datacheck.check import check_data
+        from lorkd_deploy.training.validate import validate as validated
 
         found = check_data(recipe, progress=output.progress())
         for task in found.tasks:
             for finding in task.findings:
                 output.text(f"{task.task}: {finding.level}: {finding.says}")
-        output.result(valid | {"data": found.without_pairs().model_dump(mode="json")})
-        return
+        networks = validated(
+            file, set=overrides, allow_missing=allow_missing, progress=output.progress()
+        )
+        output.text("its networks can be trained and exported")
+        valid |= {"data": found.without_pairs().model_dump(mode="json")}
+        valid |= networks.model_dump(mode="json")
     output.result(valid)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lorkd_deploy.bundle.manifest import TEACHER, Manifest
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.bundle.size import check_template
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.build import EngineBuild
 from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
@@ -111,6 +112,8 @@ def _chosen(
     chosen = [(experts, name) for name in _select(experts.bundle.manifest, department, task)]
     if teacher and experts.bundle.manifest.kind != TEACHER:
         chosen.append((Reference(load_bundle(run.teacher)), TEACHER))
+    for bundle in {id(one): one.bundle for one, _ in chosen}.values():
+        check_template(bundle.template(), where=bundle.path)  # before the first engine is built
     return chosen
 
 

@@ -13,6 +13,8 @@ from lorkd_deploy._version import __version__
 from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.manifest import HEAD_TENSORS, Binding
 from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.bundle.size import check_size
+from lorkd_deploy.deploy.computed import compute_weights
 from lorkd_deploy.errors import BundleError
 
 if TYPE_CHECKING:
@@ -30,18 +32,21 @@ def onnx_model(
     """The ONNX model of one engine: float32 `(N, 3, S, S)` → logits `(N, K)`.
 
     `tensors` are the initialisers by name, `bundle.fuse(engine)` if they are not given. Every one
-    is bound exactly once and the result passes the ONNX checker. Equal bundles give equal bytes:
-    there is no time and no path in it. `version` of lorkd-deploy and `bundle_sha256`, this bundle's
-    if it isn't given, stand in its metadata. Raises `UsageError` for an unknown engine,
-    `BundleError` where the tensors are not exactly the template's.
+    is bound exactly once, weights that are computed from others are computed (`computed.py`), and
+    the result passes the ONNX checker. Equal bundles give equal bytes: there is no time and no path
+    in it. `version` of lorkd-deploy and `bundle_sha256`, this bundle's if it isn't given, stand in
+    its metadata. Raises `UsageError` for an unknown engine, `BundleError` where the tensors are not
+    exactly the template's, `ModelError` for a network above 2 GiB.
     """
     import onnx
 
     tasks = bundle.engine(engine)
-    values = bundle.fuse(engine) if tensors is None else tensors
     classes = sum(len(task.classes) for task in tasks)
     model = onnx.ModelProto.FromString(bundle.template())
+    check_size(model.graph, where=bundle.path)
+    values = bundle.fuse(engine) if tensors is None else tensors
     _bind(model.graph, bundle, values, classes)
+    compute_weights(model)
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = classes
     model.producer_name, model.producer_version = "lorkd-deploy", version
     origin = {"lorkd.bundle_sha256": bundle_sha256 or bundle.sha256, "lorkd.version": version}

@@ -63,6 +63,21 @@ class Sample(NamedTuple):
     guard: F32 | None = None  # the scores of a guard, (n,)
 
 
+def _in_two_sizes(sample: Sample) -> Sample:
+    """`sample` with enough images for batches of one and of more, so that an engine whose answer
+    depends on the batch shows it: of two images or fewer all come again, among others.
+    """
+    images, labels = sample.images, sample.labels
+    if not 0 < len(images) <= 2:
+        return sample
+    return sample._replace(
+        images=np.concatenate([images, images, 255 - images[-1:]]),
+        expected=np.concatenate([sample.expected, sample.expected]),
+        labels=None if labels is None else np.concatenate([labels, labels]),
+        guard=None if sample.guard is None else np.concatenate([sample.guard, sample.guard]),
+    )
+
+
 class Reference:
     """A bundle's reference, read once and used for any of its engines on any target."""
 
@@ -82,7 +97,7 @@ class Reference:
         """
         allowed = self.tolerance(precision)
         samples, not_here, reasons = self._samples(engine)
-        found = [self._logits(runner, sample.images) for sample in samples]
+        found = [self._logits(runner, sample) for sample in samples]
         needed = samples[0].expected.shape
         if found[0].shape != needed:  # there is nothing to compare
             reason = f"the engine gives logits {found[0].shape}, {needed} are needed"
@@ -126,12 +141,14 @@ class Reference:
         tensors = self.bundle.logits(engine)
         tasks = tuple(columns_of(self.bundle.engine(engine)))
         samples = [
-            Sample(
-                "inputs",
-                self._inputs,
-                inputs_reference(tensors, self.bundle.path),
-                tasks,
-                guard=tensors.get(f"{INPUTS}.guard"),
+            _in_two_sizes(
+                Sample(
+                    "inputs",
+                    self._inputs,
+                    inputs_reference(tensors, self.bundle.path),
+                    tasks,
+                    guard=tensors.get(f"{INPUTS}.guard"),
+                )
             )
         ]
         not_here: dict[str, str] = {}
@@ -153,7 +170,7 @@ class Reference:
         if images is None:
             images, labels = self._opened(task, chosen)
         tasks = ((task, columns),)
-        return Sample("images", images, chosen.logits, tasks, labels, chosen.guard)
+        return _in_two_sizes(Sample("images", images, chosen.logits, tasks, labels, chosen.guard))
 
     def _links(
         self,
@@ -185,7 +202,7 @@ class Reference:
         key = (engine, sha256_bytes(stage.model), len(samples))
         if key not in self._known:
             with opened_stage(stage) as runner:
-                self._known[key] = [self._logits(runner, sample.images) for sample in samples]
+                self._known[key] = [self._logits(runner, sample) for sample in samples]
         return self._known[key]
 
     @staticmethod
@@ -248,13 +265,14 @@ class Reference:
         for sample in samples:
             if guard is not None and sample.guard is not None and len(sample.guard):
                 parts = [guard.scores(runner.outputs(b)) for b in self._batches(sample.images)]
-                scores = np.concatenate(parts)
+                scores = np.concatenate(parts)[: len(sample.guard)]
                 found.append(compare_guard(sample.on, sample.guard, scores, allowed))
         return tuple(found)
 
-    def _logits(self, runner: Runner, images: U8) -> F32:
-        """Logits `(n, K)` of images at network size."""
-        return np.concatenate([runner(batch) for batch in self._batches(images)])
+    def _logits(self, runner: Runner, sample: Sample) -> F32:
+        """Logits `(n, K)` of the images whose logits are expected."""
+        logits = np.concatenate([runner(batch) for batch in self._batches(sample.images)])
+        return logits[: len(sample.expected)]
 
     def _batches(self, images: U8) -> Iterator[F32]:
         """Network inputs of images; the first one alone, as devices run it."""

@@ -8,6 +8,7 @@ a gradient of exactly zero, but weight decay and momentum would still move it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,13 @@ from torch.optim.optimizer import Optimizer
 
 
 class ExpertStack(nn.Parameter):
-    """A parameter `(T, …)` of all tasks, whose slices only a gradient of their own may move."""
+    """A parameter `(T, …)` of all tasks, whose slices only a gradient of their own may move.
+
+    `torch.save` of a whole module keeps it so, as `copy.deepcopy` does.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return ExpertStack, (self.data, self.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,17 @@ def hold_absent(optimizer: Optimizer) -> None:
     """From now on `optimizer.step()` leaves the experts of absent tasks as they are.
 
     Where a task's slice of a layer's factors has a gradient of exactly zero, the slice and its
-    part of the optimiser's state (momentum, AdamW's moments) are put back after the step, as if
-    that expert were a parameter of its own without a gradient. Call it once for each optimiser
-    that trains an `ExpertModel`.
+    part of the optimiser's state (momentum, AdamW's moments, Adafactor's rows and columns) are put
+    back after the step: whatever has an entry for each task. Call it once for each optimiser that
+    trains an `ExpertModel`.
 
-    Two things it doesn't do. torch counts Adam's steps per parameter, here the stack of all
-    tasks, and corrects the moments' bias by that count: a task that was absent takes, in its
-    first steps, between half and three times the length that a count of its own would give. And
-    an optimiser that calls a closure inside `step` (LBFGS) is judged by the gradients from before.
+    An absent task stays where it is under every optimiser of torch but LBFGS, which changes all
+    inside of `step` by gradients that are made there. A present task moves as a parameter of its
+    own would under SGD, RMSprop, Rprop and Adadelta. Others keep numbers for the whole stack. Adam,
+    AdamW, NAdam, RAdam, Adamax and ASGD count its steps, and correct the moments' bias by that
+    count: a task that was absent takes, in its first steps, between half and three times the length
+    that a count of its own would give; Adagrad's decay goes by that count too. Adafactor also
+    limits a step by the whole stack's size.
     """
     held: list[_Held] = []
 
@@ -80,5 +90,5 @@ def _state(optimizer: Optimizer, stack: ExpertStack, tasks: Tensor) -> dict[str,
     return {
         name: value[tasks]
         for name, value in state.items()
-        if isinstance(value, Tensor) and value.shape == stack.shape
+        if isinstance(value, Tensor) and value.shape[:1] == stack.shape[:1]
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorkd_deploy.errors import ModelError, UsageError, unknown_name
 from lorkd_deploy.experts.layers import EXPERT_LAYERS, ExpertLayer, plain_kind
@@ -14,6 +14,7 @@ from lorkd_deploy.experts.model import ExpertModel, replace_modules
 from lorkd_deploy.experts.norms import NORMS, PerTaskNorm, has_own_state
 from lorkd_deploy.experts.ranks import Rank, ranks_by_layer, unknown_layer, wasteful_layers
 from lorkd_deploy.experts.routing import Router
+from lorkd_deploy.experts.uses import never_used
 from lorkd_deploy.lowrank.delta import FACTORISATIONS, Factorisation
 
 
@@ -26,6 +27,7 @@ def add_experts(
     norm: Literal["shared", "per_task"] = "shared",
     factorisation: Factorisation = "interleaved",
     skip: Sequence[str] = (),
+    example: Tensor | None = None,
 ) -> ExpertModel:
     """Give every `Conv2d` (groups 1) and `Linear` of `module` a low-rank expert for each task.
 
@@ -44,9 +46,11 @@ def add_experts(
     layer weights and statistics per task. `factorisation` says what B A is for kernels larger than
     a pixel (`delta.factor_shapes`): the papers' `interleaved`, or `separable`, a convolution to r
     channels and a 1 × 1 behind it. `skip` are names or patterns (`"head"`, `"features.0.*"`) of
-    layers that stay without experts. Grouped convolutions, and layers whose class computes
-    something of its own, stay without and are listed in `ExpertModel.skipped`; layers that can't
-    use their rank in `ExpertModel.wasteful`.
+    layers that stay without experts, and of norms that stay shared. Grouped convolutions, and
+    layers whose class computes something of its own, stay without and are listed in
+    `ExpertModel.skipped`; layers that can't use their rank in `ExpertModel.wasteful`. On an
+    `example` `(N, …)` the module is run once: what its forward never uses stays as it is, and is
+    listed too.
 
     Raises `UsageError` for arguments out of range, a pattern without a match, or a rank above
     what any layer can use; `ModelError` if the module already has experts or no layer could get
@@ -57,7 +61,10 @@ def add_experts(
         raise ModelError("the module already has experts", fix="start from the plain module")
     reasons = {m: _reason_to_skip(m) for m in module.modules()}
     names = {m: name for name, m in module.named_modules()}
-    _apply_patterns(skip, names, reasons)
+    norms = {m for m in reasons if norm == "per_task" and has_own_state(m)}
+    _apply_patterns(skip, names, reasons, norms)
+    unused = set() if example is None else never_used(module, example)
+    reasons |= {m: "the forward never uses it" for m in unused if m in reasons}
 
     able = {names[m]: m for m, why in reasons.items() if why is None and plain_kind(m)}
     skipped = tuple((names[m], why) for m, why in reasons.items() if why is not None)
@@ -73,7 +80,9 @@ def add_experts(
     router = Router()
 
     def change(old: nn.Module) -> nn.Module:
-        if norm == "per_task" and has_own_state(old):
+        if old in unused:
+            return old
+        if old in norms and reasons[old] is None:
             return PerTaskNorm(old, names[old], tasks, router)
         plain, name = plain_kind(old), names[old]
         if plain is None or reasons[old] is not None:
@@ -119,9 +128,10 @@ def _apply_patterns(
     patterns: Sequence[str],
     names: dict[nn.Module, str],
     reasons: dict[nn.Module, str | None],
+    norms: Collection[nn.Module],
 ) -> None:
     able = {m: names[m] for m, why in reasons.items()
-            if why is None and plain_kind(m)}  # fmt: skip
+            if why is None and (plain_kind(m) or m in norms)}  # fmt: skip
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         matched = [m for m, name in able.items() if fnmatchcase(name, pattern)]
         if not matched:

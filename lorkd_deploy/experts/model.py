@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.layers import ExpertLayer
 from lorkd_deploy.experts.norms import PerTaskNorm
+from lorkd_deploy.experts.probe import IMAGES, check_separation
 from lorkd_deploy.experts.ranks import wasteful_layers
 from lorkd_deploy.experts.routing import Census, Route, Router, plan_route
+from lorkd_deploy.experts.uses import COUNTER, own_state
 from lorkd_deploy.lowrank.delta import LayerKind
-
-_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class ExpertModel(nn.Module):
     `module` is the module that was given, its layers replaced in place, so W0 is the module's own
     weight. `layers` have experts; `skipped` are (name, reason) of weights that have none.
     `overrides` are, for each task, tensors that it has instead of the shared ones of the same name
-    (`override`).
+    (`override`). The first forward tries on a copy of the model, by some samples, whether a mixed
+    batch gives what `dense` does, and raises `ModelError` with the layer where it doesn't; `probed`
+    says that this is known already.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ExpertModel(nn.Module):
         self.tasks = tasks
         self.skipped = skipped
         self.overrides: list[dict[str, Tensor]] = [{} for _ in range(tasks)]
+        self.probed = False
         self._router = router
 
     @property
@@ -87,6 +91,25 @@ class ExpertModel(nn.Module):
         dimension isn't the batch, or which has experts but was never called.
         """
         route = plan_route(task, x.shape[0], self.tasks, x.device)
+        if not self.probed and not torch.compiler.is_compiling():
+            self._probe(x)
+        return self._forward(x, route)
+
+    @torch.no_grad()
+    def _probe(self, x: Tensor) -> None:
+        # Of a batch as large as a sequence is long, a layer that has its input sequence first takes
+        # tokens for samples: a few samples show it.
+        rows = x.detach()[:IMAGES]
+        if len(rows) < IMAGES:
+            rows = torch.cat([rows, rows.flip(-1), rows.roll(1, -1)])[:IMAGES]
+        trial = copy_of(self).eval()
+        trial.probed = True
+        gpu = [x.device] if x.is_cuda else []
+        with torch.random.fork_rng(gpu), torch.autocast(x.device.type, enabled=False):
+            check_separation(trial, trial.dense, [layer for _, layer in trial._experts()], rows)
+        self.probed = True
+
+    def _forward(self, x: Tensor, route: Route) -> Any:
         x = route.sort(x)
         if not any(self.overrides):
             return route.restore(self._through(route, x, {}))
@@ -95,7 +118,7 @@ class ExpertModel(nn.Module):
         for one, own in route.segments():
             alone = plan_route(one, x[own].shape[0], self.tasks, x.device)
             parts.append(self._through(alone, x[own], self.overrides[one]))
-        return route.restore(torch.cat(parts))
+        return route.restore(_joined(parts))
 
     def _through(self, route: Route, x: Tensor, own: dict[str, Tensor]) -> Any:
         """The module's output for `x` in the order of `route`, with `own` tensors in its place."""
@@ -130,8 +153,7 @@ class ExpertModel(nn.Module):
                 own |= {_join(name, "A"), _join(name, "B")}
             elif isinstance(module, PerTaskNorm):
                 own |= {_join(name, key) for key in module.state_dict()}
-        state = self.module.state_dict()
-        return {k: v for k, v in state.items() if k not in own and not k.endswith(_COUNTER)}
+        return {k: v for k, v in own_state(self.module).items() if k not in own}
 
     def expert_state(self, task: int) -> dict[str, Tensor]:
         """One expert: `LAYER.A`, `LAYER.B`, and a per-task norm's tensors under plain names.
@@ -151,7 +173,7 @@ class ExpertModel(nn.Module):
         for name, module in self.module.named_modules():
             if isinstance(module, PerTaskNorm):
                 own = module.tasks[task].state_dict()
-                state |= {_join(name, k): v for k, v in own.items() if k != _COUNTER}
+                state |= {_join(name, k): v for k, v in own.items() if k != COUNTER}
         return state
 
     def load_base(self, state: Mapping[str, Tensor]) -> None:
@@ -238,6 +260,27 @@ def replace_modules(root: nn.Module, change: Any) -> nn.Module:
         return made[module]
 
     return visit(root)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Outputs of one structure (a tensor, or tuples, lists and mappings of them) as of one batch.
+
+    Raises `ModelError` for a value over a batch (a mean), which a sum of tasks doesn't have.
+    """
+    leaves, forms = zip(*map(tree_flatten, parts), strict=True)
+    together = []
+    for values in zip(*leaves, strict=True):
+        if not isinstance(values[0], Tensor):
+            together.append(values[0])
+        elif values[0].dim():
+            together.append(torch.cat(values))
+        else:
+            raise ModelError(
+                "the module gives a value over its whole batch, and these tasks pass one by one, "
+                "since some have tensors of their own (`override`)",
+                fix="compute it from the outputs instead",
+            )
+    return tree_unflatten(together, forms[0])
 
 
 def _copy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
+from lorkd_deploy.errors import UsageError
+
 Array = TypeVar("Array", bound=Any)
 Factorisation = Literal["interleaved", "separable"]
 LayerKind = Literal["conv2d", "linear"]
@@ -28,14 +30,14 @@ def delta_weight(a: Array, b: Array, scale: float | Array, shape: Sequence[int])
 def factor_shapes(
     shape: Sequence[int], rank: int, factorisation: Factorisation
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of A and B for a weight `(Cout, Cin)` or `(Cout, Cin, kh, kw)`.
+    """Shapes of A and B for a weight `(Cout, Cin)` or `(Cout, Cin, kh, kw)`; else `UsageError`.
 
     `interleaved`, the papers': A `(r·kh, Cin·kw)`, B `(Cout·kh, r·kh)`. The view interleaves the
     axes, so that ΔW as a `(Cout, Cin·kh·kw)` matrix has a rank of up to r·kh².
     `separable`: A `(r, Cin·kh·kw)`, a kh × kw convolution to r channels, and B `(Cout, r)`, a
     1 × 1 convolution behind it: the rank is r. For 1 × 1 kernels and linear layers they are one.
     """
-    cout, cin, kh, kw = (*shape, 1, 1)[:4]
+    cout, cin, kh, kw = _four(shape)
     unit = columns_per_rank(shape, factorisation)
     if factorisation == "separable":
         return (rank, cin * kh * kw), (cout, rank)
@@ -55,7 +57,17 @@ def update_matrix(delta: Array, factorisation: Factorisation) -> Array:
 
 def columns_per_rank(shape: Sequence[int], factorisation: Factorisation) -> int:
     """Columns of B, and rows of A, that one more in rank adds: kh if interleaved, else 1."""
-    return 1 if factorisation == "separable" else (*shape, 1, 1)[2]
+    return 1 if factorisation == "separable" else _four(shape)[2]
+
+
+def _four(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    if len(shape) not in (2, 4):
+        raise UsageError(
+            f"a weight of shape {tuple(shape)} can't have factors",
+            fix="wanted (Cout, Cin) of a linear layer, or (Cout, Cin, kh, kw) of a convolution",
+        )
+    cout, cin, kh, kw = (*shape, 1, 1)[:4]
+    return cout, cin, kh, kw
 
 
 def largest_rank(shape: Sequence[int], factorisation: Factorisation) -> int:

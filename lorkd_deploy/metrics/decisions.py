@@ -12,14 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.arrays import F64, I64
-from lorkd_deploy.metrics.score import (
-    METRICS,
-    Metric,
-    kappa,
-    mean_of_defined,
-    one_against_rest,
-    recall,
-)
+from lorkd_deploy.metrics.score import METRICS, Metric, mean_of_defined, one_against_rest, recall
 
 BINS = 15  # as Guo et al. 2017 have it
 NO_THRESHOLD = 0.5  # where the validation split shows only one side of a decision
@@ -91,13 +84,9 @@ how often it is right, in 15 bins of equal width. Of a multi-label task the prob
 often the finding is there, the mean over findings (Naeini et al. 2015)."""
 
 
-def measures(thresholds: tuple[float, ...], *, graded: bool = False) -> tuple[Metric, ...]:
-    """Everything that is measured of a model's answers on a test split, at these thresholds.
-
-    `graded`: the task's classes are grades in order, so kappa too.
-    """
-    decided = (sensitivity(thresholds), specificity(thresholds), calibration_error)
-    return (*METRICS, *decided, *([kappa] if graded else ()))
+def measures(thresholds: tuple[float, ...]) -> tuple[Metric, ...]:
+    """Everything that is measured of a model's answers on a test split, at these thresholds."""
+    return (*METRICS, sensitivity(thresholds), specificity(thresholds), calibration_error)
 
 
 def bins(confidence: F64) -> I64:

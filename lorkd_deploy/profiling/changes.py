@@ -78,7 +78,6 @@ def answer_changes(engine: str, old: Answered, new: Answered) -> Iterator[Change
         old.labels,
         {"old": old.probabilities, "new": new.probabilities},
         {"old": old.score.thresholds, "new": new.score.thresholds},
-        graded=bool(old.score.kappa and new.score.kappa),
     )
     found = difference(given, "new", "old")
     for figure in OF_ANSWERS:

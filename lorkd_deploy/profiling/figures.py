@@ -287,9 +287,6 @@ OF_ANSWERS = (
         more_is_better=False,
         hint="expected calibration error",
     ),
-    _of_answers(
-        "kappa", "Kappa", points=False, hint="quadratic weights, where classes are grades in order"
-    ),
 )
 
 RATIO = Figure(

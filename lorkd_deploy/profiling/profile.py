@@ -85,8 +85,7 @@ class Memory(Part):
 
 class Quality(Part):
     """Figures of the answers on one test split, intervals by resampling images; those beyond
-    accuracy are None where they are undefined on it, and kappa where classes are no grades in
-    order. Each has a row in `figures`."""
+    accuracy are None where they are undefined on it. Each has a row in `figures`."""
 
     accuracy: Interval
     auc: Interval | None
@@ -94,7 +93,6 @@ class Quality(Part):
     sensitivity: Interval | None
     specificity: Interval | None
     calibration_error: Interval | None
-    kappa: Interval | None = None
 
 
 class Score(Quality):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class TaskAnswers:
     """The labels of a task, and by engine name the probabilities `(N, K)` that each engine gave and
-    the thresholds at which it is judged, `from_recipe` or chosen on the validation split. `graded`:
-    its classes are grades in order.
+    the thresholds at which it is judged, `from_recipe` or chosen on the validation split.
     """
 
     task: str
@@ -46,7 +45,6 @@ class TaskAnswers:
     probabilities: dict[str, F64]
     thresholds: dict[str, tuple[float, ...]]
     from_recipe: bool = False
-    graded: bool = False
 
 
 def open_task(bundle: Bundle, task: TaskEntry) -> TaskData | None:
@@ -70,17 +68,15 @@ def score_tasks(
         for task in setup.tasks:
             data = open_task(setup.bundle, task)
             if data is not None:
-                spec = setup.bundle.recipe.task(task.name)
                 try:
-                    found = answers(
+                    scored[task.name] = answers(
                         task,
                         data,
                         setup.engines,
                         threads=setup.protocol.threads,
                         cpus=setup.protocol.cpus,
-                        threshold=spec.threshold,
+                        threshold=setup.bundle.recipe.task(task.name).threshold,
                     )
-                    scored[task.name] = replace(found, graded=spec.graded)
                 except WorkerError as exc:
                     log.warning("%s", exc)
                     failed[task.name] = (
@@ -148,7 +144,7 @@ def tensors(scored: Iterable[TaskAnswers]) -> dict[str, npt.NDArray[Any]]:
 
 def score(given: TaskAnswers, engine: str) -> Score:
     """How good one engine is on the split, with 95 % bootstrap intervals."""
-    measures = decisions.measures(given.thresholds[engine], graded=given.graded)
+    measures = decisions.measures(given.thresholds[engine])
     return Score(
         task=given.task,
         images=len(given.labels),
@@ -163,11 +159,7 @@ def difference(given: TaskAnswers, engine: str, beside: str) -> Difference:
     """`engine` minus `beside`, expert minus teacher; both are resampled with the same images."""
     both = np.hstack([given.probabilities[engine], given.probabilities[beside]])
     pairs = zip(
-        *(
-            decisions.measures(given.thresholds[name], graded=given.graded)
-            for name in (engine, beside)
-        ),
-        strict=True,
+        *(decisions.measures(given.thresholds[name]) for name in (engine, beside)), strict=True
     )
     measures = [metrics.minus(left, right) for left, right in pairs]
     return Difference(

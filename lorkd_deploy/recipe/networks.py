@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -39,6 +41,18 @@ Rank = Annotated[_Ranks, WrapValidator(_in_one_message)]
 RankOrAuto = Annotated[Literal["auto"] | _Ranks, WrapValidator(_in_one_message)]
 
 
+def _compiling(patterns: dict[str, str]) -> dict[str, str]:
+    for pattern, replacement in patterns.items():
+        try:
+            re.compile(pattern).sub(replacement, "")
+        except (re.error, IndexError) as exc:
+            raise ValueError(f"{pattern!r}: {replacement!r} can't be used: {exc}") from exc
+    return patterns
+
+
+Patterns = Annotated[dict[str, str], AfterValidator(_compiling)]
+
+
 class TeacherSpec(Part):
     """The foundation model: trained by this recipe, or imported and given task heads."""
 
@@ -51,6 +65,11 @@ class TeacherSpec(Part):
     )
     prefix: dict[str, str] = Field(
         default_factory=dict, description="key prefixes to replace, e.g. {'module.': ''}"
+    )
+    pattern: Patterns = Field(
+        default_factory=dict,
+        description="parts of keys to replace behind that, as regular expressions: DenseNet's old "
+        "names by {'(norm|conv)\\.([12])\\.': '\\1\\2.'}",
     )
     preprocess: Preprocess | None = Field(
         default=None,
@@ -71,6 +90,7 @@ class StudentSpec(Part):
     architecture: str = "torchvision:shufflenet_v2_x1_0"
     checkpoint: str | None = None
     prefix: dict[str, str] = Field(default_factory=dict)
+    pattern: Patterns = Field(default_factory=dict)
 
 
 class ExpertSpec(Part):

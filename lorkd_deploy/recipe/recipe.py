@@ -56,7 +56,7 @@ class TaskSpec(Part):
     )
     graded: bool = Field(
         default=False,
-        description="the classes are grades in order, of which kappa is said too",
+        description="the classes are grades in order, of which a study says the kappa too",
     )
 
     @field_validator("group_pattern")

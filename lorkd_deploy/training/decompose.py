@@ -26,7 +26,7 @@ from lorkd_deploy.training.grow import add_departments, plan_growth
 from lorkd_deploy.training.networks.restore import restored_teacher
 from lorkd_deploy.training.networks.student import build_student
 from lorkd_deploy.training.processes import joined
-from lorkd_deploy.training.teacher import train_teacher
+from lorkd_deploy.training.teacher import train_teacher, try_student
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def decompose(
 
 def _decompose(job: Job) -> TrainingResult:
     setup, run, processes = job.setup, job.run, job.processes
+    template = processes.first(lambda: try_student(setup, job.progress))
     learns = setup.recipe.transfer.kind != "none"
     if learns and not processes.first(run.teacher.exists):
         log.info("no teacher in %s yet: making it first", run.path)
@@ -102,4 +103,4 @@ def _decompose(job: Job) -> TrainingResult:
         teacher = processes.first(lambda: restored_teacher(load_bundle(run.teacher), setup))
     student = build_student(setup)
     fitted = fit_student(job, student, teacher)
-    return job.finish(lambda: write_experts(run, setup, student, fitted))
+    return job.finish(lambda: write_experts(run, setup, student, fitted, template))

@@ -14,6 +14,8 @@ from torch import nn
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, TaskNetwork
 from lorkd_deploy.experts.copies import copy_of
+from lorkd_deploy.experts.probe import check_answers, probe_images
+from lorkd_deploy.experts.uses import own_state
 from lorkd_deploy.metrics.score import score
 from lorkd_deploy.models import build, feature_dim
 from lorkd_deploy.progress import Progress, bar
@@ -24,6 +26,8 @@ from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.batches.loader import Images
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.bundling.assemble import Sources, write_experts
+from lorkd_deploy.training.bundling.graph_template import Template
+from lorkd_deploy.training.bundling.trial import tried
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.networks.evaluate import task_logits
 from lorkd_deploy.training.networks.finetuned import fine_tuned, load_whole
@@ -107,11 +111,19 @@ def extract(
         began = time.perf_counter()
         setup = open_setup(loaded)
         w0 = build(loaded.student.architecture)
-        unused = load_whole(w0, Path(base), loaded.student.prefix)
+        unused = load_whole(w0, Path(base), loaded.student)
         if unused:
             log.info("not used of the base: %s", ", ".join(unused))
         source = _Base(
             w0, with_experts(copy_of(w0), loaded), feature_dim(w0, loaded.preprocess.size)
+        )
+        check_answers(w0, probe_images(loaded.preprocess.size))
+        template = tried(
+            setup,
+            source.form.dense(0),
+            nn.Linear(source.features, setup.classes[0]),
+            progress,
+            guard=loaded.safety.guard,
         )
         tuned = []
         with bar(progress, "extracting", len(files)) as shown:
@@ -119,7 +131,7 @@ def extract(
                 tuned.append(_tuned(setup, place, source, file))
                 shown.advance(task=setup.names[place])
         model = _with_heads(setup, w0, tuned)
-        return _write(run, setup, model, tuned, base=sha256_file(Path(base)), began=began)
+        return _write(run, setup, model, tuned, template, base=sha256_file(Path(base)), began=began)
 
 
 def _files(recipe: Recipe, models: Mapping[str, str | Path]) -> list[Path]:
@@ -160,8 +172,8 @@ def _tuned(setup: Setup, place: int, base: _Base, file: Path) -> _Tuned:
     """The fine-tuned model of the task at `place`."""
     recipe, name = setup.recipe, setup.names[place]
     backbone = copy_of(base.w0)
-    model = fine_tuned(backbone, file, recipe.student.prefix, base.features, setup.classes[place])
-    before, after = base.w0.state_dict(), backbone.state_dict()
+    model = fine_tuned(backbone, file, recipe.student, base.features, setup.classes[place])
+    before, after = own_state(base.w0), own_state(backbone)
     found = difference(base.form, place, before, after, recipe.experts)
     if found.whole.change > 1:
         log.warning(
@@ -194,6 +206,7 @@ def _write(
     setup: Setup,
     model: ExpertClassifier,
     tuned: Sequence[_Tuned],
+    template: Template,
     *,
     base: str,
     began: float,
@@ -207,7 +220,7 @@ def _write(
         notes={"extracted": {"base": base, "tasks": tasks}},
     )
     sources = Sources(base, tuple(one.sha256 for one in tuned))
-    written = write_experts(run, setup, model, fitted, sources)
+    written = write_experts(run, setup, model, fitted, template, sources=sources)
     return Extraction(
         run=str(run.path),
         bundle=written.bundle,

@@ -11,11 +11,14 @@ import torch
 
 from lorkd_deploy import models
 from lorkd_deploy.errors import ModelError
+from lorkd_deploy.experts.probe import check_answers, probe_images
 from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.recipe import TeacherSpec, load_recipe
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 from lorkd_deploy.training.bundling.assemble import write_teacher
+from lorkd_deploy.training.bundling.graph_template import Template
 from lorkd_deploy.training.bundling.result import TrainingResult
+from lorkd_deploy.training.bundling.trial import tried
 from lorkd_deploy.training.fitting.compiled import check_compiler, compiled
 from lorkd_deploy.training.fitting.features import TeacherFeatures
 from lorkd_deploy.training.fitting.history import Fitted
@@ -74,22 +77,23 @@ def teacher(
             tensorboard=tensorboard,
             progress=progress or Silent(),
         )
+        processes.first(
+            lambda: try_student(job.setup, job.progress)
+        )  # a recipe put right is another run's
         return train_teacher(job)
 
 
 def train_teacher(job: Job) -> TrainingResult:
     """`teacher` in a run that is claimed, over data that is open."""
-    job.processes.first(lambda: _check_student(job.setup))  # a recipe put right is another run's
-    setup, spec = job.setup.for_teacher(), job.setup.recipe.teacher
+    setup = job.setup.for_teacher()
     job = replace(job, setup=setup)
-    torch.manual_seed(setup.recipe.seed)
-    backbone = models.build(spec.architecture)
-    features = models.feature_dim(backbone, setup.preprocess.size)
-    model = TeacherNetwork(backbone, features, setup.classes)
-    report = _import_checkpoint(model, job)
+    model, report = build_teacher(setup, allow_missing=job.allow_missing)
+    template = job.processes.first(
+        lambda: tried(setup, model.backbone, model.heads.head(0), job.progress, deployed=False)
+    )
     place(model, job.device, channels_last=job.spec.channels_last, size=setup.preprocess.size)
     fitted = _fitted(job, model)
-    result = job.finish(lambda: write_teacher(job.run, setup, model, fitted))
+    result = job.finish(lambda: write_teacher(job.run, setup, model, fitted, template))
     keys = {"missing_keys": report.missing, "unexpected_keys": report.unexpected}
     return result.model_copy(update=keys)
 
@@ -104,16 +108,32 @@ def _fitted(job: Job, model: TeacherNetwork) -> Fitted:
     return fit_heads(job, TeacherFeatures(frozen, job))
 
 
-def _check_student(setup: Setup) -> None:
-    """Find out what can't be done before the hours that the recipe's teacher may take."""
+def try_student(setup: Setup, progress: Progress) -> Template:
+    """The graph of the recipe's student, and its faults before the hours that training may take."""
     classifier = build_student(setup)
     check_budget(setup, classifier)
     with compiled(classifier, setup.recipe.train):
         pass
+    return tried(setup, *classifier.dense(0), progress, guard=setup.recipe.safety.guard)
 
 
-def _import_checkpoint(model: TeacherNetwork, job: Job) -> models.LoadReport:
-    spec = job.setup.recipe.teacher
+def build_teacher(setup: Setup, *, allow_missing: bool) -> tuple[TeacherNetwork, models.LoadReport]:
+    """The teacher of `Setup.for_teacher`, from its checkpoint if it has one, and what that lacks.
+
+    Raises `ModelError` where weights are missing that nothing would train, or an answer depends on
+    chance or on what else is in the batch.
+    """
+    torch.manual_seed(setup.recipe.seed)
+    backbone = models.build(setup.recipe.teacher.architecture)
+    features = models.feature_dim(backbone, setup.preprocess.size)
+    check_answers(backbone, probe_images(setup.preprocess.size))
+    model = TeacherNetwork(backbone, features, setup.classes)
+    return model, _import_checkpoint(model, setup.recipe.teacher, allow_missing)
+
+
+def _import_checkpoint(
+    model: TeacherNetwork, spec: TeacherSpec, allow_missing: bool
+) -> models.LoadReport:
     if spec.checkpoint is None:
         if spec.fit != "all":
             raise ModelError(
@@ -123,10 +143,10 @@ def _import_checkpoint(model: TeacherNetwork, job: Job) -> models.LoadReport:
         return models.LoadReport((), ())
     ready = spec.fit == "none"
     part = model if ready else model.backbone
-    report = models.load_checkpoint(part, Path(spec.checkpoint), spec.prefix)
+    report = models.load_checkpoint(part, Path(spec.checkpoint), spec.prefix, spec.pattern)
     trained = {name for name, _ in part.named_parameters()}
     random = [n for n in report.missing if n in trained or n.endswith(_STATISTICS)]
-    if spec.fit != "all" and random and not job.allow_missing:
+    if spec.fit != "all" and random and not allow_missing:
         raise ModelError(
             f"the checkpoint lacks {len(random)} weights, {random[0]!r} first, which teacher.fit "
             f"{spec.fit!r} would leave random",

@@ -23,7 +23,7 @@ ALPHA = 5.0
 def write(path: Path, factorisation="interleaved", ranks=RANKS) -> dict[str, np.ndarray]:
     """A bundle with one task; gives its tensors."""
     rng = np.random.default_rng(3)
-    base, own = {}, {"head.weight": np.ones((2, 4), np.float32)}
+    base, own = {}, {"head:weight": np.ones((2, 4), np.float32)}
     for layer in LAYERS:
         base[f"{layer.name}.weight"] = rng.normal(size=layer.shape).astype(np.float32)
         if rank := {"fc": 2, **RANKS}[layer.name]:

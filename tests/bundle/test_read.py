@@ -76,8 +76,8 @@ def test_fused_graph_equals_the_unfused_network(tmp_path: Path, norm: str) -> No
             "conv2.weight": fused["conv2.weight"],
             "conv2.bias": fused["conv2.bias"],
             "bn2.running_var": np.full(5, 1 - tiny_bundle.EPS["bn2"]),
-            "head.weight": fused["val_1"].T,
-            "head.bias": fused["head.bias"],
+            "head:weight": fused["val_1"].T,
+            "head:bias": fused["head.bias"],
         } | {f"pre.{k}": fused[f"p.{k}"] for k in ("weight", "bias", "running_mean", "running_var")}
         expected = tiny_bundle.forward(
             tiny_bundle.unfused(bundle.base, bundle.expert(task), 2.5), x
@@ -99,7 +99,7 @@ def test_a_then_b_then_a_is_bit_identical_and_the_base_stays(folder: Path) -> No
 def test_teacher_has_the_heads_side_by_side(tmp_path: Path) -> None:
     bundle = load_bundle(make_bundle(tmp_path / "teacher", kind="teacher"))
     fused = bundle.fuse("teacher")
-    heads = [bundle.expert(task)["head.weight"] for task in ("lung", "eye")]
+    heads = [bundle.expert(task)["head:weight"] for task in ("lung", "eye")]
     np.testing.assert_array_equal(fused["val_1"], np.concatenate(heads).T)
     assert fused["head.bias"].shape == (5,)
     assert [t.name for t in bundle.engine("teacher")] == ["lung", "eye"]

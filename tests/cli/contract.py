@@ -41,7 +41,7 @@ WRITTEN = {
     "export": ["[].folder"],
     "fuse": ["task", "file", "bytes"],
     "recipe list": ["[].name", "[].description", "[].departments", "[].tasks"],
-    "recipe validate": ["valid", "name", "sha256"],
+    "recipe validate": ["valid", "name", "sha256", "images", "unused"],
 }
 ERROR = ["error", *(f"error.{key}" for key in ("kind", "what", "where", "fix", "exit_code"))]
 DOCUMENTS = sorted({*RETURNED, *WRITTEN, "recipe show"})

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from lorkd_deploy.bundle import size
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy import build as build_module
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, read_artifact
@@ -23,6 +24,7 @@ from lorkd_deploy.errors import (
     BundleError,
     GateError,
     LorkdError,
+    ModelError,
     RuntimeUnavailableError,
     UsageError,
 )
@@ -321,3 +323,12 @@ def test_record_that_is_damaged_or_newer(run: Path) -> None:
             read_artifact(folder)
     del record["digest"]
     assert "folder" not in Artifact.model_validate(record).model_dump()
+
+
+def test_a_network_above_what_onnx_holds_is_refused_before_any_engine(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(size, "LIMIT", 100)  # bytes of weights
+    with pytest.raises(ModelError, match="an ONNX file holds 2 at most"):
+        export(run, out=tmp_path / "engines")
+    assert not (tmp_path / "engines").exists()

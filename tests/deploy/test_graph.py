@@ -132,3 +132,37 @@ def test_a_graph_that_is_no_valid_onnx(bundle: Bundle) -> None:
 
 def test_giving_tensors_is_the_same_as_fusing(bundle: Bundle) -> None:
     assert onnx_model(bundle, "eye", tensors=bundle.fuse("eye")) == onnx_model(bundle, "eye")
+
+
+def test_a_weight_that_is_computed_from_others_is_computed_once(bundle: Bundle) -> None:
+    """As weight norm does: v · g / ‖v‖, and a table that is read by an index."""
+
+    def change(graph: Any) -> None:
+        conv = next(node for node in graph.node if "conv1.weight" in node.input)
+        conv.input[1] = "weight"
+        node = onnx.helper.make_node
+        fixed = {"two": np.float32([2]), "axes": np.array([1, 2, 3]), "order": np.arange(4)}
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(value, name) for name, value in fixed.items()
+        )
+        added = [
+            node("ReduceL2", ["conv1.weight", "axes"], ["norm"]),
+            node("Div", ["two", "norm"], ["gain"]),
+            node("Mul", ["conv1.weight", "gain"], ["unordered"]),
+            node("Gather", ["unordered", "order"], ["weight"]),
+        ]
+        rest = list(graph.node)
+        del graph.node[:]
+        graph.node.extend(added + rest)
+
+    before = onnx.load_from_string(onnx_model(bundle, "eye")).graph
+    fused = bundle.fuse("eye")
+    weight = fused["conv1.weight"]
+    weight = weight * (2 / np.sqrt((weight**2).sum((1, 2, 3), keepdims=True)))
+    expected = onnx_model(bundle, "eye", tensors=fused | {"conv1.weight": weight})
+    model = onnx_model(replace_template(bundle, change), "eye")
+    graph = onnx.load_from_string(model).graph
+    assert [node.op_type for node in graph.node] == [node.op_type for node in before.node]
+    assert len(graph.initializer) == len(before.initializer), "what it was computed from is gone"
+    images = np.random.default_rng(0).normal(size=(3, 3, SIZE, SIZE)).astype(np.float32)
+    np.testing.assert_allclose(logits(model, images), logits(expected, images), atol=1e-6)

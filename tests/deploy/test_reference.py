@@ -10,6 +10,7 @@ from lorkd_deploy.bundle import parity_inputs as inputs_module
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import BundleError
+from tests import tiny_bundle
 from tests.deploy.made_run import true_logits
 
 
@@ -72,3 +73,37 @@ def test_a_bundle_without_test_images(
     parity = reference.check("eye", Exact(run, "eye"), "fp32")  # type: ignore[arg-type]
     assert parity.status == "passed"
     assert parity.images_not_here == {"eye": "the bundle has no reference for test images"}
+
+
+class OfTheBatch:
+    """The tiny bundle's network, whose logits are others by `change` in a batch of several."""
+
+    facts: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, bundle: Bundle, change: float) -> None:
+        self.state = tiny_bundle.unfused(bundle.base, bundle.expert("eye"), 2.5)
+        self.change = change
+
+    def __call__(self, batch: Any) -> Any:
+        logits = tiny_bundle.forward(self.state, batch) + self.change * (len(batch) > 1)
+        return logits.astype(np.float32)
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_an_answer_that_depends_on_the_batch_fails_with_the_fewest_inputs(
+    tmp_path: Path, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_bundle.make_bundle(tmp_path / "bundle", inputs=inputs)
+    no_images = {
+        "eye.index": np.empty(0, np.int64),
+        "eye.sha256": np.empty((0, 32), np.uint8),
+        "eye.logits": np.empty((0, 3), np.float32),
+    }
+    tensors = load_bundle(run).logits("eye") | no_images
+    monkeypatch.setattr(Bundle, "logits", lambda *_: tensors)
+    reference = Reference(load_bundle(run))
+    passed, failed = (
+        reference.check("eye", OfTheBatch(reference.bundle, change), "fp32")  # type: ignore[arg-type]
+        for change in (0.0, 0.1)
+    )
+    assert (passed.status, failed.status) == ("passed", "failed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
     "nesterov": lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.1, nesterov=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01, weight_decay=0.1),
 }
 
 
@@ -49,6 +52,34 @@ def test_absent_experts_stay_where_they_are(name: str) -> None:
         assert torch.equal(value, before[1][key]), key
     for task in (0, 2):
         assert all(not torch.equal(v, before[task][k]) for k, v in _expert(model, task).items())
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_nor_does_their_part_of_the_state(name: str) -> None:
+    model = _student()
+    optimiser = OPTIMISERS[name](model.parameters())
+    hold_absent(optimiser)
+    _step(model, optimiser, [0, 1, 2, 0])
+    stacks = [p for n, p in model.named_parameters() if n.endswith((".A", ".B"))]
+
+    def of_the_absent() -> list[torch.Tensor]:
+        values = (v for p in stacks for v in optimiser.state[p].values())
+        return [v[1].clone() for v in values if isinstance(v, torch.Tensor) and v.dim()]
+
+    before = of_the_absent()
+    _step(model, optimiser, [0, 2, 0])
+    assert before and all(map(torch.equal, before, of_the_absent()))
+
+
+def test_a_module_that_was_saved_whole_is_held_too(tmp_path: Path) -> None:
+    torch.save(_student(), tmp_path / "student.pt")
+    model = torch.load(tmp_path / "student.pt", weights_only=False)
+    optimiser = OPTIMISERS["sgd"](model.parameters())
+    hold_absent(optimiser)
+    _step(model, optimiser, [0, 1, 2])
+    before = _expert(model, 1)
+    _step(model, optimiser, [0, 2])
+    assert torch.equal(_expert(model, 1)["0.A"], before["0.A"])
 
 
 def test_an_optimiser_that_nobody_asked_about_is_torchs_own() -> None:

@@ -80,3 +80,21 @@ def test_what_is_not_shared_is_refused(state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ModelError, match="instead of shared tensors"):
         model.override(1, state)
     assert model.overrides == [{}, {}, {}]
+
+
+class Pair(Net):
+    """A tuple and a mapping for an output."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # type: ignore[override]
+        y = super().forward(x)
+        return y, {"half": y[:, :4]}
+
+
+def test_outputs_of_any_structure_are_put_together() -> None:
+    model = add_experts(Pair(), 3, rank=2).eval()
+    model.override(2, own())
+    whole, more = model(X, task=IDS)
+    for row, task in enumerate(IDS.tolist()):
+        expected = model.dense(task)(X[row : row + 1])[0]
+        torch.testing.assert_close(whole[row : row + 1], expected)
+    assert torch.equal(more["half"], whole[:, :4])

@@ -33,7 +33,6 @@ ASSERTED = [
     "sensitivity",
     "specificity",
     "calibration_error",
-    "kappa",
     "accuracy_drop",
     "auc_drop",
     "ratio_vs_teacher",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,22 +35,6 @@ def test_score_and_difference_of_known_answers() -> None:
     assert own.calibration_error.value == pytest.approx(2 / 6)
     assert own.calibration_error.low <= own.calibration_error.value <= own.calibration_error.high
     assert (own.thresholds, own.threshold_from) == ((0.5,) * 3, "validation")
-
-
-def test_kappa_is_that_of_grades_alone() -> None:
-    labels = np.array([0, 0, 1, 1, 2, 2])
-    near, far = np.eye(3)[[0, 1, 1, 1, 2, 2]], np.eye(3)[[0, 2, 1, 1, 2, 2]]
-    limits = dict.fromkeys(("near", "far"), (0.5,) * 3)
-    plain = TaskAnswers("t", labels, {"near": near, "far": far}, limits)
-    assert score(plain, "near").kappa is None and difference(plain, "near", "far").kappa is None
-    given = replace(plain, graded=True)
-    kappa = {name: score(given, name).kappa for name in limits}
-    # One image apart by a grade, or two: 1 - (1 or 4) / Σ n n' d² / 6.
-    assert kappa["near"] is not None and kappa["near"].value == pytest.approx(1 - 1 / (42 / 6))
-    assert kappa["far"] is not None and kappa["far"].value == pytest.approx(1 - 4 / (48 / 6))
-    between = difference(given, "near", "far").kappa
-    assert between is not None
-    assert between.value == pytest.approx(kappa["near"].value - kappa["far"].value)
 
 
 @pytest.mark.parametrize("findings", [False, True])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from lorkd_deploy.training.bundling import assemble
+from lorkd_deploy.training.bundling import trial
 from lorkd_deploy.training.bundling.graph_template import Template, graph_template
 
 
@@ -46,5 +46,5 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tem
 def _trained_networks_exported_once(exported_once: Callable[..., Template]) -> Any:
     """For bundles that trainings write. The export itself is tested in `bundling/`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assemble, "graph_template", exported_once)
+        patch.setattr(trial, "graph_template", exported_once)
         yield

@@ -20,6 +20,7 @@ from lorkd_deploy.run import claim
 from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.training.batches.setup import open_setup
 from lorkd_deploy.training.bundling.assemble import write_experts
+from lorkd_deploy.training.bundling.trial import tried
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.networks.evaluate import task_logits
 from lorkd_deploy.training.networks.restore import restored
@@ -53,7 +54,8 @@ def made(path: Path, **changes: Any) -> Path:
         for layer in (m for m in model.modules() if hasattr(m, "alpha")):
             layer.B.data[task, :, layer.factors(task)[1].shape[1] :] = 0
     fitted = Fitted(steps=0, seconds=0.0, waiting=0.0, history=[])
-    write_experts(claim(path, setup.recipe), setup, model, fitted)
+    template = tried(setup, *model.dense(0))
+    write_experts(claim(path, setup.recipe), setup, model, fitted, template)
     return path
 
 

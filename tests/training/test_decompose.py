@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -31,7 +32,9 @@ from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.run import claim
 from lorkd_deploy.storage import sha256_file
+from lorkd_deploy.training.bundling import assemble
 from lorkd_deploy.training.fitting.checkpoint import Checkpoints
+from lorkd_deploy.training.fitting.update import Update
 from tests.stopping import KilledError, killed_when
 
 TESTS = Path(__file__).parents[1]
@@ -72,7 +75,7 @@ def test_the_bundle_holds_what_was_trained(decomposed: Path) -> None:
     for task in manifest.tasks:
         own = bundle.expert(task.name)
         assert np.abs(own["5.B"]).max() > 0, "no gradient reached the expert"
-        assert own["head.weight"].shape == (len(task.classes), 16)
+        assert own["head:weight"].shape == (len(task.classes), 16)
         assert set(task.metrics) == {"teacher", "expert"}
     assert not (decomposed / "checkpoints" / "decompose").exists()
 
@@ -232,6 +235,26 @@ def test_killed_around_the_writing_of_the_bundle_equals_uninterrupted(
     assert _weights(run) == _weights(decomposed)
     assert [path.name for path in run.iterdir() if path.suffix in {".tmp", ".old"}] == []
     assert not (run / "checkpoints" / "decompose").exists()
+
+
+def test_a_bundle_that_could_not_be_written_is_made_from_what_was_trained(
+    recipe: Path, taught: Path, decomposed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(taught, run)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "write_bundle", fails)
+        with pytest.raises(OSError, match="No space"):
+            decompose(recipe, run)
+    assert "what was trained is kept: the same call with --resume" in caplog.text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Update, "gradients", fails)  # not one step more
+        decompose(recipe, run, resume=True)
+    assert _weights(run) == _weights(decomposed)
 
 
 def test_resume_with_a_changed_recipe_is_refused(

@@ -271,7 +271,7 @@ def test_names_are_mapped_and_a_head_needs_no_bias(
     found = hospital.extract("mapped", set=["student.prefix={module.: ''}"])
     for one, other in zip(wanted.tasks, found.tasks, strict=True):
         assert one.layers == other.layers
-    assert not load_bundle(found.bundle).expert("xray")["head.bias"].any()
+    assert not load_bundle(found.bundle).expert("xray")["head:bias"].any()
 
 
 def test_wrong_names_and_places(tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from torch import nn
 
 from lorkd_deploy import decompose, export, extract
 
-KINDS = ["flattens_by_view", "has_scalars", "in_half", "computes_weights", "recomputes"]
+KINDS = [
+    "flattens_by_view",
+    "has_scalars",
+    "in_half",
+    "computes_weights",
+    "recomputes",
+    "has_leftovers",
+]
 STEP = {"epochs": 1, "batch_size": 16, "lr": 0.01, "channels_last": True}
 DATA = {"source": "phantom", "name": "xray", "train": 32, "val": 16, "test": 16}
 

@@ -41,9 +41,19 @@ def test_what_is_wrong_leaves_no_run_and_the_folder_free(recipe: Path, tmp_path:
         ("experts.rank=9", "rank 9 of task 0 is above what any layer can use"),
         ("student.architecture=torchvision:resnt18", "no torchvision architecture"),
         ("student.architecture=tiny_backbone:attention", "never calls 'attention.out_proj'"),
+        (
+            "student.architecture=tiny_backbone:batch_statistics",
+            "the images beside it in the batch",
+        ),
+        (
+            "teacher.architecture=tiny_backbone:batch_statistics",
+            "the images beside it in the batch",
+        ),
+        ("student.architecture=tiny_backbone:pools_the_largest", "torch's adaptive_max_pool2d"),
+        ("teacher.architecture=tiny_backbone:pools_the_largest", "torch's adaptive_max_pool2d"),
     ],
 )
-def test_a_wrong_student_is_told_before_a_teacher_is_trained(
+def test_a_wrong_network_is_told_before_a_teacher_is_trained(
     recipe: Path, tmp_path: Path, command: Callable[..., object], wrong: str, says: str
 ) -> None:
     with pytest.raises(LorkdError, match=says):
@@ -74,7 +84,7 @@ def test_importing_a_teacher_with_heads(recipe: Path, tmp_path: Path) -> None:
     assert result.missing_keys == () and result.unexpected_keys == ()
     written = load_bundle(tmp_path / "run" / "teacher")
     np.testing.assert_array_equal(written.base["0.weight"], state["net.0.weight"].numpy())
-    np.testing.assert_array_equal(written.expert("fundus")["head.bias"], state["fc2.bias"].numpy())
+    np.testing.assert_array_equal(written.expert("fundus")["head:bias"], state["fc2.bias"].numpy())
 
 
 @pytest.mark.parametrize("lacking", ["0.weight", "1.running_var"])
@@ -117,7 +127,7 @@ def test_heads_are_trained_on_a_frozen_backbone(recipe: Path, tmp_path: Path) ->
     for name, array in written.base.items():
         np.testing.assert_array_equal(array, state[name].numpy(), err_msg=name)
     for task in written.manifest.tasks:
-        assert np.abs(written.expert(task.name)["head.weight"]).max() > 0
+        assert np.abs(written.expert(task.name)["head:weight"]).max() > 0
     history = json.loads((tmp_path / "run" / "history" / "teacher.json").read_text())
     assert history["penalties"].keys() == {"cells", "xray", "fundus"}
 

@@ -18,9 +18,9 @@ from lorkd_deploy.reporting.cells import (
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
 
-# Accuracy and AUC have a table of their own; a difference in points is none of AUC and kappa.
+# Accuracy and AUC have a table of their own; a difference in points is none of AUC.
 OF_DECISIONS = tuple(figure for figure in OF_ANSWERS if figure not in (ACCURACY, AUC))
-CHANGES = tuple(figure for figure in OF_ANSWERS if figure.unit == "%")
+CHANGES = tuple(figure for figure in OF_ANSWERS if figure is not AUC)
 DECISIONS = (
     "Sensitivity and specificity are those at the threshold; of more than two classes or findings "
     "each is one against the rest, and the mean is shown. The expected calibration error is the "

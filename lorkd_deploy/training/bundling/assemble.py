@@ -14,14 +14,16 @@ from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import Contents, now, write_bundle
 from lorkd_deploy.experts import ExpertClassifier
+from lorkd_deploy.experts.uses import own_state
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.run import Run
 from lorkd_deploy.storage import Tensors, sha256_bytes
 from lorkd_deploy.training.batches.setup import Setup
-from lorkd_deploy.training.bundling.graph_template import Template, graph_template
+from lorkd_deploy.training.bundling.graph_template import Template
 from lorkd_deploy.training.bundling.reference import reference_logits
 from lorkd_deploy.training.bundling.result import TrainingResult, training_result
 from lorkd_deploy.training.bundling.safe import guards, make_safe, safety_tensors
+from lorkd_deploy.training.bundling.trial import still_its_own
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.networks.evaluate import scores
 from lorkd_deploy.training.networks.network import TeacherNetwork
@@ -42,12 +44,13 @@ class Sources(NamedTuple):
     models: tuple[str, ...]
 
 
-def write_teacher(run: Run, setup: Setup, model: TeacherNetwork, fitted: Fitted) -> TrainingResult:
+def write_teacher(
+    run: Run, setup: Setup, model: TeacherNetwork, fitted: Fitted, template: Template
+) -> TrainingResult:
     """Write `RUN/teacher`: backbone, heads, graph, reference logits, and its test scores."""
     recipe, backbone = setup.recipe, model.backbone
     tested = {"teacher": scores(model, setup.test, setup.kinds, setup.preprocess)}
-    template = _template(setup, backbone, model.heads.head(0))
-    state = backbone.state_dict()
+    template = still_its_own(template, setup, backbone, model.heads.head(0))
     parameters = {"backbone": _count(backbone), "heads": _count(model.heads)}
     pictures = _pictures(setup)
     described = _described(
@@ -62,7 +65,7 @@ def write_teacher(run: Run, setup: Setup, model: TeacherNetwork, fitted: Fitted)
         norm="shared",
     )
     contents = Contents(
-        base=arrays({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}),
+        base=arrays(own_state(backbone)),
         experts={
             task: head_tensors(head)
             for task, head in zip(setup.names, model.heads.tasks, strict=True)
@@ -79,6 +82,8 @@ def write_experts(
     setup: Setup,
     model: ExpertClassifier,
     fitted: Fitted,
+    template: Template,
+    *,
     sources: Sources | None = None,
 ) -> TrainingResult:
     """Write `RUN/bundle`: W0 once, one expert per task, graph, reference logits, test scores.
@@ -89,7 +94,7 @@ def write_experts(
     safe = make_safe(setup, model)  # first: all that follows is of the heads that it leaves
     tested = {"expert": scores(model, setup.test, setup.kinds, setup.preprocess)}
     tested |= _teacher_scores(run)
-    template = _template(setup, *model.dense(0), guard=recipe.safety.guard)
+    template = still_its_own(template, setup, *model.dense(0), guard=recipe.safety.guard)
     own = own_tensors(setup, model)
     parameters = {"backbone": _count(experts.dense(0))} | expert_parameters(own)
     tasks = task_entries(setup, tested, experts, [one.entry for one in safe])
@@ -143,13 +148,6 @@ def _described(setup: Setup, template: Template, pictures: U8, **own: Any) -> Ma
         created=now(),
         **own,
     )
-
-
-def _template(
-    setup: Setup, backbone: nn.Module, head: nn.Linear, *, guard: bool = False
-) -> Template:
-    size, opset = setup.preprocess.size, setup.recipe.export.opset
-    return graph_template(backbone, head, size=size, opset=opset, guard=guard)
 
 
 def _pictures(setup: Setup) -> U8:

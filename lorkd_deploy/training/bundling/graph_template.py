@@ -7,37 +7,38 @@ equal ones. The deployed side then fills the template with NumPy alone.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from lorkd_deploy.bundle.manifest import HEAD_TENSORS, FoldEntry, GraphEntry
-from lorkd_deploy.errors import ModelError
+from lorkd_deploy.bundle.manifest import HEAD, FoldEntry, GraphEntry
 from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.safety.guard import FEATURES
+from lorkd_deploy.storage import sha256_bytes
 from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
+from lorkd_deploy.training.bundling.tracing import INPUT, OUTPUT, exported, traced
 from lorkd_deploy.training.networks.deployable import Deployable, Guarded
 
-if TYPE_CHECKING:
-    from torch.onnx import ONNXProgram
-
-INPUT, OUTPUT = "input", "output"
 _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
 _BATCH_NORM = torch.ops.aten.batch_norm.default
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class Template:
-    """An ONNX graph without weights, how to fill it, and which norms are folded for that."""
+    """An ONNX graph without weights, how to fill it, and which norms are folded for that.
+
+    It is the graph of every network of the same structure and the same `constants_sha256`.
+    """
 
     onnx: bytes
     graph: GraphEntry
     folds: tuple[FoldEntry, ...]
+    constants_sha256: str
 
 
 def graph_template(
@@ -47,84 +48,45 @@ def graph_template(
 
     `backbone` is a plain module (no experts) that gives features `(N, F)`; neither module is
     changed. With `guard` what that looks at is a second output (`Guarded`). Sources in the map are
-    the backbone's own tensor names, `head.weight` and `head.bias`; a convolution whose BatchNorm
-    was folded has a `.bias` even if it had none.
-    Raises `ModelError` where torch can't export the network, or where a weight has no place of
-    its own in the graph.
+    the backbone's own tensor names and `HEAD_TENSORS`; a convolution whose BatchNorm was folded has
+    a `.bias` even if it had none. Tensors that no answer depends on, or that are another one under
+    a second name, are listed as unused.
+    Raises `ModelError` where torch can't export the network, naming layer and operator, or where
+    a weight has no place of its own in the graph.
     """
     model = _plain_copy(backbone, head, Guarded if guard else Deployable)
     outputs = [OUTPUT, *([FEATURES] if guard else [])]
     example = torch.zeros(2, 3, size, size)
-    try:
-        module, folds = _traced(model, example)
-        biases = {f"{fold.conv}.bias" for fold in folds}
-        sources = _randomised(module, biases.union(model.state_dict()))
-        exported = _exported(module, example, opset, outputs)
-    except Exception as exc:  # torch's exporters raise whatever the network's code meets
-        said = str(exc).strip().splitlines() or [type(exc).__name__]
-        raise ModelError(
-            f"torch can't export this network: {said[0]}",
-            where=type(backbone).__name__,
-            fix="its forward must take any batch size, without Python branches on the data",
-        ) from exc
-    proto, weights = take_weights(exported, sources)
+    names = {name for name, value in model.state_dict().items() if value.is_floating_point()}
+    module = traced(model, example)
+    folds = _without_norms(module)
+    sources = _randomised(module, names | {f"{fold.conv}.bias" for fold in folds})
+    proto, weights = take_weights(exported(module, example, opset, outputs), sources)
     arrays = {_own(name): value.numpy() for name, value in sources.items()}
+    folded = {f"{fold.norm}.{part}" for fold in folds for part in _NORM_TENSORS}
     graph = GraphEntry(
         opset=opset,
         input=INPUT,
         output=OUTPUT,
         features=FEATURES if guard else None,
         bindings=bind(weights, arrays),
+        unused=tuple(sorted(map(_own, names - folded - sources.keys()))),
     )
     own_folds = tuple(FoldEntry(conv=_own(f.conv), norm=_own(f.norm), eps=f.eps) for f in folds)
-    return Template(stripped(proto), graph, own_folds)
+    return Template(stripped(proto), graph, own_folds, constants_sha256(backbone))
 
 
 def _plain_copy(backbone: nn.Module, head: nn.Linear, kind: type[Deployable]) -> nn.Module:
-    if taken := sorted(set(HEAD_TENSORS) & set(backbone.state_dict())):
-        raise ModelError(
-            f"the backbone has a tensor called {taken[0]}: that is the name of the task's head",
-            fix="give a backbone without classifier, or name that part of it otherwise",
-        )
     model = copy_of(kind(backbone, head)).cpu().float()
     return model.eval().requires_grad_(False)
 
 
-def _traced(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Sequence[FoldEntry]]:
-    """The network as a graph of operations without the BatchNorms that can be folded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights that are computed in the forward
-        program = torch.export.export(model, (example,), dynamic_shapes=_free_batch(), strict=False)
-    module: Any = program.module(check_guards=False)
+def _without_norms(module: fx.GraphModule) -> list[FoldEntry]:
+    """Fold what can be folded, and let the exporter see a network in evaluation mode."""
     folds = _fold_norms(module)
     for part in module.modules():
         part.training = False  # a traced module refuses eval(), and the exporter looks at this
-    return module, folds
-
-
-def _exported(
-    module: nn.Module, example: Tensor, opset: int, outputs: Sequence[str]
-) -> ONNXProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
-        exported = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=_free_batch(),
-            external_data=False,
-            input_names=[INPUT],
-            output_names=outputs,
-            opset_version=opset,
-            optimize=False,  # `take_weights` does it, when weights can't be taken for constants
-            verbose=False,
-        )
-    assert exported is not None  # it is None for the old exporter only
-    return exported
-
-
-def _free_batch() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim("batch")},)
+    return folds
 
 
 def _fold_norms(module: fx.GraphModule) -> list[FoldEntry]:
@@ -208,11 +170,26 @@ def _randomised(module: fx.GraphModule, names: Collection[str]) -> dict[str, Ten
     Integer tensors (an index table) and what the state has no name for are parts of the graph.
     """
     generator = torch.Generator().manual_seed(0)
-    found = {n: t for n, t in module.state_dict().items() if n in names and t.is_floating_point()}
+    found = {n: t for n, t in module.state_dict().items() if n in names}
     for index, tensor in enumerate(found.values()):
         tensor.copy_(index + 0.25 + 0.5 * torch.rand(tensor.shape, generator=generator))
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
+def constants_sha256(backbone: nn.Module) -> str:
+    """Of the buffers that are a part of the graph: integers, and what its state doesn't hold."""
+    state = backbone.state_dict()
+    constants = {
+        name: buffer.cpu().numpy()
+        for name, buffer in backbone.named_buffers()
+        if (name not in state or not buffer.is_floating_point())
+        and not name.endswith("num_batches_tracked")
+    }
+    parts = [f"{n} {v.dtype} {v.shape} ".encode() + v.tobytes() for n, v in constants.items()]
+    return sha256_bytes(b"".join(parts))
+
+
 def _own(name: str) -> str:
-    return name.removeprefix("backbone.")
+    """The bundle's name of a tensor of `_Deployable`."""
+    owner, _, own = name.partition(".")
+    return own if owner == "backbone" else HEAD + own

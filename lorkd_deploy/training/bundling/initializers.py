@@ -128,7 +128,7 @@ def bind(weights: Mapping[str, F32], sources: Mapping[str, F32]) -> tuple[Bindin
             f"{len(wrong)} tensors have no place of their own in the graph: "
             + ", ".join(wrong[:5])
             + (", …" if len(wrong) > 5 else ""),
-            fix="remove parameters that forward never uses; don't share one between two layers",
+            fix="let each tensor be read as it is, once, or not at all, by the network's forward",
         )
     return tuple(bindings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from lorkd_deploy.training.fitting.checkpoint import Checkpoints
 from lorkd_deploy.training.processes import Processes
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,12 @@ class Job:
         """What the first process writes of the finished training, whose checkpoints then go."""
 
         def last() -> T:
-            result = write()
+            try:
+                result = write()
+            except Exception:
+                if self.checkpoints:
+                    log.warning("what was trained is kept: the same call with --resume ends it")
+                raise
             self.checkpoints.clear()
             return result
 

@@ -167,9 +167,11 @@ class _Training:
         )
 
     def must_save(self) -> bool:
-        """Whether this process writes a checkpoint after this step."""
+        """Whether this process writes a checkpoint after this step: after the last in any case,
+        from which a run finishes whose bundle couldn't be written.
+        """
         due = time.monotonic() - self._saved >= 60 * self._job.spec.checkpoint_minutes
-        return due and self.now.step < self.steps and self._job.processes.leads
+        return (due or self.now.step == self.steps) and self._job.processes.leads
 
     def save(self) -> None:
         """Write a checkpoint."""

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.errors import ModelError
+from lorkd_deploy.recipe.networks import StudentSpec
 from lorkd_deploy.training.networks.network import TeacherNetwork
 from lorkd_deploy.weight_files import read_weights, some
 
 _COUNTER = "num_batches_tracked"
 
 
-def load_whole(backbone: nn.Module, path: Path, prefix: Mapping[str, str]) -> dict[str, Tensor]:
-    """Load all of `backbone` from a checkpoint; gives what else the file has, by name.
+def load_whole(backbone: nn.Module, path: Path, spec: StudentSpec) -> dict[str, Tensor]:
+    """Load all of `backbone` from a checkpoint, whose names `spec` maps; gives what else it has.
 
     Raises `ModelError` as `read_weights` does, and for a file that lacks a tensor of `backbone` or
     has one in another shape (naming all kinds of fault). The backbone is then unchanged.
     """
-    own = backbone.state_dict()
-    state = read_weights(path, prefix, own)
+    own = backbone.state_dict(keep_vars=True)
+    state = read_weights(path, spec.prefix, own, spec.pattern)
     missing = [name for name in own if name not in state and not name.endswith(_COUNTER)]
     differ = [
         f"{name} {tuple(state[name].shape)}, wanted {tuple(value.shape)}"
@@ -37,14 +38,14 @@ def load_whole(backbone: nn.Module, path: Path, prefix: Mapping[str, str]) -> di
             + "\n    ".join(f"{len(names)} {what}: {some(names)}" for what, names in faults),
             where=path,
             fix="name the architecture that was fine-tuned by student.architecture; if only names "
-            "differ, map their beginnings by student.prefix",
+            "differ, map their beginnings by student.prefix, parts of them by student.pattern",
         )
     backbone.load_state_dict({n: v for n, v in state.items() if n in own}, strict=False)
     return more
 
 
 def fine_tuned(
-    backbone: nn.Module, path: Path, prefix: Mapping[str, str], features: int, classes: int
+    backbone: nn.Module, path: Path, spec: StudentSpec, features: int, classes: int
 ) -> TeacherNetwork:
     """A fine-tuned model as a network of one task; `backbone` gives its form and is changed.
 
@@ -53,7 +54,7 @@ def fine_tuned(
     is more, less or another form of it: a convolution may have an activation behind it that its
     file doesn't tell of.
     """
-    weight, bias = _head(load_whole(backbone, path, prefix), path, features, classes)
+    weight, bias = _head(load_whole(backbone, path, spec), path, features, classes)
     model = TeacherNetwork(backbone, features, [classes])
     with torch.no_grad():
         head = model.heads.head(0)

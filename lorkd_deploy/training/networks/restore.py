@@ -12,6 +12,7 @@ from lorkd_deploy.bundle.manifest import HEAD, HEAD_TENSORS, Manifest, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import ModelError, UsageError
 from lorkd_deploy.experts import ExpertClassifier, add_experts
+from lorkd_deploy.experts.probe import probe_images
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import Tensors
 from lorkd_deploy.training.batches.setup import Setup
@@ -40,7 +41,9 @@ def restored(
             norm=manifest.norm,
             factorisation=manifest.factorisation,
             skip=manifest.recipe.get("experts", {}).get("skip", ()),
+            example=probe_images(manifest.preprocess.size),
         )
+        model.probed = True  # when it was trained
         model.load_base({name: torch.tensor(array) for name, array in base.items()})
         classifier = ExpertClassifier(model, features, [len(task.classes) for task in tasks])
         for index, task in enumerate(tasks):

@@ -11,6 +11,7 @@ from torch import nn
 
 from lorkd_deploy import models
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
+from lorkd_deploy.experts.probe import check_answers, probe_images
 from lorkd_deploy.experts.ranks import Rank
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.training.batches.setup import Setup
@@ -21,22 +22,25 @@ log = logging.getLogger(__name__)
 def build_student(setup: Setup) -> ExpertClassifier:
     """The recipe's student with experts and heads.
 
-    It is run once: raises `ModelError` where a forward passes by layers with experts.
+    It is tried: raises `ModelError` where a forward passes by layers with experts, or an answer
+    depends on chance or on what else is in the batch.
     """
     recipe = setup.recipe
     backbone = models.build(recipe.student.architecture)
     if recipe.student.checkpoint is not None:
         report = models.load_checkpoint(
-            backbone, Path(recipe.student.checkpoint), recipe.student.prefix
+            backbone, Path(recipe.student.checkpoint), recipe.student.prefix, recipe.student.pattern
         )
         if report.missing:
             log.warning("the student's checkpoint lacks %s", ", ".join(report.missing))
         if report.unexpected:
             log.info("the student's checkpoint has more, unused: %s", ", ".join(report.unexpected))
     features = models.feature_dim(backbone, recipe.preprocess.size)
+    images = probe_images(recipe.preprocess.size)
+    check_answers(backbone, images)
     experts = with_experts(backbone, recipe)
     with torch.no_grad():
-        experts.eval()(torch.zeros(2, 3, recipe.preprocess.size, recipe.preprocess.size), 0)
+        experts.eval()(images, 0)
     experts.train()
     return ExpertClassifier(experts, features, setup.classes)
 
@@ -53,4 +57,5 @@ def with_experts(
         norm=recipe.experts.norm,
         factorisation=recipe.experts.factorisation,
         skip=recipe.experts.skip,
+        example=probe_images(recipe.preprocess.size),
     )

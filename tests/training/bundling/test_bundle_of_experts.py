@@ -74,7 +74,7 @@ def test_engines_equal_the_model_with_experts(tmp_path: Path, norm: Any) -> None
         base=arrays(experts.base_state()),
         experts={
             f"task{t}": arrays(experts.expert_state(t))
-            | arrays(model.heads.head(t).state_dict(), "head.")
+            | arrays(model.heads.head(t).state_dict(), "head:")
             for t in range(len(CLASSES))
         },
         logits={f"task{t}": {} for t in range(len(CLASSES))},

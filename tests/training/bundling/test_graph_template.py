@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ ort = pytest.importorskip("onnxruntime", reason="runs the filled graphs")
 
 from torch import nn  # noqa: E402
 
+from lorkd_deploy.bundle import size  # noqa: E402
 from lorkd_deploy.bundle.manifest import FoldEntry, LayerEntry  # noqa: E402
 from lorkd_deploy.bundle.read import Bundle, load_bundle  # noqa: E402
 from lorkd_deploy.bundle.write import Contents, write_bundle  # noqa: E402
@@ -29,6 +31,7 @@ from lorkd_deploy.errors import ModelError  # noqa: E402
 from lorkd_deploy.lowrank.delta import delta_weight  # noqa: E402
 from lorkd_deploy.models import build  # noqa: E402
 from lorkd_deploy.preprocess import Preprocess  # noqa: E402
+from lorkd_deploy.training.bundling import trial  # noqa: E402
 from lorkd_deploy.training.bundling.graph_template import Template, graph_template  # noqa: E402
 
 SIZE, RANK, ALPHA = 32, 2, 3.0
@@ -121,7 +124,7 @@ class Case:
         rng = np.random.default_rng(5)
         self.experts = {
             task: _factors(rng, self.layers)
-            | {"head.weight": rng.normal(size=(k, features)) / 4, "head.bias": rng.normal(size=k)}
+            | {"head:weight": rng.normal(size=(k, features)) / 4, "head:bias": rng.normal(size=k)}
             for task, k in TASKS.items()
         }
         self.bundle = self._bundle(folder / name)
@@ -158,7 +161,7 @@ class Case:
                 own[f"{layer.name}.A"], own[f"{layer.name}.B"], ALPHA / RANK, layer.shape
             )
         with torch.no_grad():
-            return (net(x.double()) @ own["head.weight"].T + own["head.bias"]).numpy()
+            return (net(x.double()) @ own["head:weight"].T + own["head:bias"]).numpy()
 
 
 def _layers(net: nn.Module) -> Any:
@@ -220,7 +223,7 @@ def test_each_float_tensor_has_one_place_and_the_template_no_weights(case: Case)
         }
         state.add(f"{fold.conv}.bias")
     bindings = case.template.graph.bindings
-    assert sorted(b.source for b in bindings) == sorted(state | {"head.weight", "head.bias"})
+    assert sorted(b.source for b in bindings) == sorted(state | {"head:weight", "head:bias"})
     initializers = onnx.load_from_string(case.template.onnx).graph.initializer
     assert len({i.name for i in initializers}) == len(initializers)
     empty = {i.name for i in initializers if not i.raw_data}
@@ -303,37 +306,67 @@ class Small(nn.Module):
         return self.conv(x).mean((2, 3))
 
 
-def test_a_parameter_without_a_place_is_named() -> None:
+def test_what_no_answer_depends_on_is_left_out_and_listed() -> None:
     net = Small()
     net.forgotten = nn.Linear(3, 3)
-    with pytest.raises(ModelError, match=r"2 tensors.*forgotten\.weight, forgotten\.bias"):
-        graph_template(net, nn.Linear(4, 2), 16)
+    net.register_buffer("pixel_mean", torch.zeros(3))
+    net.again = net.conv
+    net.head = nn.Linear(3, 3)  # of the names that the task's head has in the graph
+    template = graph_template(net, nn.Linear(4, 2), 16)
+    assert [b.source for b in template.graph.bindings if b.source[:4] != "head"] == [
+        "conv.weight",
+        "conv.bias",
+    ]
+    left = {"again", "forgotten", "head"}
+    unused = {f"{name}.{part}" for name in left for part in ("weight", "bias")} | {"pixel_mean"}
+    assert set(template.graph.unused) == unused
 
 
-def test_a_backbone_with_the_heads_name() -> None:
-    net = Small()
-    net.head = nn.Linear(3, 3)
-    with pytest.raises(ModelError, match=r"called head\.bias"):
-        graph_template(net, nn.Linear(4, 2), 16)
+class Branching(Small):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
 
 
-def test_a_network_that_torch_cannot_export() -> None:
-    class Branching(Small):
+class Fixed(Small):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x.reshape(2, 3, 16, 16))
+
+
+class OfNumPy(Small):
+    def forward(self, x: Any) -> Any:
+        return super().forward(torch.from_numpy(x.numpy()))
+
+
+class LargestPool(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d(3), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("kind", "says", "where"),
+    [
+        (Branching, "decides by the values of the data", "part (Branching), test_graph_template"),
+        (Fixed, "takes the batch's size for a fixed number", "Outer"),
+        (OfNumPy, "torch can't export this network", "part (OfNumPy), test_graph_template.py line"),
+        (LargestPool, "nothing for torch's adaptive_max_pool2d", "part.1 (AdaptiveMaxPool2d)"),
+    ],
+)
+def test_what_can_not_be_exported_is_named(
+    kind: type[nn.Module], says: str, where: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = kind()
+
         def forward(self, x: Any) -> Any:
-            return super().forward(x) if x.sum() > 0 else super().forward(-x)
+            return self.part(x)
 
-    with pytest.raises(ModelError, match="can't export") as caught:
-        graph_template(Branching(), nn.Linear(4, 2), 16)
-    assert caught.value.where == "Branching"
-
-
-def test_a_fixed_batch_is_refused() -> None:
-    class Two(Small):
-        def forward(self, x: Any) -> Any:
-            return super().forward(x.reshape(2, 3, 16, 16))
-
-    with pytest.raises(ModelError, match="can't export"):
-        graph_template(Two(), nn.Linear(4, 2), 16)
+    with pytest.raises(ModelError, match=says) as caught:
+        graph_template(Outer(), nn.Linear(36 if kind is LargestPool else 4, 2), 16)
+    assert str(caught.value.where).startswith(where)
+    assert "\x1b" not in str(caught.value), "no colour codes"
+    assert capfd.readouterr() == ("", ""), "torch's graphs are not shown"
 
 
 class OneLayer(nn.Module):
@@ -360,8 +393,8 @@ def test_the_opset_is_the_recipes() -> None:
     folded = {
         "conv.weight": net.conv.weight * gain[:, None, None, None],
         "conv.bias": net.norm.bias - net.norm.running_mean * gain,  # type: ignore[operator]
-        "head.weight": head.weight,
-        "head.bias": head.bias,
+        "head:weight": head.weight,
+        "head:bias": head.bias,
     }
     for initializer in model.graph.initializer:
         if initializer.name in weights:
@@ -375,3 +408,17 @@ def test_the_opset_is_the_recipes() -> None:
     with torch.no_grad():
         expected = head(net(torch.from_numpy(x))).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_above_what_onnx_holds_a_student_is_refused_and_a_teacher_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = SimpleNamespace(
+        preprocess=SimpleNamespace(size=8), recipe=SimpleNamespace(export=SimpleNamespace(opset=18))
+    )
+    large, head = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), nn.Linear(4, 2)
+    monkeypatch.setattr(size, "LIMIT", 4 * 192 * 4)
+    with pytest.raises(ModelError, match="an ONNX file holds 2 at most"):
+        trial.tried(setup, large, head)
+    trial.tried(setup, large, head, deployed=False)
+    assert "it can be trained and learnt from" in caplog.text
