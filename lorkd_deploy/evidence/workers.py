@@ -20,6 +20,7 @@ from lorkd_deploy.errors import RuntimeUnavailableError, UsageError
 from lorkd_deploy.evidence.attempt import Outcome, attempt
 from lorkd_deploy.evidence.plan import Training
 
+PATIENCE = "20s"  # for a scheduler to answer
 LOST = 2  # times that a training may lose its worker before it counts as failed
 
 
@@ -142,7 +143,7 @@ def on_cluster(trainings: Sequence[Training], study: Path, cluster: Cluster) -> 
             "a cluster needs Dask, which is not installed", fix="install lorkd-deploy[cluster]"
         ) from exc
     try:
-        client = dask.Client(cluster.scheduler, security=_security(cluster, dask), timeout="20s")
+        client = dask.Client(cluster.scheduler, security=_security(cluster, dask), timeout=PATIENCE)
     except (OSError, TimeoutError) as exc:
         raise RuntimeUnavailableError(
             f"the scheduler doesn't answer: {exc}",
