@@ -13,7 +13,8 @@ def main(folder: Path, *, tensor: bool = False) -> None:
     """Quantise the model in `folder`, calibrated on all of the images there.
 
     Each activation has one scale a `tensor` and zero point 0, if asked for; else the input of a
-    depthwise convolution has one per channel.
+    depthwise convolution has one per channel. What leads to an output beside the logits stays as it
+    is: a guard measures small differences in what the first layer gives.
     """
     modules: dict[str, Any] = sys.modules
     # It does without both: torch takes seconds to import, telemetry reports to the vendor.
@@ -34,13 +35,25 @@ def main(folder: Path, *, tensor: bool = False) -> None:
     images = np.load(folder / "images.npy", allow_pickle=False)
     name = model.graph.input[0].name
     data = nncf.Dataset(list(images), lambda image: {name: image[None]})
+    features = _makers(model.graph, [output.name for output in model.graph.output[1:]])
     quantised = nncf.quantize(
         model,
         data,
         subset_size=len(images),
+        ignored_scope=nncf.IgnoredScope(names=features) if features else None,
         advanced_parameters=advanced if tensor else None,
     )
     onnx.save(quantised, folder / "int8.onnx")
+
+
+def _makers(graph: Any, outputs: list[str]) -> list[str]:
+    """Names of all nodes that `outputs` depend on."""
+    needed, found = set(outputs), []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            needed.update(node.input)
+            found.append(node.name)
+    return found
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from lorkd_deploy.reporting.tables.cold_start import cold_start
 from lorkd_deploy.reporting.tables.conditions import conditions
 from lorkd_deploy.reporting.tables.confusion import confusion
 from lorkd_deploy.reporting.tables.decisions import against, decisions
+from lorkd_deploy.reporting.tables.in_use import in_use
 from lorkd_deploy.reporting.tables.latency import batches, latency
 from lorkd_deploy.reporting.tables.memory import memory
 from lorkd_deploy.reporting.tables.mlperf import scenarios
@@ -31,7 +32,7 @@ from lorkd_deploy.reporting.words import describe
 DepartmentTable = Callable[[Sources, str], Table | None]
 
 # How right the answers are: what a department asks first. The model cards have these too.
-ANSWERS: tuple[DepartmentTable, ...] = (accuracy, decisions, against)
+ANSWERS: tuple[DepartmentTable, ...] = (accuracy, decisions, against, in_use)
 # What the engines ask of the machine.
 MACHINE: tuple[DepartmentTable, ...] = (
     every_engine,

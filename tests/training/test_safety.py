@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorkd_deploy import cli, decompose, export, load_bundle, pack, predict
+from lorkd_deploy import cli, decompose, export, load_bundle, pack, predict, report
 from lorkd_deploy.clinic.audit import entries
 from lorkd_deploy.errors import ArtifactError, UsageError
 from tests.tiny_recipe import write_recipe
@@ -149,3 +149,15 @@ def test_an_engine_without_the_guard_s_features_is_refused(
     with pytest.raises(ArtifactError, match="without what the guard needs"):
         predict(run, "cells", images[:1])
     assert predict(run, "cells", images[:1], guard=False)[0].guard is None
+
+
+def test_the_report_says_what_the_answers_come_with(run: Path) -> None:
+    files = report(run)
+    table = next(file for file in files.tables if file.name.endswith("in-use.csv"))
+    manifest = load_bundle(run).task("cells").safety
+    assert manifest.temperature and manifest.coverage and manifest.guard
+    text = table.read_text()
+    assert f"{manifest.guard.low}" in text
+    assert f"{manifest.temperature.after.brier.value}" in text
+    assert f"{manifest.coverage.tested[0].found.value}" in text
+    assert "In use" in files.html.read_text() and "In use" in files.markdown.read_text()
