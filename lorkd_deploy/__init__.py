@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lorkd_deploy.clinic.drift import drift as drift
     from lorkd_deploy.clinic.listen import listen as listen
     from lorkd_deploy.clinic.reports import write_reports as write_reports
+    from lorkd_deploy.clinic.signature import check_signature as check_signature
+    from lorkd_deploy.clinic.signature import sign as sign
     from lorkd_deploy.datacheck.check import check_data as check_data
     from lorkd_deploy.datacheck.division import split_data as split_data
     from lorkd_deploy.demonstration import demo as demo
@@ -102,6 +104,7 @@ _HOME = {
     "benchmark": "profiling.benchmark",
     "benchmark_scenarios": "profiling.mlperf.scenarios",
     "check_data": "datacheck.check",
+    "check_signature": "clinic.signature",
     "compare": "profiling.compare",
     "compress": "training.compress",
     "decompose": "training.decompose",
@@ -123,6 +126,7 @@ _HOME = {
     "report": "reporting.report",
     "shipped_recipes": "recipe",
     "split_data": "datacheck.division",
+    "sign": "clinic.signature",
     "teacher": "training.teacher",
     "validate": "training.validate",
     "verify": "deploy.verify",

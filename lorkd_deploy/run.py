@@ -24,6 +24,7 @@ from lorkd_deploy.storage import LOCK, exclusive
 
 SCHEMA = 2  # 2: with a digest of itself
 RUN = "run.json"
+SIGNATURE = "signature.json"  # over bundle and engines, by `lorkd sign`
 
 
 class RunRecord(Part):

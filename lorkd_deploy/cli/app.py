@@ -24,6 +24,7 @@ from lorkd_deploy.cli.pack import pack
 from lorkd_deploy.cli.predict import predict
 from lorkd_deploy.cli.report import report
 from lorkd_deploy.cli.shared.render import Output
+from lorkd_deploy.cli.sign import sign
 from lorkd_deploy.cli.study import study
 from lorkd_deploy.cli.teacher import teacher
 from lorkd_deploy.cli.transfer import transfer
@@ -50,6 +51,7 @@ for command in (
     report,
     compare,
     pack,
+    sign,
     predict,
     listen,
     drift,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,15 @@ def verify(
             help="Find the first node of each engine that differs from the fused model.",
         ),
     ] = False,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PUBLIC.pem",
+            help="First check the signature by this key; without a signature that holds, exit "
+            "with 3.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -31,10 +41,15 @@ def verify(
       lorkd verify runs/small
       lorkd verify runs/small --drill-down
       lorkd verify runs/small --json
+      lorkd verify eye-clinic --public-key PUBLIC.pem
     """
+    from lorkd_deploy import check_signature
     from lorkd_deploy import verify as check
 
     output = Output(as_json=as_json, quiet=quiet)
+    if public_key is not None:
+        check_signature(run, public_key)
+        output.text(f"bundle and engines are as they were signed by the key of {public_key}")
     checked = check(run, drill_down=drill_down, progress=output.progress())
     output.table(
         "Verified",

@@ -26,7 +26,7 @@ from lorkd_deploy.deploy.source_model import Remade, remade
 from lorkd_deploy.errors import ArtifactError, LorkdError, with_fix
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.progress import Progress, bar
-from lorkd_deploy.run import Run, open_run
+from lorkd_deploy.run import SIGNATURE, Run, open_run
 from lorkd_deploy.runtime import RunOptions, exporter
 from lorkd_deploy.schema import Part
 
@@ -61,7 +61,8 @@ def verify(
 
     An engine that can't be run on this machine has not passed. Where parity was run and its verdict
     is another than the record's, the record gets it, with the figures and with what ran here: one
-    whose proof was left to this device is proven, one that fails here no longer says `passed`.
+    whose proof was left to this device is proven, one that fails here no longer says `passed`. In
+    a signed run the records stay as they were signed.
     Raises `BundleError` where there is no run, `ArtifactError` where nothing was exported.
     """
     opened = open_run(run)
@@ -84,6 +85,7 @@ class _Sources:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.signed = (run.path / SIGNATURE).exists()
 
     @cached_property
     def experts(self) -> Reference:
@@ -116,7 +118,7 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
         drilled = drill(artifact, reference) if drill_down and ran else None
     except LorkdError as exc:
         return Verification(engine=name, passed=False, reasons=(with_fix(exc.what, exc.fix),))
-    if ran and parity.status != artifact.parity.status:
+    if ran and parity.status != artifact.parity.status and not sources.signed:
         proven = {"parity": parity, "facts": artifact.facts | facts}
         write_artifact(artifact.model_copy(update=proven), folder)
     reasons = (
