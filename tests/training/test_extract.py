@@ -95,7 +95,7 @@ class Hospital:
                 state[name] = self.base[name] + delta
             features = 16 if network == "backbone" else 24
             head = {"weight": torch.randn(classes, features), "bias": torch.randn(classes)}
-            self.states[task] = state | {f"head.{n}": v for n, v in head.items()}
+            self.states[task] = state | {f"head:{n}": v for n, v in head.items()}
             self.write(task, state | {f"fc.{n}": v for n, v in head.items()})
 
     def write(self, task: str, state: State) -> None:
@@ -108,9 +108,9 @@ class Hospital:
     def logits(self, task: str, images: np.ndarray) -> np.ndarray:
         """What a fine-tuned model itself answers."""
         state = self.states[task]
-        head = {n.removeprefix("head."): v for n, v in state.items() if n.startswith("head.")}
+        head = {n.removeprefix("head:"): v for n, v in state.items() if n.startswith("head:")}
         network = getattr(tiny_backbone, self.network)().eval()
-        network.load_state_dict({n: v for n, v in state.items() if not n.startswith("head.")})
+        network.load_state_dict({n: v for n, v in state.items() if not n.startswith("head:")})
         x = torch.from_numpy(load_recipe(self.recipe).preprocess.normalise(images))
         with torch.no_grad():
             return (network(x) @ head["weight"].T + head["bias"]).numpy()
