@@ -224,9 +224,9 @@ def test_smaller_experts_have_their_own_temperature_and_coverage(tmp_path: Path)
         assert before.temperature and after.temperature and after.coverage
         ratio = after.temperature.value / before.temperature.value
         np.testing.assert_allclose(
-            small.expert(task)["head.weight"] * ratio, old.expert(task)["head.weight"], rtol=1e-5
+            small.expert(task)["head:weight"] * ratio, old.expert(task)["head:weight"], rtol=1e-5
         )
-        assert np.array_equal(same.expert(task)["head.bias"], old.expert(task)["head.bias"])
+        assert np.array_equal(same.expert(task)["head:bias"], old.expert(task)["head:bias"])
         # What a deployed engine would answer of the held-out images, which chose nothing.
         images = setup.held_out[place]
         assert not set(images.split.images._indices) & set(setup.val[place].split.images._indices)
