@@ -38,6 +38,13 @@ from lorkd_deploy.training.networks.restore import restored
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 BATCH, TRAIN = 64, 500
+ORIGINS = (
+    "Origins: breast, pneumonia and retina are MedMNIST v2's (CC BY 4.0); blood is the PBC set "
+    "(Acevedo et al. 2020, CC BY 4.0) at 28 px; brain is figshare's brain tumour MRI (Cheng), "
+    "SARTAJ and Br35H; knee is Chen 2018 (Mendeley 56rmx5bjcr, of the OAI); lung-ct is IQ-OTH/NCCD "
+    '(Mendeley bhmdr45bh2); fundus is ODIR, EyePACS, HRF and others; chest-ct is "Chest CT-Scan '
+    'images". Natural pictures are those of scikit-image and scikit-learn.'
+)
 Features = dict[str, Any]
 
 
@@ -256,6 +263,8 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"{found['architecture']}, {len(names)} tasks, at most {found['images']} pictures a set, "
         f"measured {found['measured']}. The protocol stands in `benchmarks/guard.py`.",
+        "",
+        ORIGINS,
         "",
         "| features | false alarms | missed, all pairs of tasks | worst pair | missed at 28 px |",
         "|---|---|---|---|---|",
