@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from lorkd_deploy.bundle.manifest import MANIFEST, Manifest
 from lorkd_deploy.bundle.read import FRESH_COPY
+from lorkd_deploy.datacheck.result import DATA_CHECK
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.schema import Part, read_part, write_part
@@ -147,9 +148,10 @@ def claimed(out: str | Path, recipe: Recipe, doing: str) -> Iterator[Run]:
         try:
             yield run
         except BaseException:
-            if not known and {entry.name for entry in path.iterdir()} <= {RUN, LOCK}:
-                (path / RUN).unlink()
-                (path / LOCK).unlink()
+            left = {entry.name for entry in path.iterdir()}
+            if not known and left <= {RUN, LOCK, DATA_CHECK}:
+                for name in left:
+                    (path / name).unlink()
                 if not existed:
                     path.rmdir()
             raise

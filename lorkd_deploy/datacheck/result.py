@@ -9,7 +9,7 @@ from lorkd_deploy.errors import LorkdError, UsageError
 from lorkd_deploy.schema import Part, read_part, write_part
 
 SCHEMA = 1
-FILE = "data-check.json"  # in a run
+DATA_CHECK = "data-check.json"  # in a run
 Level = Literal["leakage", "caution", "note"]
 
 
@@ -85,7 +85,7 @@ class DataCheck(Part):
 
 def read_check(run: Path) -> DataCheck | None:
     """What the check said of a run's data; None where none was made."""
-    path = run / FILE
+    path = run / DATA_CHECK
     if not path.exists():
         return None
     return read_part(path, DataCheck, LorkdError, "run `lorkd data check RECIPE --run RUN` again")
@@ -95,4 +95,4 @@ def keep_check(check: DataCheck, run: Path) -> None:
     """Keep the findings in a run, for its report and cards."""
     if not run.is_dir():
         raise UsageError(f"there is no run at {run}", fix="name the folder of --out")
-    write_part(run / FILE, check.without_pairs())
+    write_part(run / DATA_CHECK, check.without_pairs())

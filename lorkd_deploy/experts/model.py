@@ -199,7 +199,11 @@ class ExpertModel(nn.Module):
         shared = {n: v for n, v in self.base_state().items() if n not in bound}
         fresh = {name: shared[name].clone() for name in state if name in shared}
         _copy(fresh, state, f"what task {task} has instead of shared tensors")
-        self.overrides[task] = fresh
+        first: dict[int, str] = {}  # of names that are one tensor: it is given once
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if name in fresh:
+                first.setdefault(id(tensor), name)
+        self.overrides[task] = {name: fresh[name] for name in first.values()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExpertModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

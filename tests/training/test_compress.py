@@ -54,7 +54,7 @@ def made(path: Path, **changes: Any) -> Path:
         for layer in (m for m in model.modules() if hasattr(m, "alpha")):
             layer.B.data[task, :, layer.factors(task)[1].shape[1] :] = 0
     fitted = Fitted(steps=0, seconds=0.0, waiting=0.0, history=[])
-    template = tried(setup, *model.dense(0))
+    template = tried(setup, *model.dense(0), guard=recipe.safety.guard)
     write_experts(claim(path, setup.recipe), setup, model, fitted, template)
     return path
 

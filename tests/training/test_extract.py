@@ -266,7 +266,7 @@ def test_names_are_mapped_and_a_head_needs_no_bias(
     for task, state in hospital.states.items():
         prefixed = {f"module.{n}": v for n, v in state.items()}
         if task == "xray":
-            del prefixed["module.head.bias"]
+            del prefixed["module.head:bias"]
         hospital.write(task, prefixed)
     found = hospital.extract("mapped", set=["student.prefix={module.: ''}"])
     for one, other in zip(wanted.tasks, found.tasks, strict=True):
