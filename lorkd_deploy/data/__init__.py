@@ -16,11 +16,20 @@ import numpy as np
 from pydantic import Field
 
 from lorkd_deploy.arrays import I64
-from lorkd_deploy.data.source import SPLITS, DataSource, Split, TaskData, data_folders, image_sha256
+from lorkd_deploy.data.source import (
+    SPLITS,
+    Attribute,
+    DataSource,
+    Split,
+    TaskData,
+    data_folders,
+    image_sha256,
+)
 from lorkd_deploy.errors import DataError
 
 __all__ = [
     "SPLITS",
+    "Attribute",
     "DataSource",
     "DataSpec",
     "Split",

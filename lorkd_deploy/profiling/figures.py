@@ -7,6 +7,7 @@ these rows. To add a figure, add its field to the profile's schema and a row her
     OF_CALLS             of the calls at one batch size
     OF_ENGINE            of an engine: its start, energy, memory and size
     OF_ANSWERS           of the answers on a test split; `of` reads one from a score or a difference
+    SUBGROUP_GAP         the largest gap in accuracy between patients of two kinds
     BESIDE_TEACHER       of an expert over the teacher
     measured(engine, profile, task)  → what all of them are read from
     figure.read(of)      Interval, Spread or number as the profile has it (a fraction, bytes)
@@ -289,6 +290,16 @@ OF_ANSWERS = (
     ),
 )
 
+SUBGROUP_GAP = Figure(
+    "subgroup_gap",
+    "Gap between subgroups",
+    "points",
+    lambda m: max((gap.accuracy for gap in m.score.gaps), default=None) if m.score else None,
+    scale=100,
+    decimals=1,
+    hint="largest difference in accuracy between two values of an attribute",
+)
+
 RATIO = Figure(
     "ratio_vs_teacher",
     "Speed-up",
@@ -318,5 +329,6 @@ ACCURACY_DROP, AUC_DROP = _drop(ACCURACY), _drop(AUC)
 BESIDE_TEACHER = (ACCURACY_DROP, AUC_DROP, RATIO, MEMORY_RATIO, SIZE_RATIO)
 
 FIGURES: dict[str, Figure] = {
-    figure.key: figure for figure in (*OF_CALLS, *OF_ENGINE, *OF_ANSWERS, *BESIDE_TEACHER)
+    figure.key: figure
+    for figure in (*OF_CALLS, *OF_ENGINE, *OF_ANSWERS, SUBGROUP_GAP, *BESIDE_TEACHER)
 }

@@ -95,6 +95,27 @@ class Quality(Part):
     calibration_error: Interval | None
 
 
+class Subgroup(Part):
+    """The test images that share a value of an attribute; `quality` is None where they are fewer
+    than 30: too few to tell."""
+
+    attribute: str
+    value: str
+    images: int
+    quality: Quality | None
+
+
+class Gap(Part):
+    """The two values of an attribute that are farthest apart in accuracy: by how much (0 … 1), and
+    how often chance makes a gap as large in any of the task's attributes."""
+
+    attribute: str
+    best: str
+    worst: str
+    accuracy: float
+    p: float
+
+
 class Score(Quality):
     """One task's whole test split through the engine.
 
@@ -102,6 +123,7 @@ class Score(Quality):
     else one per class (against the rest) or finding, and the mean over them. `threshold_from` says
     whether the recipe gave the threshold or it was chosen on the validation split through this
     engine (Youden). `majority` is the accuracy of always answering the commonest class.
+    `subgroups` and `gaps` are those of the attributes that the data has.
     """
 
     task: str
@@ -109,6 +131,8 @@ class Score(Quality):
     majority: float
     thresholds: tuple[float, ...]
     threshold_from: Literal["recipe", "validation"]
+    subgroups: tuple[Subgroup, ...] = ()
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def skilled(self) -> bool:

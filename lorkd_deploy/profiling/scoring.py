@@ -6,9 +6,9 @@ The validation split goes through them too where a threshold has to be chosen.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from lorkd_deploy.arrays import F32, F64, I64
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.data import Split, TaskData
+from lorkd_deploy.data import Attribute, Split, TaskData
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics import decisions
@@ -27,6 +27,7 @@ from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling.profile import Difference, Flips, Score, answers_name, labels_name
 from lorkd_deploy.profiling.setup import Setup
+from lorkd_deploy.profiling.subgroups import gaps, subgroups
 from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
 from lorkd_deploy.progress import Progress, bar
 
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 class TaskAnswers:
     """The labels of a task, and by engine name the probabilities `(N, K)` that each engine gave and
     the thresholds at which it is judged, `from_recipe` or chosen on the validation split.
+    `attributes` are what is known of the images beside.
     """
 
     task: str
@@ -45,6 +47,7 @@ class TaskAnswers:
     probabilities: dict[str, F64]
     thresholds: dict[str, tuple[float, ...]]
     from_recipe: bool = False
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
 def open_task(bundle: Bundle, task: TaskEntry) -> TaskData | None:
@@ -112,7 +115,14 @@ def answers(
         else:
             count = metrics.one_against_rest(data.test.labels, next(iter(given.values())))[0]
             chosen = dict.fromkeys(given, (threshold,) * count.shape[1])
-    return TaskAnswers(task.name, data.test.labels, given, chosen, threshold is not None)
+    return TaskAnswers(
+        task.name,
+        data.test.labels,
+        given,
+        chosen,
+        from_recipe=threshold is not None,
+        attributes=data.test.attributes,
+    )
 
 
 def _through(opened: Sequence[EngineProcess], task: TaskEntry, split: Split) -> dict[str, F64]:
@@ -145,13 +155,16 @@ def tensors(scored: Iterable[TaskAnswers]) -> dict[str, npt.NDArray[Any]]:
 def score(given: TaskAnswers, engine: str) -> Score:
     """How good one engine is on the split, with 95 % bootstrap intervals."""
     measures = decisions.measures(given.thresholds[engine])
+    probabilities = given.probabilities[engine]
     return Score(
         task=given.task,
         images=len(given.labels),
         majority=metrics.majority(given.labels),
         thresholds=given.thresholds[engine],
         threshold_from="recipe" if given.from_recipe else "validation",
-        **_quality(measures, given.labels, given.probabilities[engine]),
+        subgroups=subgroups(measures, given.labels, probabilities, given.attributes),
+        gaps=gaps(given.labels, probabilities, given.attributes),
+        **_quality(measures, given.labels, probabilities),
     )
 
 

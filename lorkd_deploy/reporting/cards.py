@@ -40,7 +40,7 @@ def model_card(sources: Sources, department: str) -> str:
         "## Tasks",
         "\n".join(f"- {plain(describe(task))}" for task in tasks),
         *_use(tasks),
-        *_data(tasks),
+        *_data(tasks, _attributes(sources, department)),
         *_decomposition(sources, tasks),
         *_evaluation(sources, department),
         *_speed(sources, department),
@@ -112,7 +112,14 @@ def _use(tasks: list[TaskEntry]) -> list[str]:
     ]
 
 
-def _data(tasks: list[TaskEntry]) -> list[str]:
+def _attributes(sources: Sources, department: str) -> str:
+    """By what the figures are shown too: `age, sex`."""
+    scores = [pair.score(pair.expert) for pair in sources.pairs(department)]
+    names = [group.attribute for score in scores if score for group in score.subgroups]
+    return ", ".join(dict.fromkeys(names))
+
+
+def _data(tasks: list[TaskEntry], attributes: str) -> list[str]:
     lines = []
     for task in tasks:
         recorded = ", ".join(
@@ -123,7 +130,8 @@ def _data(tasks: list[TaskEntry]) -> list[str]:
         "## Data",
         "\n".join(lines),
         f"Training, validation and test images are the source's own splits. Patients' ages, sexes, "
-        f"devices and sites: {_GAP}. The data's licence is its source's; see there.",
+        f"devices and sites: {plain(attributes) or _GAP}. The data's licence is its source's; see "
+        "there.",
     ]
 
 
@@ -206,8 +214,8 @@ def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
     lines = [
         "The figures hold for the test split named above and for nothing else; how the engine does "
         "on another hospital's images, devices or patients was not measured.",
-        f"{_unmeasured(own)} across groups of patients and behaviour on images of "
-        f"another kind: {UNMEASURED}.",
+        f"{_unmeasured(own)} behaviour on images of another kind: {UNMEASURED}.",
+        *cautions.leaks(sources, tasks[0].department),
         "The probabilities are not calibrated risks; a threshold holds for images like those of "
         "the validation split.",
     ]
@@ -225,9 +233,14 @@ def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
 
 def _unmeasured(pairs: Sequence[Pair]) -> str:
     scores = [pair.score(pair.expert) for pair in pairs]
+    known = all(score and score.subgroups for score in scores)
+    fairness = [] if known else ["fairness across groups of patients and"]
     if all(score and score.threshold_from for score in scores):
-        return "Fairness"
-    return "Calibration, sensitivity at a threshold, fairness"
+        text = " ".join(fairness)
+    else:
+        text = ", ".join(["calibration", "sensitivity at a threshold", *fairness])
+        text += " and" if known else ""
+    return text[:1].upper() + text[1:]
 
 
 def _hashes(sources: Sources, tasks: list[TaskEntry]) -> list[tuple[str, str]]:

@@ -34,6 +34,7 @@ def warnings(sources: Sources) -> list[str]:
             "Below the foundation model in accuracy or AUC by more than chance explains (the 95 % "
             f"interval is below zero): {', '.join(worse)}."
         )
+    found += leaks(sources)
     found += sources.profile.notes if sources.profile else ()
     if {task.data.get("source") for task in sources.manifest.tasks} & {"phantom"}:
         found.append(
@@ -41,6 +42,18 @@ def warnings(sources: Sources) -> list[str]:
             "show that the tool works and say nothing about medicine."
         )
     return found
+
+
+def leaks(sources: Sources, department: str | None = None) -> list[str]:
+    """For each task, or each of a department's, that images or patients lie in two splits."""
+    own = None if department is None else {task.name for task in sources.tasks(department)}
+    return [
+        f"Leakage in the data of {task.task}: {finding.says}. Its figures are too good."
+        for task in (sources.check.tasks if sources.check else ())
+        if own is None or task.task in own
+        for finding in task.findings
+        if finding.level == "leakage"
+    ]
 
 
 def below(pairs: Sequence[Pair]) -> list[str]:

@@ -26,13 +26,14 @@ from lorkd_deploy.reporting.tables.latency import batches, latency
 from lorkd_deploy.reporting.tables.memory import memory
 from lorkd_deploy.reporting.tables.mlperf import scenarios
 from lorkd_deploy.reporting.tables.stages import stages
+from lorkd_deploy.reporting.tables.subgroups import gaps, subgroups
 from lorkd_deploy.reporting.tables.summary import every_engine
 from lorkd_deploy.reporting.words import describe
 
 DepartmentTable = Callable[[Sources, str], Table | None]
 
 # How right the answers are: what a department asks first. The model cards have these too.
-ANSWERS: tuple[DepartmentTable, ...] = (accuracy, decisions, against, in_use)
+ANSWERS: tuple[DepartmentTable, ...] = (accuracy, decisions, against, in_use, subgroups, gaps)
 # What the engines ask of the machine.
 MACHINE: tuple[DepartmentTable, ...] = (
     every_engine,

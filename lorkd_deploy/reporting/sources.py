@@ -15,6 +15,7 @@ import numpy.typing as npt
 from lorkd_deploy.arrays import I64
 from lorkd_deploy.bundle.manifest import MANIFEST, Manifest, TaskEntry
 from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.datacheck.result import DataCheck, read_check
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.profiling.mlperf.profile import LOADGEN, ScenarioProfile, read_scenarios
@@ -88,6 +89,7 @@ class Sources:
     calls: dict[str, I64]
     answers: dict[str, npt.NDArray[Any]]
     scenarios: ScenarioProfile | None = None
+    check: DataCheck | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -168,6 +170,7 @@ def read_sources(run: Run) -> Sources:
         _beside(run.profile / CALLS, profile.calls_sha256 if profile else None),
         _beside(run.profile / ANSWERS, profile.answers_sha256 if profile else None),
         scenarios,
+        read_check(run.path),
     )
 
 
