@@ -15,6 +15,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The department `clinic` (tasks eye and findings) as `lorkd pack` delivers it, with engines
     of ONNX Runtime and OpenVINO; not to be changed.
     """
+    pytest.importorskip("openvino", reason="extra `openvino` is not installed")
     folder = tmp_path_factory.mktemp("delivered")
     make_run(folder / "run", folder / "data")
     with pytest.MonkeyPatch.context() as patch:

@@ -20,6 +20,7 @@ def overconfident(images: int = 600, classes: int = 4, factor: float = 3.0) -> t
 
 
 def test_the_temperature_is_that_of_scikit_learn() -> None:
+    pytest.importorskip("sklearn", minversion="1.8")  # the first with method="temperature"
     calibration = pytest.importorskip("sklearn.calibration")
     frozen = pytest.importorskip("sklearn.frozen")
     utils = pytest.importorskip("sklearn.utils")
