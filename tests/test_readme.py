@@ -43,6 +43,7 @@ TINY = [
     "student.architecture=tests.tiny_backbone:backbone",
     "teacher.train.epochs=1",
     "teacher.train.batch_size=16",
+    "experts.rank=4",
     "train.epochs=1",
     "train.batch_size=16",
     "parity.inputs=4",

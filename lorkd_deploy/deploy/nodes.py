@@ -95,9 +95,10 @@ def layer_of(
     word, current, seen = "layer", node, set[int]()
     while id(current) not in seen:
         seen.add(id(current))
-        own = [held[name] for name in current.input if "." in held.get(name, "")]
+        names = [held.get(name, "").replace(":", ".") for name in current.input]  # `head:weight`
+        own = [layer for name in names if (layer := name.rpartition(".")[0])]
         if own:
-            return f"{word} {own[0].rpartition('.')[0]}"
+            return f"{word} {own[0]}"
         word = "after"
         before = [makers[name] for name in current.input if name in makers]
         if not before:
