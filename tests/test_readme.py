@@ -220,7 +220,7 @@ def check(command: str, folder: Path, shown: str, *, alone: bool) -> None:
         assert "medical device" in (run / "report.html").read_text(encoding="utf-8")
         assert (run / "report.md").stat().st_size > 1000
     elif command == "fuse":
-        assert "head:weight" in read_tensors(folder / "retina.safetensors")
+        assert "head.weight" in read_tensors(folder / "retina.safetensors")
     elif command == "predict":
         assert "scan.png" in shown or (folder / "breast.csv").is_file()
     else:
