@@ -10,7 +10,6 @@ Writes benchmarks/results/data_check.json and .md; no image leaves the machine.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -19,10 +18,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lorkd_deploy._version import __version__
-from lorkd_deploy.arrays import U8
 from lorkd_deploy.data import Split, open_data
 from lorkd_deploy.data.npz import NpzData
 from lorkd_deploy.datacheck.check import check_task
@@ -32,30 +29,14 @@ from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import TaskSpec
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.datacheck.planted import KINDS, copied  # the copies that the tests plant
+
 SETS = ("breastmnist_64", "pneumoniamnist", "retinamnist", "pbc_blood", "brain_mri", "knee_xray",
         "lung_ct_iqoth", "fundus_disease", "chest_ct_cancer")  # fmt: skip
-KINDS = ("exact", "mirrored", "resized", "recompressed", "brighter")
 PLANTED = 100
 SEEN = Preprocess(size=64)
 RESULTS = Path(__file__).with_name("results")
-
-
-def copied(image: U8, kind: str) -> U8:
-    """A copy: mirrored, at 3/4 of its size, as JPEG of quality 60, or 1.15 times as bright + 20."""
-    picture = Image.fromarray(image)
-    if kind == "mirrored":
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    elif kind == "resized":
-        width, height = picture.size
-        picture = picture.resize((width * 3 // 4, height * 3 // 4), Image.Resampling.BICUBIC)
-    elif kind == "recompressed":
-        stream = io.BytesIO()
-        picture.save(stream, "JPEG", quality=60)
-        picture = Image.open(stream)
-    elif kind == "brighter":
-        lit = np.asarray(picture).astype(np.float32) * 1.15 + 20
-        picture = Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
-    return np.asarray(picture)
 
 
 def measure(name: str) -> dict[str, object]:

@@ -66,6 +66,7 @@ def study(
       lorkd study medmnist-small --out studies/norms --methods experts,experts+norm=per_task
       lorkd study mine.yaml --out studies/mine --workers 2
     """
+    from lorkd_deploy.evidence.page import study_page
     from lorkd_deploy.evidence.report import write_report
     from lorkd_deploy.evidence.study import study as run_study
     from lorkd_deploy.evidence.workers import Cluster
@@ -82,15 +83,11 @@ def study(
         cluster=cluster,
         progress=output.progress(),
     )
-    page, markdown = write_report(out)
-    from lorkd_deploy.evidence.page import study_page
-
     shown = study_page(result)
-    for table in (shown.methods, shown.differences):
-        rows = [[f"{c.text} ({c.note})" if c.note else c.text for c in row] for row in table.rows]
-        output.table(table.title, [column.title for column in table.columns], rows)
+    files = write_report(out, shown)
+    output.tables((shown.methods, shown.differences))
     for folder, why in result.failed.items():
         output.text(f"{folder} failed: {why}")
     output.text(shown.lead)
-    output.text(f"wrote {page} and {markdown}")
+    output.text(f"wrote {files.html} and {files.markdown}")
     output.result(result)

@@ -85,17 +85,12 @@ def transfer(
         set=overrides,
         progress=output.progress(),
     )
-    page, markdown = write_transfer_report(out)
     shown = transfer_page(result)
+    files = write_transfer_report(out, shown)
     for chapter in shown.chapters:
-        for table in (chapter.starts, chapter.differences):
-            rows = [
-                [f"{c.text} ({c.note})" if c.note else c.text for c in row] for row in table.rows
-            ]
-            title = f"{chapter.title}: {table.title}"
-            output.table(title, [column.title for column in table.columns], rows)
+        output.tables((chapter.starts, chapter.differences), f"{chapter.title}: ")
     for folder, why in result.failed.items():
         output.text(f"{folder} failed: {why}")
     output.text(shown.lead)
-    output.text(f"wrote {page} and {markdown}")
+    output.text(f"wrote {files.html} and {files.markdown}")
     output.result(result)

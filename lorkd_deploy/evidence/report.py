@@ -1,25 +1,17 @@
-"""`STUDY/study.html`, `study.md` and a CSV file per table, from the result alone."""
+"""`STUDY/study.html`, `study.md` and a CSV file per table."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lorkd_deploy.evidence.page import StudyPage, study_page
-from lorkd_deploy.evidence.result import read_result
-from lorkd_deploy.reporting.html import document
+from lorkd_deploy.evidence.page import StudyPage
+from lorkd_deploy.reporting.files import Written, write_page
 from lorkd_deploy.reporting.markdown import facts, plain, section
-from lorkd_deploy.storage import inside, write_atomic
 
 
-def write_report(study: Path) -> tuple[Path, Path]:
-    """Write the page and its Markdown; raises what `document` and `read_result` raise."""
-    page = study_page(read_result(study))
-    html, markdown = study / "study.html", study / "study.md"
-    texts = {html: document("study.html", page, page.figures), markdown: as_markdown(page)}
-    texts |= {inside(study, f"study-csv/{table.key}.csv"): table.csv() for table in page.tables}
-    for file, text in texts.items():
-        write_atomic(file, text.encode())
-    return html, markdown
+def write_report(folder: Path, page: StudyPage) -> Written:
+    """Write the page, its Markdown and tables to the study's folder; raises as `write_page`."""
+    return write_page(folder, "study", page, as_markdown(page))
 
 
 def as_markdown(page: StudyPage) -> str:

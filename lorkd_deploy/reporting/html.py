@@ -10,14 +10,8 @@ from typing import Any
 
 from lorkd_deploy._version import __version__
 from lorkd_deploy.errors import RuntimeUnavailableError
-from lorkd_deploy.reporting.page import Page
 from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.table import Table
-
-
-def html(page: Page) -> str:
-    """The report `page` as a `document`."""
-    return document("report.html", page, page.figures)
 
 
 def document(template: str, page: Any, figures: Sequence[Figure]) -> str:

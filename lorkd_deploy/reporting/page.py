@@ -64,7 +64,7 @@ class Page:
     provenance: tuple[tuple[str, str], ...]
 
     @property
-    def all_tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[Table, ...]:
         """Every table that can be downloaded, those of the plots too, in the page's order."""
         own = (self.summary, *([self.all_departments] if self.all_departments else []))
         chapters = [table for d in self.departments for table in d.all_tables]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
-from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.reporting.cards import model_card
-from lorkd_deploy.reporting.html import html
+from lorkd_deploy.reporting.files import write_page
 from lorkd_deploy.reporting.markdown import markdown
 from lorkd_deploy.reporting.page import page
 from lorkd_deploy.reporting.sources import read_sources
 from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import Part
-from lorkd_deploy.storage import inside, write_atomic
-
-TABLES = "report-csv"
+from lorkd_deploy.storage import inside
 
 
 class ReportFiles(Part):
@@ -46,36 +42,10 @@ def report(run: str | Path, *, images: bool = False) -> ReportFiles:
         inside(folder, f"cards/{name}/model_card.md"): model_card(sources, name)
         for name in sources.manifest.departments
     }
-    tables = {
-        inside(folder, f"{TABLES}/{table.key}.csv"): table.csv() for table in content.all_tables
-    }
-    files = ReportFiles(
-        html=folder / "report.html",
-        markdown=folder / "report.md",
+    files = write_page(folder, "report", content, markdown(content), cards)
+    return ReportFiles(
+        html=files.html,
+        markdown=files.markdown,
         model_cards=tuple(cards),
-        tables=tuple(tables),
+        tables=files.tables,
     )
-    texts = {files.html: html(content), files.markdown: markdown(content), **cards, **tables}
-    try:
-        _write(texts)
-        for file in (folder / TABLES).glob("*.csv"):
-            if file not in tables:
-                file.unlink()  # of an earlier report, of what is measured no more
-    except OSError as exc:
-        raise LorkdError(
-            f"the report can't be written: {exc.strerror}",
-            where=exc.filename,
-            fix="check who owns the run's folder, what is in the way there and what room its disk "
-            "has, or copy the run to where you may write",
-        ) from exc
-    return files
-
-
-def _write(texts: dict[Path, str]) -> None:
-    """Write every file; none where one of their folders can't be written to."""
-    for folder in sorted({file.parent for file in texts}):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
-            pass
-    for file, text in texts.items():
-        write_atomic(file, text.encode())

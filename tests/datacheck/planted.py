@@ -28,7 +28,7 @@ def pictures(count: int, seed: int) -> list[U8]:
 
 
 def copied(image: U8, kind: str) -> U8:
-    """A copy of an image as `kind` names it."""
+    """A copy: mirrored, at 3/4 of its size, as JPEG of quality 60, or 1.15 times as bright + 20."""
     picture = Image.fromarray(image)
     if kind == "mirrored":
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

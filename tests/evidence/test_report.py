@@ -110,7 +110,7 @@ def test_page_markdown_and_tables_are_written(result: StudyResult, tmp_path: Pat
     pytest.importorskip("plotly")
     write_part(tmp_path / RESULT, result)
     assert read_result(tmp_path) == result
-    html, markdown = write_report(tmp_path)
+    html, markdown, _ = write_report(tmp_path, study_page(read_result(tmp_path)))
     page, text = html.read_text(), markdown.read_text()
     assert "the loss is &lt;not&gt; finite" in page
     assert page.count('class="plot"') == 2

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
+    from lorkd_deploy.reporting.table import Table
+
 MIB = 2**20  # bytes
 PIPE_WIDTH = 160  # columns of a table that is written to a file or a pipe
 LOG_SECONDS = 30  # between two lines of progress where stderr is no terminal
@@ -62,16 +64,22 @@ class Output:
         if self.as_json or self.quiet:
             return
         from rich.box import SIMPLE_HEAD
-        from rich.table import Table
+        from rich.table import Table as RichTable
 
         cells = [list(row) for row in rows]
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(columns):
             figures = not any(isinstance(row[index], str) for row in cells)
             table.add_column(str(name), justify="right" if figures else "left", overflow="fold")
         for row in cells:
             table.add_row(*(_cell(value) for value in row))
         _console(sys.stdout).print(table)
+
+    def tables(self, shown: Iterable[Table], before: str = "") -> None:
+        """A page's tables; a cell's small print follows in brackets, `before` begins each title."""
+        for one in shown:
+            rows = [[f"{c.text} ({c.note})" if c.note else c.text for c in row] for row in one.rows]
+            self.table(before + one.title, [column.title for column in one.columns], rows)
 
 
 class Bar:

@@ -1,4 +1,4 @@
-"""`TRANSFER/transfer.html`, `transfer.md` and a CSV file per table, from the result alone."""
+"""`TRANSFER/transfer.html`, `transfer.md` and a CSV file per table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from lorkd_deploy.evidence.comparison import RESAMPLES
 from lorkd_deploy.evidence.plots import dots
 from lorkd_deploy.evidence.statistics import RARE
 from lorkd_deploy.evidence.tables import TITLES, interval, word
-from lorkd_deploy.evidence.transfer.result import ShotsResult, TransferResult, read_transfer
+from lorkd_deploy.evidence.transfer.result import ShotsResult, TransferResult
 from lorkd_deploy.reporting.cells import label
-from lorkd_deploy.reporting.html import document
+from lorkd_deploy.reporting.files import Written, write_page
 from lorkd_deploy.reporting.markdown import facts, plain, section
 from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.table import Column, Table
-from lorkd_deploy.storage import inside, write_atomic
 
 _INITS = {
     "expert": "from W0 with that task's expert",
@@ -95,15 +94,9 @@ def transfer_page(result: TransferResult) -> TransferPage:
     )
 
 
-def write_transfer_report(folder: Path) -> tuple[Path, Path]:
-    """Write the page and its Markdown; raises what `document` and `read_transfer` raise."""
-    page = transfer_page(read_transfer(folder))
-    html, markdown = folder / "transfer.html", folder / "transfer.md"
-    texts = {html: document("transfer.html", page, page.figures), markdown: as_markdown(page)}
-    texts |= {inside(folder, f"transfer-csv/{t.key}.csv"): t.csv() for t in page.tables}
-    for file, text in texts.items():
-        write_atomic(file, text.encode())
-    return html, markdown
+def write_transfer_report(folder: Path, page: TransferPage) -> Written:
+    """Write the page, its Markdown and tables to the transfer's folder; raises as `write_page`."""
+    return write_page(folder, "transfer", page, as_markdown(page))
 
 
 def as_markdown(page: TransferPage) -> str:

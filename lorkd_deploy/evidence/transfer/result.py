@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.comparison import Comparison
-from lorkd_deploy.schema import Part, read_part
+from lorkd_deploy.schema import Part
 
 RESULT = "result.json"
 
@@ -46,8 +44,3 @@ class TransferResult(Part):
     seconds: float
     software: dict[str, str]
     created: str
-
-
-def read_transfer(folder: Path) -> TransferResult:
-    """Raises `BundleError` where there is none, or it is damaged."""
-    return read_part(folder / RESULT, TransferResult, BundleError, "run `lorkd transfer` again")
