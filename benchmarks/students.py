@@ -45,7 +45,10 @@ from lorkd_deploy.errors import GateError
 from lorkd_deploy.machine.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
-TRAIN = {"epochs": 0.5, "batch_size": 32, "lr": 0.1, "warmup": 0, "clip": 1}
+TRAIN = {
+    "epochs": 0.5, "batch_size": 32, "optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4,
+    "warmup": 0, "clip": 1,
+}  # fmt: skip
 IMAGES = {"train": 64, "val": 8, "test": 16}
 CLASSES = {"three": 3, "two": 2}  # task → classes
 LITE0 = load_recipe("imagenet-lite0").student

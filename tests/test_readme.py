@@ -23,6 +23,7 @@ from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.runtime import parse_options
 from lorkd_deploy.storage import read_tensors
 from tests.command_line import parse
+from tests.dicom.files import dataset, saved
 from tests.readme import JETSON, README, Block, block, blocks
 
 ROOT = README.parent
@@ -180,6 +181,7 @@ def test_the_commands_run_one_after_the_other(
     Image.fromarray(images[0]).save("scan.png")
     for index in range(3):
         Image.fromarray(images[index]).save(f"scans/{index}.png")
+    saved(dataset(np.arange(32 * 32).reshape(32, 32)), tmp_path / "scan.dcm")
     for line in (line for b in run_blocks() for line in b.lines):
         command, _, file = line.partition(" > ")
         words = shlex.split(command)[1:]
