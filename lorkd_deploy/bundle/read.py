@@ -52,7 +52,8 @@ class Bundle:
 
         Raises `DataError` where they aren't here.
         """
-        return open_data(self.recipe.task(task).data, self.recipe.data_folder)
+        recipe = self.recipe
+        return open_data(recipe.task(task).data, recipe.data_folder)
 
     def own_data(self, task: str) -> TaskData:
         """The images that the bundle was made with; `DataError` where they aren't here."""

@@ -63,9 +63,7 @@ def check(
     write_page(found, loaded, out)
     if run is not None:
         keep_check(found, run)
-    table = findings_table(found)
-    rows = [[cell.text for cell in row] for row in table.rows]
-    output.table(table.title, [column.title for column in table.columns], rows)
+    output.tables([findings_table(found)])
     output.text(f"wrote {out}")
     output.result(found)
     if strict and found.leaks:

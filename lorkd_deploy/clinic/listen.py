@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.clinic.inbox import Inbox
 from lorkd_deploy.clinic.receiving import entity, on_store
 from lorkd_deploy.clinic.reports import require_packages
@@ -64,12 +64,15 @@ def listen(
     for name in (title, *callers):
         _title(name)
     opened = open_run(run)
-    tasks = _tasks(opened, department)
+    bundle = load_bundle(opened.bundle)
+    tasks = _tasks(opened, bundle, department)
     stop = stop or threading.Event()
     with ExitStack() as stack:
         stack.enter_context(exclusive(Path(out), "listened"))
         engines = [
-            stack.enter_context(Classifier(run, task, target=target, precision=precision))
+            stack.enter_context(
+                Classifier(run, task, target=target, precision=precision, bundle=bundle)
+            )
             for task in tasks
         ]
         _warn_of_any(engines)
@@ -104,8 +107,8 @@ def _serve(worker: Worker, host: str, port: int, title: str, callers: Sequence[s
         ) from exc
 
 
-def _tasks(run: Run, department: str | None) -> tuple[str, ...]:
-    departments = load_bundle(run.bundle).manifest.departments
+def _tasks(run: Run, bundle: Bundle, department: str | None) -> tuple[str, ...]:
+    departments = bundle.manifest.departments
     if department is None and len(departments) == 1:
         (department,) = departments
     if department is None:

@@ -11,7 +11,7 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.clinic.answered import Answered, answered
 from lorkd_deploy.clinic.fhir import fhir_bundle
 from lorkd_deploy.clinic.sr import structured_report
-from lorkd_deploy.deploy.artifact import exported_engine
+from lorkd_deploy.deploy.artifact import Artifact, exported_engine
 from lorkd_deploy.deploy.classifier import Prediction
 from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError
@@ -49,11 +49,14 @@ def write_reports(
     opened = open_run(run)
     bundle = load_bundle(opened.bundle)
     name = ALIASES.get(target, target)
+    engines: dict[str, tuple[Artifact, DicomRules]] = {}
     made: list[Answered] = []
     for one in predictions:
-        artifact = exported_engine(opened, bundle, one.task, name, precision)
-        rules = (artifact.task(one.task).dicom or DicomRules()).overridden(dicom or {})
-        made.append(answered(one, artifact, rules))
+        if one.task not in engines:
+            artifact = exported_engine(opened, bundle, one.task, name, precision)
+            rules = (artifact.task(one.task).dicom or DicomRules()).overridden(dicom or {})
+            engines[one.task] = artifact, rules
+        made.append(answered(one, *engines[one.task]))
     files: dict[Path, bytes] = {}
     for answer in made:
         stem = answer.uid("sr")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lorkd_deploy.arrays import F32, U8
-from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.answering import Answer, Answering
 from lorkd_deploy.deploy.artifact import NOT_VERIFIED, EngineTask, exported_engine, open_engine
 from lorkd_deploy.dicom import DicomHeader, DicomRules, is_dicom
@@ -54,7 +54,8 @@ class Classifier(Closing):
     """The engine of a run's `task`, open until the `with` block ends.
 
     `dicom` overrides keys of the rules by which the recipe has this task's DICOM files become
-    pixels; `guard` and `coverage` are those of `Answering`. Raises `UsageError` for an unknown task
+    pixels; `guard` and `coverage` are those of `Answering`; `bundle` is the run's, where it is read
+    already: that takes a hash of each of its files. Raises `UsageError` for an unknown task
     or key, or a coverage that can't be promised, `ArtifactError` for an engine that is missing,
     damaged or of another bundle.
     """
@@ -69,9 +70,10 @@ class Classifier(Closing):
         dicom: Mapping[str, Any] | None = None,
         guard: bool = True,
         coverage: float | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
         opened = open_run(run)
-        bundle = load_bundle(opened.bundle)
+        bundle = bundle or load_bundle(opened.bundle)
         self.artifact = exported_engine(
             opened, bundle, task, ALIASES.get(target, target), precision
         )
@@ -119,7 +121,7 @@ class Classifier(Closing):
         found = self._answering(self._runner, batch)
         return [
             Prediction(
-                **answer.model_dump(),
+                **dict(answer),
                 file=str(image.file),
                 task=self.task.name,
                 dicom=image.dicom,

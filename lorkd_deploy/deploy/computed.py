@@ -33,15 +33,14 @@ def compute_weights(model: onnx.ModelProto) -> None:
     fixed, computed = _computed(graph)
     if not computed:
         return
-    done = {name for node in computed for name in node.output}
-    outside = [node for node in graph.node if node not in computed]
-    needed = {name for node in outside for name in _reads(node)} & done
-    needed |= {value.name for value in graph.output} & done
-    for name, value in zip(sorted(needed), _values(model, fixed, sorted(needed)), strict=True):
+    done = {name for node in computed for name in node.output if name}
+    outside = [node for node in graph.node if done.isdisjoint(node.output)]
+    used = {name for node in outside for name in _reads(node)}
+    needed = sorted((used | {value.name for value in graph.output}) & done)
+    for name, value in zip(needed, _values(model, fixed, needed), strict=True):
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
             raise BundleError(f"the weight {name}, computed from others, is not finite")
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-    used = {name for node in outside for name in _reads(node)}
     left = [initializer for initializer in graph.initializer if initializer.name in used]
     nodes = [n for n in outside if n.op_type != "Constant" or used.intersection(n.output)]
     del graph.node[:], graph.initializer[:]

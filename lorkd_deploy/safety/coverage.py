@@ -56,7 +56,7 @@ def quantile(scores: npt.NDArray[np.floating], coverage: float) -> float:
     """
     if not 0 < coverage < 1:
         raise UsageError(f"coverage is {coverage:g}, wanted a share between 0 and 1, such as 0.95")
-    rank = _rank(len(scores), coverage)
+    rank = rank_of(len(scores), coverage)
     if rank > len(scores):
         raise UsageError(
             f"{len(scores)} held-out validation images can't promise a coverage of {coverage:g}",
@@ -76,7 +76,7 @@ def promise(images: int, coverage: float) -> tuple[float, float]:
     Over the draw of the n held-out images it is Beta(k, n + 1 − k) with k = ⌈(n + 1) · coverage⌉
     (Vovk 2012).
     """
-    return rank_interval(images, _rank(images, coverage))
+    return rank_interval(images, rank_of(images, coverage))
 
 
 def rank_interval(images: int, rank: int) -> tuple[float, float]:
@@ -119,7 +119,8 @@ def _share(column: int) -> Metric:
     return Metric("share", weighted)
 
 
-def _rank(images: int, coverage: float) -> int:
+def rank_of(images: int, coverage: float) -> int:
+    """Which of the ascending scores of `images` covers another one's with `coverage`, from 1."""
     return math.ceil((images + 1) * coverage - 1e-9)  # 0.95 · 20 is 19, not a hair more
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from lorkd_deploy.arrays import F32, F64
-from lorkd_deploy.safety.coverage import rank_interval
+from lorkd_deploy.safety.coverage import rank_interval, rank_of
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors
 
@@ -62,7 +62,7 @@ def guard_of(found: F64, fitted_on: int) -> Guard:
     distances `found` `(n,)` of held-out images, n ≥ 1, can tell; else the largest of them.
     """
     count = len(found)
-    rank = min(count, int(np.ceil((count + 1) * (1 - FALSE_ALARMS) - 1e-9)))
+    rank = min(count, rank_of(count, 1 - FALSE_ALARMS))
     threshold = float(np.sort(found)[rank - 1])
     low, high = rank_interval(count, rank)
     return Guard(

@@ -77,8 +77,9 @@ def compress(
             parse_budget(budget),
             {task.name: bundle.expert(task.name) for task in bundle.manifest.tasks},
         )
-    with claimed(out, bundle.recipe, "compress") as new:
-        setup = open_setup(bundle.recipe)
+    recipe = bundle.recipe
+    with claimed(out, recipe, "compress") as new:
+        setup = open_setup(recipe)
         for name, data in zip(setup.names, setup.data, strict=True):
             bundle.task(name).require_own(data)
         shrunk = _all_shrunk(bundle, setup, choose, progress)
