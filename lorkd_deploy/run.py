@@ -72,10 +72,6 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
     """
     path = Path(out)
     file = path / RUN
-    if path.exists() and not path.is_dir():
-        raise BundleError(
-            "this is a file, a folder is needed", where=path, fix="choose another --out"
-        )
     if file.exists():
         known = read_record(file)
         if known.recipe_sha256 != recipe.sha256:
@@ -87,19 +83,26 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
                 fix="give every stage the same recipe and --set, or choose another --out",
             )
         return Run(path, path / "bundle")
-    foreign = (
-        [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-        if path.exists()
-        else []
-    )
+    refuse_foreign(path, "run")
+    write_part(file, RunRecord(recipe=recipe.model_dump(mode="json"), recipe_sha256=recipe.sha256))
+    return Run(path, path / "bundle")
+
+
+def refuse_foreign(path: Path, what: str) -> None:
+    """Raise `BundleError` where `path` is a file, or a folder of files though it is no `what`."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise BundleError(
+            "this is a file, a folder is needed", where=path, fix="choose another --out"
+        )
+    foreign = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if foreign:
         raise BundleError(
-            f"this folder holds files that belong to no run, {sorted(foreign)[0]!r} among them",
+            f"this folder holds files that belong to no {what}, {foreign[0]!r} among them",
             where=path,
             fix="choose a new folder for --out",
         )
-    write_part(file, RunRecord(recipe=recipe.model_dump(mode="json"), recipe_sha256=recipe.sha256))
-    return Run(path, path / "bundle")
 
 
 def refuse_bundle(out: str | Path, why: str) -> None:

@@ -57,7 +57,6 @@ def costs(methods: Mapping[str, Deployed]) -> dict[str, Cost]:
         for name, method in methods.items()
     }
     graphs = {name: _graph(method) for name, method in methods.items()}
-    measured: dict[str, tuple[float, float | None]] = {}
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, tuple[Path, int]] = {}
         for name, graph in graphs.items():
@@ -66,7 +65,7 @@ def costs(methods: Mapping[str, Deployed]) -> dict[str, Cost]:
                 files[graph] = Path(folder) / str(len(files)) / _MODEL, size
                 _export(one_task(built[name][0]), size, files[graph][0])
         latency = _latencies(files)
-        measured = {
+        measured: dict[str, tuple[float, float | None]] = {
             graph: (file.stat().st_size / (1 << 20), latency.get(graph))
             for graph, (file, _) in files.items()
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lorkd_deploy.evidence.comparison import RESAMPLES
@@ -14,6 +15,7 @@ from lorkd_deploy.evidence.tables import (
     differences_table,
     methods_table,
     mig_tables,
+    name_cell,
     others,
     task_table,
 )
@@ -60,17 +62,23 @@ class StudyPage:
 
 def study_page(result: StudyResult) -> StudyPage:
     """What the page and its Markdown say."""
-    seeds = f"{len(result.seeds)} seed{'s' if len(result.seeds) > 1 else ''}"
     return StudyPage(
         name=str(result.recipe["name"]),
-        dateline=f"{result.recipe['name']}, {len(result.tasks)} tasks, {seeds}, {result.created}",
+        dateline=f"{result.recipe['name']}, {len(result.tasks)} tasks, "
+        f"{seeds_in_words(result.seeds)}, {result.created}",
         title=f"{result.first} against {len(result.variants) - 1} other ways",
         lead=lead(result),
-        warnings=_warnings(result),
+        warnings=warnings(result.seeds, result.failed),
         methods=methods_table(result),
         dots=dots(result.comparison, result.variants, result.seeds, "auc", TITLES["auc"]),
         differences_intro=_INTRO,
-        differences=differences_table(result),
+        differences=differences_table(
+            result.comparison,
+            {name: name_cell(name) for name in others(result)},
+            "differences",
+            f"{result.first} minus each other method",
+            "Means over all tasks.",
+        ),
         forest=forest(result, "auc", TITLES["auc"]),
         tasks=tuple(task_table(result, metric) for metric in result.comparison.metrics),
         mig_intro=_MIG,
@@ -103,11 +111,16 @@ def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def _warnings(result: StudyResult) -> tuple[str, ...]:
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+
+
+def warnings(seeds: Sequence[int], failed: Mapping[str, str]) -> tuple[str, ...]:
+    """What to know first: that one seed shows nothing, and what failed."""
     found = []
-    if len(result.seeds) == 1:
+    if len(seeds) == 1:
         found.append("One seed says nothing of what another training would give: nothing is shown.")
-    found += [f"{folder} failed: {why}" for folder, why in result.failed.items()]
+    found += [f"{folder} failed: {why}" for folder, why in failed.items()]
     return tuple(found)
 
 

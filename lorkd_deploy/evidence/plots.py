@@ -9,6 +9,7 @@ from typing import Any
 from lorkd_deploy.evidence.comparison import Comparison
 from lorkd_deploy.evidence.result import StudyResult
 from lorkd_deploy.evidence.statistics import Estimate
+from lorkd_deploy.evidence.tables import others
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.reporting.cells import label, number
 from lorkd_deploy.reporting.plots.figure import Figure, layout
@@ -25,6 +26,7 @@ def dots(
     title: str,
     *,
     key: str = "dots",
+    data_key: str = "seeds",
 ) -> Figure:
     """One dot per seed and method, means over all tasks; a stroke is the mean over the seeds."""
     traces: list[dict[str, Any]] = []
@@ -45,20 +47,20 @@ def dots(
     shown = f"{title} of every seed"
     spec = _spec(traces, f"Mean {title} over all tasks", names)
     caption = "A dot is a training, the stroke their mean."
-    data = Table("seeds" if key == "dots" else key, shown, "", columns, tuple(rows))
+    data = Table(data_key, shown, "", columns, tuple(rows))
     return Figure(key, shown, caption, spec["layout"]["height"], {key: spec}, data)
 
 
 def forest(result: StudyResult, metric: str, title: str) -> Figure:
     """The differences over all tasks, with the interval that decides; its data has every task."""
-    others = [variant for variant in result.variants if variant != result.first]
+    seconds = others(result)
     traces = []
-    for second in others:
+    for second in seconds:
         found = result.comparison.difference(second, None, metric)
         bounds = found.estimate.interval or found.estimate.bootstrap
         tone = {"better": "s2", "worse": "s1"}.get(found.verdict, "soft")
         traces.append(_whisker(bounds, second, tone))
-    spec = _spec(traces, f"{title} of {result.first} minus another's, over all tasks", others)
+    spec = _spec(traces, f"{title} of {result.first} minus another's, over all tasks", seconds)
     line = {"color": "soft", "width": 1}
     zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": line}
     spec["layout"]["shapes"] = [zero]

@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.bundle.write import now
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.answers import Answers, joined
 from lorkd_deploy.evidence.attempt import Outcome
@@ -32,7 +33,7 @@ from lorkd_deploy.evidence.workers import Cluster, on_cluster, on_this_machine
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe, parse_recipe
-from lorkd_deploy.run import Run
+from lorkd_deploy.run import Run, refuse_foreign
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import exclusive
 from lorkd_deploy.training.batches.setup import Setup, open_setup
@@ -66,17 +67,28 @@ class _Study:
     def recipe(self) -> Recipe:
         return self.setup.recipe
 
-    @property
+    @cached_property
     def trainings(self) -> list[Training]:
         images = [len(data.train) for data in self.setup.data]
         return list(trainings(self.recipe, self.variants, len(self.seeds), images))
 
     @property
+    def factorises(self) -> bool:
+        """Whether any variant learns from the teacher's stages."""
+        return any(variant.method.network == "factorised" for variant in self.variants)
+
+    @property
+    def distils(self) -> bool:
+        """Whether any other one learns from the teacher's features."""
+        return any(
+            t.recipe["transfer"]["kind"] != "none" and t.method != "kf" for t in self.trainings
+        )
+
+    @property
     def has_teacher(self) -> bool:
         """Whether any variant learns from the teacher, or is it."""
-        return any(
-            t.recipe["transfer"]["kind"] != "none" or t.method == "kf" for t in self.trainings
-        ) or any(variant.method.network == "teacher" for variant in self.variants)
+        teachers = any(variant.method.network == "teacher" for variant in self.variants)
+        return teachers or self.factorises or self.distils
 
 
 def study(
@@ -128,16 +140,14 @@ def _claim(folder: Path, recipe: Recipe) -> None:
                 "in goes into --methods",
             )
         return
-    if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise BundleError("this folder holds no study", where=folder, fix="choose another --out")
+    refuse_foreign(folder, "study")
     raw = recipe.model_dump(mode="json")
     write_part(file, StudyRecord(recipe=raw, recipe_sha256=recipe.sha256))
 
 
 def _prepare(work: _Study, recipe: str | Path, changed: Sequence[str]) -> None:
     """The teacher and its features of every training image, before any worker needs them."""
-    factorises = any(variant.method.network == "factorised" for variant in work.variants)
-    if factorises:
+    if work.factorises:
         build_factorised(work.setup)  # raises where no narrower network is known
     if not work.has_teacher:
         return
@@ -146,9 +156,9 @@ def _prepare(work: _Study, recipe: str | Path, changed: Sequence[str]) -> None:
         teacher(recipe, home, set=changed, resume=True, progress=work.progress)
     known = restored_teacher(load_bundle(home / "teacher"), work.setup)
     job = Job("decompose", Run(home, home / "bundle"), work.setup, progress=work.progress)
-    if any(training.recipe["transfer"]["kind"] != "none" for training in work.trainings):
+    if work.distils:
         TeacherFeatures(known, job)
-    if factorises:
+    if work.factorises:
         StagedTeacher(known, job)
 
 
@@ -173,17 +183,11 @@ def _shown(
 
 def _result(work: _Study, outcomes: Sequence[Outcome]) -> StudyResult:
     done = {(o.training.variant, o.training.seed, o.training.task) for o in outcomes if o.done}
-    planned = work.trainings
+    lacking = {
+        (t.variant, t.seed) for t in work.trainings if (t.variant, t.seed, t.task) not in done
+    }
     whole = {
-        variant.name: [
-            seed
-            for seed in work.seeds
-            if all(
-                (t.variant, t.seed, t.task) in done
-                for t in planned
-                if (t.variant, t.seed) == (variant.name, seed)
-            )
-        ]
+        variant.name: [seed for seed in work.seeds if (variant.name, seed) not in lacking]
         for variant in work.variants
     }
     variants = [variant for variant in work.variants if whole[variant.name]]
@@ -214,7 +218,7 @@ def _result(work: _Study, outcomes: Sequence[Outcome]) -> StudyResult:
         failed=failed,
         seconds=sum(o.done.seconds for o in outcomes if o.done),
         software=software(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
     )
 
 

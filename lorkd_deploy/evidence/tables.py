@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from lorkd_deploy.evidence.comparison import Difference
+from lorkd_deploy.evidence.comparison import Comparison, Difference
 from lorkd_deploy.evidence.methods.table import METHODS
 from lorkd_deploy.evidence.result import StudyResult
 from lorkd_deploy.evidence.statistics import Estimate
@@ -68,20 +69,22 @@ def methods_table(result: StudyResult) -> Table:
     return Table("methods", "Every method", caption, tuple(columns), tuple(rows))
 
 
-def differences_table(result: StudyResult) -> Table:
+def differences_table(
+    found: Comparison, seconds: Mapping[str, Cell], key: str, title: str, caption: str
+) -> Table:
+    """The first variant minus each of `seconds`, over all tasks; these give each row its name."""
     columns = [Column("against", "Against", numeric=False)]
-    for metric in result.comparison.metrics:
+    for metric in found.metrics:
         columns.append(Column(metric, TITLES[metric]))
         columns.append(Column(f"{metric}_verdict", "In words", numeric=False))
     rows = []
-    for second in others(result):
-        cells = [name_cell(second)]
-        for metric in result.comparison.metrics:
-            found = result.comparison.difference(second, None, metric)
-            cells += [interval(found.estimate, signed=True), word(found)]
+    for second, name in seconds.items():
+        cells = [name]
+        for metric in found.metrics:
+            difference = found.difference(second, None, metric)
+            cells += [interval(difference.estimate, signed=True), word(difference)]
         rows.append(tuple(cells))
-    title = f"{result.first} minus each other method"
-    return Table("differences", title, "Means over all tasks.", tuple(columns), tuple(rows))
+    return Table(key, title, caption, tuple(columns), tuple(rows))
 
 
 def word(found: Difference) -> Cell:

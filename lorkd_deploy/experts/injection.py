@@ -64,7 +64,7 @@ def add_experts(
     norms = {m for m in reasons if norm == "per_task" and has_own_state(m)}
     _apply_patterns(skip, names, reasons, norms)
     unused = set() if example is None else never_used(module, example)
-    reasons |= {m: "the forward never uses it" for m in unused if m in reasons}
+    reasons |= dict.fromkeys(unused, "the forward never uses it")
 
     able = {names[m]: m for m, why in reasons.items() if why is None and plain_kind(m)}
     skipped = tuple((names[m], why) for m, why in reasons.items() if why is not None)
@@ -80,8 +80,6 @@ def add_experts(
     router = Router()
 
     def change(old: nn.Module) -> nn.Module:
-        if old in unused:
-            return old
         if old in norms and reasons[old] is None:
             return PerTaskNorm(old, names[old], tasks, router)
         plain, name = plain_kind(old), names[old]

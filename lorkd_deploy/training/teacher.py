@@ -88,9 +88,7 @@ def train_teacher(job: Job) -> TrainingResult:
     setup = job.setup.for_teacher()
     job = replace(job, setup=setup)
     model, report = build_teacher(setup, allow_missing=job.allow_missing)
-    template = job.processes.first(
-        lambda: tried(setup, model.backbone, model.heads.head(0), job.progress, deployed=False)
-    )
+    template = job.processes.first(lambda: try_teacher(setup, model, job.progress))
     place(model, job.device, channels_last=job.spec.channels_last, size=setup.preprocess.size)
     fitted = _fitted(job, model)
     result = job.finish(lambda: write_teacher(job.run, setup, model, fitted, template))
@@ -115,6 +113,11 @@ def try_student(setup: Setup, progress: Progress) -> Template:
     with compiled(classifier, setup.recipe.train):
         pass
     return tried(setup, *classifier.dense(0), progress, guard=setup.recipe.safety.guard)
+
+
+def try_teacher(setup: Setup, model: TeacherNetwork, progress: Progress) -> Template:
+    """The graph of the teacher `model`; one too large for an ONNX file can be learnt from."""
+    return tried(setup, model.backbone, model.heads.head(0), progress, deployed=False)
 
 
 def build_teacher(setup: Setup, *, allow_missing: bool) -> tuple[TeacherNetwork, models.LoadReport]:

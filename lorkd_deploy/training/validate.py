@@ -9,8 +9,7 @@ from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.schema import Part
 from lorkd_deploy.training.batches.setup import open_setup
-from lorkd_deploy.training.bundling.trial import tried
-from lorkd_deploy.training.teacher import build_teacher, try_student
+from lorkd_deploy.training.teacher import build_teacher, try_student, try_teacher
 
 
 class Validation(Part):
@@ -43,7 +42,7 @@ def validate(
     if loaded.transfer.kind != "none":
         own = setup.for_teacher()
         model, _ = build_teacher(own, allow_missing=allow_missing)
-        template = tried(own, model.backbone, model.heads.head(0), shown, deployed=False)
+        template = try_teacher(own, model, shown)
         unused["teacher"] = template.graph.unused
     return Validation(
         name=loaded.name,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorkd_deploy.evidence.comparison import RESAMPLES
+from lorkd_deploy.evidence.page import seeds_in_words, warnings
 from lorkd_deploy.evidence.plots import dots
 from lorkd_deploy.evidence.statistics import RARE
-from lorkd_deploy.evidence.tables import TITLES, interval, word
+from lorkd_deploy.evidence.tables import TITLES, differences_table, interval
 from lorkd_deploy.evidence.transfer.result import ShotsResult, TransferResult
 from lorkd_deploy.reporting.cells import label
 from lorkd_deploy.reporting.files import Written, write_page
@@ -71,20 +72,14 @@ class TransferPage:
 
 def transfer_page(result: TransferResult) -> TransferPage:
     """What the page and its Markdown say."""
-    count = len(result.seeds)
-    seeds = f"{count} seed{'s' if count > 1 else ''}"
     name = str(result.data["name"])
-    one = "One seed says nothing of what another training would give: nothing is shown."
     return TransferPage(
         name=name,
-        dateline=f"{result.test_images} test images, {len(result.classes)} classes, {seeds}, "
-        f"{result.created}",
+        dateline=f"{result.test_images} test images, {len(result.classes)} classes, "
+        f"{seeds_in_words(result.seeds)}, {result.created}",
         title=f"{name}: learnt from {len(result.starts)} starts",
         lead=" ".join(_lead(result, found) for found in result.results),
-        warnings=(
-            *([one] if count == 1 else []),
-            *(f"{folder} failed: {why}" for folder, why in result.failed.items()),
-        ),
+        warnings=warnings(result.seeds, result.failed),
         chapters=tuple(_chapter(result, found) for found in result.results),
         protocol=_protocol(result),
         provenance=(
@@ -119,13 +114,25 @@ def _lead(result: TransferResult, found: ShotsResult) -> str:
 
 def _chapter(result: TransferResult, found: ShotsResult) -> Chapter:
     key = f"shots-{found.shots or 'all'}"
+    seeds = f"{key}-seeds"
     figure = dots(
-        found.comparison, result.starts, result.seeds, "auc", TITLES["auc"], key=f"{key}-seeds"
+        found.comparison,
+        result.starts,
+        result.seeds,
+        "auc",
+        TITLES["auc"],
+        key=seeds,
+        data_key=seeds,
+    )
+    differences = differences_table(
+        found.comparison,
+        {s: label(s, note=_words(s)) for s in result.starts if s != result.first},
+        f"{key}-differences",
+        f"{result.first} minus each other start",
+        "",
     )
     title = f"{found.title} ({found.images} training images)"
-    return Chapter(
-        key, title, _starts(result, found, key), figure, _differences(result, found, key)
-    )
+    return Chapter(key, title, _starts(result, found, key), figure, differences)
 
 
 def _starts(result: TransferResult, found: ShotsResult, key: str) -> Table:
@@ -143,22 +150,6 @@ def _starts(result: TransferResult, found: ShotsResult, key: str) -> Table:
     )
     caption = "Means over the seeds on the test images, with 95 % intervals."
     return Table(f"{key}-starts", "Every start", caption, columns, rows)
-
-
-def _differences(result: TransferResult, found: ShotsResult, key: str) -> Table:
-    columns = [Column("against", "Against", numeric=False)]
-    for metric in found.comparison.metrics:
-        columns.append(Column(metric, TITLES[metric]))
-        columns.append(Column(f"{metric}_verdict", "In words", numeric=False))
-    rows = []
-    for second in (start for start in result.starts if start != result.first):
-        cells = [label(second, note=_words(second))]
-        for metric in found.comparison.metrics:
-            difference = found.comparison.difference(second, None, metric)
-            cells += [interval(difference.estimate, signed=True), word(difference)]
-        rows.append(tuple(cells))
-    title = f"{result.first} minus each other start"
-    return Table(f"{key}-differences", title, "", tuple(columns), tuple(rows))
 
 
 def _words(start: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,11 +142,10 @@ def _trained(folder: Path) -> ExpertClassifier:
 
 def _shared(experts: ExpertModel) -> dict[str, Tensor]:
     """W0 under plain names; norms of the tasks' own are averaged over them."""
-    each: list[Mapping[str, Tensor]] = [
-        experts.dense(task).state_dict() for task in range(experts.tasks)
-    ]
-    mean = {
-        name: torch.stack([own[name].float() for own in each]).mean(dim=0).to(value.dtype)
-        for name, value in each[0].items()
-    }
-    return mean | experts.base_state()
+    base = experts.base_state()
+    state = dict(experts.dense(0).state_dict()) | base
+    each = [experts.expert_state(task) for task in range(experts.tasks)]
+    for name in (state.keys() & each[0].keys()) - base.keys():  # norms of the tasks' own
+        mean = torch.stack([own[name].float() for own in each]).mean(dim=0)
+        state[name] = mean.to(state[name].dtype)
+    return state

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import yaml
 
+from lorkd_deploy.bundle.write import now
 from lorkd_deploy.data import TaskData
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.answers import Answers
@@ -26,7 +26,7 @@ from lorkd_deploy.evidence.transfer.train import Trial, setup_of, train_start
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import ExpertSpec, Recipe, overridden, parse_recipe
-from lorkd_deploy.run import claimed
+from lorkd_deploy.run import claimed, refuse_foreign
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import exclusive
 from lorkd_deploy.training.batches.setup import open_setup
@@ -185,8 +185,7 @@ def _claim(folder: Path, recipe: Recipe, origin: Origin) -> None:
                 fix="give the same RUN, --data and --set, or choose another --out",
             )
         return
-    if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise BundleError("this folder holds no transfer", where=folder, fix="choose another --out")
+    refuse_foreign(folder, "transfer")
     write_part(file, record)
 
 
@@ -253,5 +252,5 @@ def _result(work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str])
         failed=failed,
         seconds=sum(trained.seconds for trained in done.values()),
         software=software(),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=now(),
     )

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from lorkd_deploy.bundle.manifest import HEAD, FoldEntry, GraphEntry
 from lorkd_deploy.experts.copies import copy_of
+from lorkd_deploy.experts.uses import COUNTER
 from lorkd_deploy.safety.guard import FEATURES
 from lorkd_deploy.storage import sha256_bytes
 from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
@@ -182,8 +183,7 @@ def constants_sha256(backbone: nn.Module) -> str:
     constants = {
         name: buffer.cpu().numpy()
         for name, buffer in backbone.named_buffers()
-        if (name not in state or not buffer.is_floating_point())
-        and not name.endswith("num_batches_tracked")
+        if (name not in state or not buffer.is_floating_point()) and not name.endswith(COUNTER)
     }
     parts = [f"{n} {v.dtype} {v.shape} ".encode() + v.tobytes() for n, v in constants.items()]
     return sha256_bytes(b"".join(parts))

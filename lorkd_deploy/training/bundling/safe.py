@@ -46,8 +46,8 @@ def make_safe(
 ) -> list[Safe]:
     """Fold each task's temperature into its head, in place, then fit the rest to what it gives.
 
-    The temperature is fitted on the validation images that chose the network's state, the rest on
-    those that are held out. `earlier` are the entries of heads that hold a temperature already.
+    The temperature is fitted on one half of the validation images, the rest on those that are held
+    out. `earlier` are the entries of heads that hold a temperature already.
     """
     return [
         _safe(setup, model, task, earlier[task] if earlier else SafetyEntry())
@@ -64,6 +64,8 @@ def safety_tensors(setup: Setup, safe: Sequence[Safe]) -> dict[str, Tensors]:
 def _safe(setup: Setup, model: ExpertClassifier, task: int, earlier: SafetyEntry) -> Safe:
     wanted, kind, test = setup.recipe.safety, setup.kinds[task], setup.test[task]
     entry = SafetyEntry()
+    if not (wanted.temperature or wanted.holds_out):
+        return Safe(entry, {})
     tested = task_logits(model, test, task, setup.preprocess).astype(np.float64)
     if wanted.temperature:
         val = setup.val[task]

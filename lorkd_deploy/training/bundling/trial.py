@@ -36,9 +36,8 @@ def tried(
 
     So does one that is `deployed` and too large for an ONNX file; a teacher may be learnt from.
     """
-    size, opset = setup.preprocess.size, setup.recipe.export.opset
     with bar(progress, f"exporting the graph of {type(backbone).__name__}", 1) as shown:
-        made = graph_template(backbone, head, size=size, opset=opset, guard=guard)
+        made = _template(setup, backbone, head, guard)
         shown.advance()
     try:
         check_template(made.onnx)
@@ -63,5 +62,9 @@ def still_its_own(
     if constants_sha256(backbone) == template.constants_sha256:
         return template
     log.info("training has changed buffers that are a part of the graph: it is made again")
+    return _template(setup, backbone, head, guard)
+
+
+def _template(setup: Setup, backbone: nn.Module, head: nn.Linear, guard: bool) -> Template:
     size, opset = setup.preprocess.size, setup.recipe.export.opset
     return graph_template(backbone, head, size=size, opset=opset, guard=guard)

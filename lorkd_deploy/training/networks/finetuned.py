@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.errors import ModelError
+from lorkd_deploy.experts.uses import COUNTER
 from lorkd_deploy.recipe.networks import StudentSpec
 from lorkd_deploy.training.networks.network import TeacherNetwork
 from lorkd_deploy.weight_files import read_weights, some
-
-_COUNTER = "num_batches_tracked"
 
 
 def load_whole(backbone: nn.Module, path: Path, spec: StudentSpec) -> dict[str, Tensor]:
@@ -24,13 +23,13 @@ def load_whole(backbone: nn.Module, path: Path, spec: StudentSpec) -> dict[str, 
     """
     own = backbone.state_dict(keep_vars=True)
     state = read_weights(path, spec.prefix, own, spec.pattern)
-    missing = [name for name in own if name not in state and not name.endswith(_COUNTER)]
+    missing = [name for name in own if name not in state and not name.endswith(COUNTER)]
     differ = [
         f"{name} {tuple(state[name].shape)}, wanted {tuple(value.shape)}"
         for name, value in own.items()
         if name in state and state[name].shape != value.shape
     ]
-    more = {n: v for n, v in state.items() if n not in own and not n.endswith(_COUNTER)}
+    more = {n: v for n, v in state.items() if n not in own and not n.endswith(COUNTER)}
     if missing or differ:
         faults = [("missing", missing), ("of another shape", differ), ("unknown", _shaped(more))]
         raise ModelError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lorkd_deploy.arrays import U8
 from lorkd_deploy.errors import is_out_of_memory
 from lorkd_deploy.experts import Outputs, Route, TaskHeads, TaskNetwork
+from lorkd_deploy.experts.uses import COUNTER
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.storage import sha256_bytes, tensor_bytes
 
@@ -38,7 +39,7 @@ def weights_sha256(module: nn.Module) -> str:
     state = {
         name: value.cpu().numpy()
         for name, value in module.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        if not name.endswith(COUNTER)
     }
     return sha256_bytes(tensor_bytes(state))
 
