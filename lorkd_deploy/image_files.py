@@ -44,6 +44,11 @@ class Found:
     def leave_out(self, why: str, *paths: Path) -> None:
         self.left_out.setdefault(why, []).extend(paths)
 
+    def leave_out_too(self, other: Found) -> None:
+        """What `other` left out."""
+        for why, paths in other.left_out.items():
+            self.leave_out(why, *paths)
+
     @property
     def counts(self) -> dict[str, int]:
         """How many were left out, by reason."""

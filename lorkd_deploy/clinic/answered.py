@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lorkd_deploy._version import __version__
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.classifier import Prediction
 from lorkd_deploy.dicom import DicomRules
-from lorkd_deploy.dicom.header import foreign, opened, read_header
+from lorkd_deploy.dicom.header import UID, foreign, opened, read_header
 from lorkd_deploy.errors import ImageError
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
@@ -21,7 +21,6 @@ NOTICE = "Not a medical device: research use"
 _TEXT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID",
          "AccessionNumber", "ReferringPhysicianName", "StudyDate", "StudyTime")  # fmt: skip
 _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-_UID = re.compile(r"^[0-9.]{1,64}$")
 _ROOT = "1.2.826.0.1.3680043.8.498."  # pydicom's, for UIDs that are made of a hash
 
 
@@ -35,7 +34,7 @@ class Answered:
     source: Any
     at: datetime
 
-    @property
+    @cached_property
     def engine_sha256(self) -> str:
         """Of all files of the engine, its preprocessing and the rules for DICOM's pixels."""
         files = [file.sha256 for file in self.artifact.files]
@@ -99,7 +98,7 @@ def answered(prediction: Prediction, artifact: Artifact, rules: DicomRules) -> A
                 if name not in source:
                     setattr(source, name, "")
             present = [name for name in _UIDS if name not in missing]
-            wrong = [name for name in present if not _UID.match(str(source[name].value))]
+            wrong = [name for name in present if not UID.match(str(source[name].value))]
     if missing or wrong:
         raise ImageError(
             f"the DICOM file has no valid {' or '.join(missing or wrong)}, which a report names",

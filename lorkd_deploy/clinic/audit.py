@@ -16,7 +16,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from io import FileIO
 from pathlib import Path
@@ -158,6 +158,18 @@ def verify_log(path: str | Path) -> Audited:
     Raises `LorkdError` where there is no log, `GateError` at the first line that was changed, taken
     out or put elsewhere.
     """
+    return _walked(path, lambda line: None)
+
+
+def entries(path: str | Path) -> list[Entry]:
+    """The lines of a log whose chain is whole; raises as `verify_log` does."""
+    lines: list[bytes] = []
+    _walked(path, lines.append)
+    return [Entry.model_validate_json(line) for line in lines]
+
+
+def _walked(path: str | Path, take: Callable[[bytes], None]) -> Audited:
+    """`verify_log`, which hands each line on, once."""
     log = Path(path)
     if not log.is_file():
         raise LorkdError("there is no audit log here", where=log)
@@ -177,17 +189,8 @@ def verify_log(path: str | Path) -> Audited:
                         "a line before this one is missing, or this one was put here", file, number
                     )
                 previous, lines = entry["sha256"], lines + 1
+                take(line)
     return Audited(files=tuple(map(str, files)), lines=lines, last=previous, torn=torn)
-
-
-def entries(path: str | Path) -> list[Entry]:
-    """The lines of a log whose chain is whole; raises as `verify_log` does."""
-    found = []
-    for file in verify_log(path).files:
-        for line in Path(file).read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                found.append(Entry.model_validate_json(line))
-    return found
 
 
 def _write(stream: FileIO, said: Mapping[str, Any], previous: str, end: int) -> None:

@@ -13,6 +13,7 @@ from lorkd_deploy.clinic.fhir import fhir_bundle
 from lorkd_deploy.clinic.inbox import Inbox
 from lorkd_deploy.clinic.sr import structured_report
 from lorkd_deploy.deploy.classifier import Classifier, Prediction, Prepared
+from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import ImageError, LorkdError
 
 AGAIN = 5.0  # s until what failed by the machine's or the network's fault is tried again
@@ -50,12 +51,19 @@ class Worker:
 
     def prepared(self, path: Path) -> list[tuple[Classifier, Prepared]]:
         """The tasks that take an image, with it; raises the last `ImageError` where none does."""
+        made: dict[DicomRules, Prepared | ImageError] = {}  # tasks of the same rules share it
         found, fault = [], None
         for classifier in self.classifiers:
-            try:
-                found.append((classifier, classifier.prepare(path)))
-            except ImageError as exc:
-                fault = exc
+            if classifier.rules not in made:
+                try:
+                    made[classifier.rules] = classifier.prepare(path)
+                except ImageError as exc:
+                    made[classifier.rules] = exc
+            image = made[classifier.rules]
+            if isinstance(image, ImageError):
+                fault = image
+            else:
+                found.append((classifier, image))
         if not found:
             raise fault or ImageError("no task takes this image")
         return found

@@ -111,8 +111,7 @@ def _files(folder: Path, left_out: Found) -> list[Path]:
             where=folder,
             fix=f"put {', '.join(SUFFIXES)} files into it",
         )
-    for why, paths in found.left_out.items():
-        left_out.leave_out(why, *paths)
+    left_out.leave_out_too(found)
     return found.files
 
 

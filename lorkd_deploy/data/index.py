@@ -1,6 +1,6 @@
 """What a list of images says, row by row, kept as arrays: a million images in a hundred megabytes.
 
-`csv`, `list` and `dicom` read their files into `Row`s; everything after that is here.
+`csv` and `list` read their files into `Row`s; everything after that is here.
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ def _labels(
     if meaning.classes is None:
         if numbered:
             order = sorted({numbers[text] for text in texts})
-            places = {text: order.index(n) for text, n in numbers.items() if n in set(order)}
+            place = {number: at for at, number in enumerate(order)}
+            places = {text: place[n] for text, n in numbers.items() if n in place}
             classes = tuple(f"class-{number}" for number in order)
         else:
             classes = tuple(sorted(texts))

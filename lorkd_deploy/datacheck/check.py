@@ -15,7 +15,7 @@ from lorkd_deploy.data import SPLITS, Split, TaskData, open_data
 from lorkd_deploy.datacheck.findings import Found, findings
 from lorkd_deploy.datacheck.pictures import Pictures, look
 from lorkd_deploy.datacheck.result import DataCheck, Pair, SplitSize, TaskCheck
-from lorkd_deploy.datacheck.twins import Common, Pairs, exact, near
+from lorkd_deploy.datacheck.twins import Common, Pairs, exact, exact_within, near
 from lorkd_deploy.errors import DataError, LorkdError, RecipeError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.progress import Progress, bar
@@ -79,15 +79,6 @@ def check_task(
         splits=tuple(_size(name, getattr(data, name)) for name in SPLITS),
         findings=found,
         pairs=tuple(_worst(data, twins)),
-    )
-
-
-def exact_within(pictures: Pictures) -> Pairs:
-    """Each image of a split that repeats an earlier one of it, with the first such image."""
-    pairs = exact(pictures, pictures)
-    later = pairs.first != pairs.second
-    return Pairs(
-        pairs.first[later], pairs.second[later], pairs.likeness[later], pairs.mirrored[later]
     )
 
 

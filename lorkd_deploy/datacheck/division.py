@@ -16,7 +16,7 @@ from lorkd_deploy.data.files import ImageFiles, Paths
 from lorkd_deploy.data.source import SPLITS, Split
 from lorkd_deploy.data.table import open_table
 from lorkd_deploy.datacheck.pictures import Pictures, look
-from lorkd_deploy.datacheck.twins import Common, clusters, exact, near
+from lorkd_deploy.datacheck.twins import Common, clusters, exact_within, near
 from lorkd_deploy.errors import DataError, UsageError
 from lorkd_deploy.image_files import image_files
 from lorkd_deploy.preprocess import Preprocess
@@ -149,11 +149,8 @@ def _clusters(
 
 
 def _pairs(seen: Pictures, progress: Progress) -> Iterator[tuple[I64, I64]]:
-    same = exact(seen, seen)
-    other = same.first != same.second
-    yield same.first[other], same.second[other]
-    nearly = near(seen, seen, Common(seen), progress)
-    yield nearly.first, nearly.second
+    for pairs in (exact_within(seen), near(seen, seen, Common(seen), progress)):
+        yield pairs.first, pairs.second
 
 
 def _write(out: Path, listing: _Listing, split: I64, cluster: I64) -> None:

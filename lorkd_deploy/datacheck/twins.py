@@ -54,6 +54,15 @@ def _keys(pictures: Pictures) -> npt.NDArray[np.void]:
     return np.ascontiguousarray(pictures.digests).view("V16").reshape(-1)
 
 
+def exact_within(pictures: Pictures) -> Pairs:
+    """Each image of a split that repeats an earlier one of it, with the first such image."""
+    pairs = exact(pictures, pictures)
+    later = pairs.first != pairs.second
+    return Pairs(
+        pairs.first[later], pairs.second[later], pairs.likeness[later], pairs.mirrored[later]
+    )
+
+
 def near(one: Pictures, other: Pictures, common: Common, progress: Progress) -> Pairs:
     """Pairs of an image of `one` and one of `other` that are nearly the same picture.
 
@@ -61,16 +70,17 @@ def near(one: Pictures, other: Pictures, common: Common, progress: Progress) -> 
     isn't its own twin.
     """
     itself = one is other
+    known = [(part, common.coarse(other.thumbs[part])) for part in blocks(len(other), COLUMNS)]
     found: list[Pairs] = []
     for rows in blocks(len(one), ROWS):
         asked = one.thumbs[rows]
         for mirrored in (False, True):
             turned = asked[:, :, ::-1] if mirrored else asked
             left = common.coarse(turned)
-            for columns in blocks(len(other), COLUMNS):
+            for columns, right in known:
                 if itself and columns.stop <= rows.start:
                     continue
-                alike = left @ common.coarse(other.thumbs[columns]).T >= CANDIDATE
+                alike = left @ right.T >= CANDIDATE
                 first, second = np.nonzero(alike)
                 if itself:
                     keep = second + columns.start > first + rows.start

@@ -108,8 +108,7 @@ def _files(given: Sequence[Path]) -> list[Path]:
             continue
         found = image_files(path, (*SUFFIXES, ".npy"), dicom=True)
         files += found.files
-        for why, paths in found.left_out.items():
-            left_out.leave_out(why, *paths)
+        left_out.leave_out_too(found)
     if left_out.left_out:
         log.warning("%s", left_out.in_words)
     if not files:

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.arrays import F64
+from lorkd_deploy.arrays import F64, I32
 from lorkd_deploy.dicom.header import code, foreign
 from lorkd_deploy.dicom.rules import DicomRules, to_write
 from lorkd_deploy.dicom.stored import Layout
 from lorkd_deploy.errors import ImageError
 
-I32 = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 

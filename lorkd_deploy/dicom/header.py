@@ -25,7 +25,7 @@ DICOMDIR = "1.2.840.10008.1.3.10"
 LARGEST_ELEMENT = "1 MB"  # a longer one stays in the file; tables of a palette take 128 kB
 LARGEST_DEFLATED = 1 << 29  # bytes; what a deflated file may become in memory
 FRESH_COPY = "get a fresh copy from the archive"
-_UID = re.compile(r"^[0-9.]{1,64}$")
+UID = re.compile(r"^[0-9.]{1,64}$")
 _CODE = re.compile(r"^[A-Z0-9 _]{1,16}$")
 # What pydicom warns of quotes the header, with the patient in it.
 warnings.filterwarnings("ignore", module="pydicom")
@@ -162,8 +162,8 @@ def record_of(dataset: Any) -> DicomHeader:
                 fix="give a file with pixels",
             )
         return DicomHeader(
-            sop_class_uid=_matching(_UID, dataset.SOPClassUID),
-            sop_instance_uid=_matching(_UID, dataset.get("SOPInstanceUID")),
+            sop_class_uid=_matching(UID, dataset.SOPClassUID),
+            sop_instance_uid=_matching(UID, dataset.get("SOPInstanceUID")),
             modality=code(dataset.get("Modality")),
             photometric=code(dataset.get("PhotometricInterpretation")),
             rows=int(dataset.Rows),
