@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.tx
 # A file's tests share what it trains; files that take long begin first, as tests/conftest.py says.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test quick check clean
+.PHONY: demo test quick check docs clean
 
 demo: .venv/.for-demo
 	$(BIN)/lorkd demo
@@ -27,8 +27,13 @@ check: .venv/.for-tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Strict: a link to a page or a heading that isn't there ends it.
+docs: .venv/.for-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open site/index.html"
+
 clean:
-	rm -rf .venv .venv-3.10 build dist
+	rm -rf .venv .venv-3.10 build dist site
 
 # The stamps keep a second `make` from installing again; they depend on what was asked to install.
 .venv/.for-demo: .venv/.created pyproject.toml constraints.txt
@@ -37,6 +42,10 @@ clean:
 
 .venv/.for-tests: .venv/.created pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[all,dev]'
+	touch $@
+
+.venv/.for-docs: .venv/.created pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 .venv/.created:

@@ -5,10 +5,10 @@
 
 Stages that RUN holds already are not repeated. `--before` is the medmnist-small.json of an earlier
 version, with which scores and times of training are compared in the Markdown file. Writes
-benchmarks/results/medmnist-small.json and medmnist-small.md, and its table into the README; with
-`--again`, for one more training, medmnist-small-again.json and .md, and no README. They have
-accuracy and AUC of teacher and experts on the whole test splits through their engines (95 %
-bootstrap intervals), parameters, latency and memory ratios, parity.
+benchmarks/results/medmnist-small.json and medmnist-small.md, and its table into docs/results.md;
+with `--again`, for one more training, medmnist-small-again.json and .md alone. They have accuracy
+and AUC of teacher and experts on the whole test splits through their engines (95 % bootstrap
+intervals), parameters, latency and memory ratios, parity.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.profile import EngineProfile, Profile, Score
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 BEGIN, END = "<!-- results: begin; ", "<!-- results: end -->"
 # Test AUC that an expert has to reach: what a plain multi-task network was seen to reach, less a
 # margin for the seed.
@@ -55,7 +55,7 @@ def main() -> int:
     (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(markdown(figures) + again)
     if not given.again:
-        README.write_text(with_results(README.read_text(), markdown(figures)))
+        PAGE.write_text(with_results(PAGE.read_text(), markdown(figures)))
     failed = [r["task"] for r in figures["tasks"] if not r["passed"]]
     print(markdown(figures), f"below a floor: {', '.join(failed)}" if failed else "all floors met")
     return 1 if failed or not all(check.passed for check in verified) else 0
@@ -117,7 +117,7 @@ def collect(run: Path, verified: list[Verification], profile: Profile) -> dict[s
 
 
 def markdown(figures: dict[str, Any]) -> str:
-    """The table that the README shows, and below it what it takes to judge it."""
+    """The table that docs/results.md shows, and below it what it takes to judge it."""
     lines = [
         "| task | test images | majority | teacher AUC | expert AUC | teacher accuracy "
         "| expert accuracy | faster | smaller | less memory |",
@@ -199,7 +199,7 @@ def _below(rows: list[dict[str, Any]]) -> str:
 
 
 def with_results(readme: str, table: str) -> str:
-    """The README with `table` between its two marks."""
+    """The page with `table` between its two marks."""
     before, _, rest = readme.partition(BEGIN)
     mark, _, rest = rest.partition("\n")
     _, _, after = rest.partition(END)

@@ -1,4 +1,4 @@
-"""Every command of the README is run on a tiny run, or parsed where its comment says why."""
+"""Every command of README and docs is run on a tiny run, or parsed where its comment says why."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from lorkd_deploy.runtime import parse_options
 from lorkd_deploy.storage import read_tensors
 from tests.command_line import parse
 from tests.dicom.files import dataset, saved
-from tests.readme import JETSON, README, Block, block, blocks
+from tests.readme import DOCS, JETSON, README, ROOT, Block, blocks, every_block, pages
 
-ROOT = README.parent
-PAGES = [README, JETSON, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = [*pages(), CONTRIBUTING, ROOT / "SECURITY.md"]
 ELSEWHERE = {"wheelhouse", "air-gapped"}  # run by tests/test_packaging.py
-COMMANDS = [b for b in blocks() if b.language in {"bash", "console", "sh"}]
-ON_A_JETSON = [b for b in blocks(JETSON) if b.language == "bash"]
+SHELL = {"bash", "console", "sh"}
+COMMANDS = [b for b in every_block() if b.language in SHELL]
+GENERATED = {"commands.md", "recipes.md"}  # by docs/hooks.py
+README_LINES = 150
 
 # What makes a training of the README's recipe take seconds: drawn images and small networks.
 TINY = [
@@ -60,15 +62,25 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def test_the_site_has_every_page_and_the_readme_stays_short() -> None:
+    assert set(pages()) - {README} == set(DOCS.rglob("*.md"))
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r' src(?:set)?="([^"]+)"', text)
-    links = [link for link in found if "://" not in link]
-    assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
+    links = [link.partition("#")[0] for link in found if "://" not in link]
+    written = [link for link in links if Path(link).name not in GENERATED]
+    assert [link for link in written if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_a_module_that_a_page_names_is_there(page: Path) -> None:
     """`bundle/read.py` is one of the package, a whole path one of the project."""
     named = re.findall(r"`([\w/]+\.(?:py|yaml))`", page.read_text(encoding="utf-8"))
@@ -81,9 +93,9 @@ def run_blocks() -> list[Block]:
     return [b for b in COMMANDS if not b.comment]
 
 
-def test_the_readme_has_commands_of_every_kind() -> None:
+def test_there_are_commands_of_every_kind() -> None:
     comments = {b.comment for b in COMMANDS}
-    known = {"", "make", *ELSEWHERE}
+    known = {"", *ELSEWHERE}
     for comment in comments - known:
         assert comment.startswith(("parsed: needs", "shell: needs")), comment
     assert known <= comments
@@ -106,7 +118,7 @@ def test_the_readme_has_commands_of_every_kind() -> None:
     }
 
 
-@pytest.mark.parametrize("line", [line for b in (*COMMANDS, *ON_A_JETSON) for line in b.lines])
+@pytest.mark.parametrize("line", [line for b in COMMANDS for line in b.lines])
 def test_every_lorkd_line_parses(line: str) -> None:
     launcher, _, started = line.partition(" -m lorkd_deploy ")
     if launcher.split()[0] in {"torchrun", "srun", "accelerate"} and started:
@@ -115,19 +127,19 @@ def test_every_lorkd_line_parses(line: str) -> None:
         command = line.partition(" > ")[0]
         assert command.startswith(parse(command))
     else:
-        words = {"make", "python", "python3", "lorkd-env/bin/python", "scp"}
+        words = {"make", "pip", "python", "python3", "lorkd-env/bin/python", "scp"}
         assert shlex.split(line)[0] in words
 
 
 def test_the_page_for_a_jetson() -> None:
     """Nothing of it runs here, so each block says why, and its options are put to the target."""
     page = JETSON.read_text(encoding="utf-8")
-    assert "(JETSON.md)" in README.read_text(encoding="utf-8")
     assert "Not run by us on a Jetson" in page
     assert "10.3" in page
     assert trt.OLDEST == (10, 3)
-    assert all(b.comment.startswith(("parsed: needs", "shell: needs")) for b in ON_A_JETSON)
-    lines = [line for b in ON_A_JETSON for line in b.lines]
+    shown = [b for b in blocks(JETSON) if b.language in SHELL]
+    assert all(b.comment.startswith(("parsed: needs", "shell: needs")) for b in shown)
+    lines = [line for b in shown for line in b.lines]
     steps = [line.split()[1] for line in lines if line.startswith("lorkd ")]
     order = ["pack", "export", "verify", "benchmark"]
     assert sorted(order, key=steps.index) == order
@@ -146,7 +158,8 @@ def test_the_page_for_a_jetson() -> None:
 
 
 def test_make_knows_its_targets() -> None:
-    for line in block("bash", "make"):
+    (shown,) = (b.lines for b in blocks(CONTRIBUTING) if b.comment == "make")
+    for line in (*shown, "make demo", "make docs"):
         done = subprocess.run(
             [*shlex.split(line), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
         )
@@ -165,7 +178,7 @@ def test_says_that_it_is_no_medical_device() -> None:
 
 def python_example(comment: str, **names: object) -> dict[str, object]:
     """The names after the example with this comment was executed among `names`."""
-    (example,) = (b for b in blocks() if (b.language, b.comment) == ("python", comment))
+    (example,) = (b for b in every_block() if (b.language, b.comment) == ("python", comment))
     exec(example.body, names)
     return names
 
@@ -193,7 +206,7 @@ def test_the_commands_run_one_after_the_other(
         assert code == 0, f"{line}\n{shown.err}"
         if file:
             Path(file).write_text(shown.out, encoding="utf-8")
-        elif words[0] != "recipe":
+        elif words[0] != "recipe" and "--json" not in words:
             check(words[0], tmp_path, shown.out, alone="delivered" in words)
     images = np.zeros((2, 32, 32, 3), np.uint8)
     logits = python_example("python: needs a run", images=images)["logits"]

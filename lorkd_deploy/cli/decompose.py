@@ -17,6 +17,7 @@ from lorkd_deploy.cli.shared.options import (
     RecipeName,
     Resume,
     TensorBoard,
+    Verbose,
 )
 from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.cli.shared.training import show
@@ -50,6 +51,7 @@ def decompose(
     tensorboard: TensorBoard = False,
     as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train W0 and the experts with RUN's teacher, and write the bundle.
 
@@ -66,7 +68,7 @@ def decompose(
     """
     from lorkd_deploy import decompose as train_experts
 
-    output = Output(as_json=as_json, quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     result = train_experts(
         recipe,
         out,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.shared.options import Json, Quiet
+from lorkd_deploy.cli.shared.options import Json, Quiet, Verbose
 from lorkd_deploy.cli.shared.render import Output
 
 
@@ -17,6 +17,7 @@ def demo(
     ),
     as_json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Do every step once on generated images: train, decompose, export, verify, measure, report.
 
@@ -29,7 +30,7 @@ def demo(
     """
     from lorkd_deploy import demo as run_demo
 
-    output = Output(as_json=as_json, quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     result = run_demo(out, progress=output.progress())
     output.text(
         f"{result.engines} engines exported, {result.verified} verified in {result.seconds:.0f} s"

@@ -13,6 +13,10 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and warnings only.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Also say what is of interest where something is odd."),
+]
 
 RecipeName = Annotated[
     str,

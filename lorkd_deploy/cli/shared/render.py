@@ -31,12 +31,13 @@ Row = Sequence[object]
 class Output:
     """What a command shows: one JSON document, or text and tables, or nothing (`quiet`)."""
 
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool, verbose: bool = False) -> None:
         # Of several processes of one training, the first speaks for all.
         follows = not launch().leads
         self.as_json = as_json and not follows
         self.quiet = quiet or follows
-        level = logging.ERROR if follows else logging.WARNING if quiet else logging.INFO
+        told = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+        level = logging.ERROR if follows else told
         logging.getLogger("lorkd_deploy").setLevel(level)
 
     def progress(self) -> Progress:

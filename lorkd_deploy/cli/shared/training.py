@@ -53,8 +53,6 @@ def show(output: Output, result: TrainingResult) -> None:
     output.table("On the test split", COLUMNS, rows)
     if result.truncated:
         show_ranks(output, "Experts within the budget", result.truncated)
-    if result.skipped_layers:
-        output.text(f"no expert on {len(result.skipped_layers)} layers, named in the log above")
     if result.wasteful_layers:
         layers = ", ".join(f"{name} ({largest})" for name, largest in result.wasteful_layers)
         output.text(f"a rank above the largest that changes the layer: {layers}")

@@ -35,8 +35,10 @@ def fit_student(
     """
     setup = job.setup
     job.processes.first(lambda: check_budget(setup, student))
-    for name, reason in student.backbone.skipped:
-        log.info("no expert on layer %s: %s", name, reason)
+    if skipped := student.backbone.skipped:
+        log.info("no expert on %d layers, which all tasks share: -v names them", len(skipped))
+    for name, reason in skipped:
+        log.debug("no expert on layer %s: %s", name, reason)
     for name, largest in student.backbone.wasteful:
         log.info("layer %s can't use its rank: %d is the largest that changes it", name, largest)
     transfer: Transfer | None = None
