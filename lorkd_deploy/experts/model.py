@@ -54,8 +54,16 @@ class ExpertModel(nn.Module):
         self.tasks = tasks
         self.skipped = skipped
         self.overrides: list[dict[str, Tensor]] = [{} for _ in range(tasks)]
-        self.probed = False
         self._router = router
+
+    @property
+    def probed(self) -> bool:
+        """Whether a trial has shown that a mixed batch gives what `dense` does."""
+        return self._router.probed
+
+    @probed.setter
+    def probed(self, known: bool) -> None:
+        self._router.probed = known
 
     @property
     def layers(self) -> tuple[BoundLayer, ...]:
@@ -88,7 +96,8 @@ class ExpertModel(nn.Module):
         the module sorted by task; outputs are put back in the batch's order.
 
         Raises `UsageError` for wrong ids, and `ModelError` naming a layer whose input's leading
-        dimension isn't the batch, or which has experts but was never called.
+        dimension isn't the batch (or k times it, with k windows of each sample in turn), or which
+        has experts but was never called.
         """
         route = plan_route(task, x.shape[0], self.tasks, x.device)
         if not self.probed and not torch.compiler.is_compiling():

@@ -38,16 +38,18 @@ class PerTaskNorm(nn.Module):
         route = self.router.enter(self.name, x)
         counts = self.router.everywhere
         if counts and isinstance(self.tasks[0], nn.SyncBatchNorm):
-            return self._with_the_others(x, dict(route.segments()), counts)
+            return self._with_the_others(x, dict(route.segments()), counts, route.rows)
         return torch.cat([_apply(self.tasks[task], x[own]) for task, own in route.segments()])
 
-    def _with_the_others(self, x: Tensor, own: dict[int, slice], counts: list[int]) -> Tensor:
+    def _with_the_others(
+        self, x: Tensor, own: dict[int, slice], counts: list[int], rows: int
+    ) -> Tensor:
         """Each process calls the layers of all tasks that any of them has, in the same order.
 
-        Without samples a `SyncBatchNorm` only takes part in the exchange, and has to be in the
-        graph to do so in the backward too.
+        `counts` are of samples, each with `rows` rows of `x`. Without any a `SyncBatchNorm` only
+        takes part in the exchange, and has to be in the graph to do so in the backward too.
         """
-        values = x.numel() // max(1, x.shape[0] * x.shape[1])
+        values = rows * x.numel() // max(1, x.shape[0] * x.shape[1])
         parts = {}
         for task, count in enumerate(counts):
             here = x[own.get(task, slice(0, 0))]

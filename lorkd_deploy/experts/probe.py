@@ -89,7 +89,8 @@ def check_separation(
         if wrong():
             raise ModelError(
                 "in a mixed batch this layer doesn't compute what its fused weights do: the "
-                "forward reads its weight elsewhere too, or a row of its input isn't a sample",
+                "forward reads its weight elsewhere too, or the rows of its input aren't the "
+                "samples in turn",
                 where=layer.name,
                 fix=f"leave it without experts: `skip: [{layer.name!r}]` of add_experts, or of the "
                 "recipe's `experts`",

@@ -33,7 +33,8 @@ class Route:
     Of the model's tasks `tasks` are present, by count and then by number, with `counts` samples
     each. `order` sorts the batch into that order and `back` undoes it, both int64 `(N,)` on the
     batch's device (None: the batch came sorted). `index` are `tasks` as int64 on that device, or
-    None where they are simply all tasks in their order.
+    None where they are simply all tasks in their order. `rows` is above 1 for a layer whose input
+    has as many rows of each sample (windows): `size` and `counts` are then of rows.
     """
 
     size: int
@@ -43,6 +44,14 @@ class Route:
     order: Tensor | None
     back: Tensor | None
     index: Tensor | None
+    rows: int = 1
+
+    def of_rows(self, rows: int) -> Route:
+        """The route of an input in this one's order, with `rows` rows of each sample in turn."""
+        counts = tuple(count * rows for count in self.counts)
+        return Route(
+            self.size * rows, self.model_tasks, self.tasks, counts, None, None, self.index, rows
+        )
 
     def pick(self, stacked: Tensor) -> Tensor:
         """The present tasks' slices of a `(T, …)` tensor: `(len(tasks), …)`."""
@@ -179,9 +188,13 @@ Census = Callable[[list[int]], list[int]]
 
 
 class Router:
-    """What the layers of one `ExpertModel` share: the current batch's route, and who was called."""
+    """What the layers of one `ExpertModel` share: the current batch's route, and who was called.
+
+    `probed`: a trial shows, or has shown, that rows are told from samples rightly.
+    """
 
     def __init__(self) -> None:
+        self.probed = False
         self.route: Route | None = None
         self.recomputed: tuple[Route, list[int] | None] | None = None
         self.called: set[str] = set()
@@ -196,7 +209,11 @@ class Router:
             self.everywhere = self.census([own.get(task, 0) for task in range(tasks)])
 
     def enter(self, layer: str, x: Tensor) -> Route:
-        """The route for `layer`'s input `x`, whose leading dimension must be the batch."""
+        """The route for `layer`'s input `x`, whose leading dimension must be the batch.
+
+        It may be a multiple of it, the rows of one sample together, as windows are: that they are
+        is for the model's trial to show, so before it they are refused.
+        """
         route = self.route or self._recomputing()
         if route is None:
             raise ModelError(
@@ -204,17 +221,19 @@ class Router:
                 where=layer,
                 fix="call the model that add_experts returned: student(x, task=ids)",
             )
-        if x.shape[0] != route.size:
+        rows, rest = divmod(x.shape[0], route.size)
+        if rest or not rows or (rows > 1 and not self.probed):
             raise ModelError(
                 f"the layer's input is {tuple(x.shape)} for a batch of {route.size}: its "
-                "leading dimension isn't the batch (windows, sequence first?), so the task of a "
-                "row is unknown",
+                "leading dimension isn't the batch (sequence first?), so the task of a row is "
+                "unknown",
                 where=layer,
                 fix=f"leave it without experts: `skip: [{layer!r}]` of add_experts, or of the "
-                "recipe's `experts`; a pattern such as '*.attn.*' does too",
+                "recipe's `experts`; a pattern such as '*.attn.*' does too"
+                + ("; call the student once before torch.compile" if rows > 1 > rest else ""),
             )
         self.called.add(layer)
-        return route
+        return route if rows == 1 else route.of_rows(rows)
 
     def recompute(self, output: Any) -> None:
         """Let the backward through `output` know the route that its forward ends with here.

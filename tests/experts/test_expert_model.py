@@ -152,22 +152,6 @@ def test_a_layer_that_is_never_called_is_named() -> None:
     assert ("attention.out_proj", "left out as asked") in model.skipped
 
 
-def test_a_layer_that_sees_windows_is_named() -> None:
-    class Windows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(8, 8)
-            self.window = nn.Linear(8, 8)
-
-        def forward(self, x):
-            x = self.fc(x)
-            return self.window(x.reshape(-1, 2, 8)).view(x.shape)
-
-    with pytest.raises(ModelError, match="leading dimension isn't the batch") as caught:
-        add_experts(Windows(), 2)(torch.randn(3, 4, 8), task=0)
-    assert caught.value.where == "window"
-
-
 def test_layers_called_twice_or_registered_twice_work() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -10,6 +10,7 @@ from torch.nn.functional import dropout, linear
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.experts import add_experts
 from lorkd_deploy.experts.probe import check_answers, probe_images
+from lorkd_deploy.lowrank.delta import update_matrix
 
 
 class Plain(nn.Module):
@@ -36,6 +37,44 @@ class ThreeTokens(SequenceFirst):
 
     def tokens(self, x: Tensor) -> Tensor:
         return self.patches(x).flatten(2)[:, :, :3]
+
+
+class SixTokens(SequenceFirst):
+    """Twice as many as the trial has samples."""
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return self.patches(x).flatten(2)[:, :, :6]
+
+
+class Windows(Plain):
+    """Four windows of 2 × 2 of each sample in turn, as Swin's, past each kind of layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.norm = nn.Linear(8, 8), nn.BatchNorm2d(8)
+        self.pixel, self.kernel = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, (2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = self.windows(self.patches(x))
+        windows = self.inside(windows.flatten(2).mT).mT.reshape(windows.shape)
+        y = self.kernel(self.pixel(self.norm(windows)).tanh())
+        return self.last(self.gathered(y.flatten(1)))
+
+    def windows(self, x: Tensor) -> Tensor:
+        return x.view(-1, 8, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 8, 2, 2)
+
+    def gathered(self, y: Tensor) -> Tensor:
+        return y.view(-1, 4, 16).mean(1).view(-1, 2, 8).mean(1)
+
+
+class WindowsFirst(Windows):
+    """The first window of all samples, then the second."""
+
+    def windows(self, x: Tensor) -> Tensor:
+        return x.view(-1, 8, 2, 2, 2, 2).permute(2, 4, 0, 1, 3, 5).reshape(-1, 8, 2, 2)
+
+    def gathered(self, y: Tensor) -> Tensor:
+        return y.view(4, -1, 16).mean(0).view(-1, 2, 8).mean(1)
 
 
 class ReadTwice(Plain):
@@ -72,7 +111,9 @@ class ByTheBatchSize(Plain):
     ("kind", "says", "where"),
     [
         (SequenceFirst, "leading dimension isn't the batch", "last"),
-        (ThreeTokens, "a row of its input isn't a sample", "last"),
+        (ThreeTokens, "the rows of its input aren't the samples in turn", "last"),
+        (SixTokens, "the rows of its input aren't the samples in turn", "last"),
+        (WindowsFirst, "the rows of its input aren't the samples in turn", "inside"),
         (ReadTwice, "reads its weight elsewhere too", "last"),
         (ByChance, "depend on chance", "ByChance, before it calls last"),
         (BatchStatistics, "depends on the images beside it", "block.1"),
@@ -122,16 +163,42 @@ def test_answers_that_are_no_function_of_the_image(kind: type[nn.Module], where:
     check_answers(Plain(), probe_images(32))
 
 
+@pytest.mark.parametrize("norm", ["shared", "per_task"])
+@pytest.mark.parametrize("counts", [(1, 2, 1), (5, 0, 11), (0, 64, 64)])
+def test_windows_have_their_own_samples_task(counts: tuple[int, ...], norm: str) -> None:
+    torch.manual_seed(0)
+    student = add_experts(Windows(), 3, 2, norm=norm).eval().double()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, value in student.named_parameters():
+            if name.endswith((".A", ".B")) or "norm" in name:
+                value.normal_()
+    assert len(student.layers) == 5
+    ids = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    ids = ids[torch.randperm(len(ids))]
+    x = torch.randn(len(ids), 3, 32, 32).double()
+    mixed = student(x, ids)
+    mixed.square().sum().backward()
+    for task in set(ids.tolist()):
+        dense = student.dense(task)
+        alone = dense(x[ids == task])
+        torch.testing.assert_close(mixed[ids == task], alone)
+        alone.square().sum().backward()
+        for name in ("inside", "pixel", "kernel"):
+            layer, weight = student.module.get_submodule(name), dense.get_submodule(name).weight
+            a, _ = layer.factors(task)  # type: ignore[operator]
+            wanted = 8.0 * update_matrix(weight.grad, "interleaved") @ a.mT  # α / r = 8
+            torch.testing.assert_close(layer.B.grad[task], wanted)  # type: ignore[index, union-attr]
+
+
 class Unfolds(nn.Module):
-    """A norm over patches, as MobileViT's: its rows are no samples."""
+    """A norm over patches of all samples, sequence first."""
 
     def __init__(self) -> None:
         super().__init__()
         self.patches, self.norm = nn.Conv2d(3, 8, 8, 8), nn.LayerNorm(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.patches(x).flatten(2).transpose(1, 2)
-        return self.norm(y.reshape(-1, 8)).view(y.shape).mean(1)
+        return self.norm(self.patches(x).flatten(2).permute(2, 0, 1)).mean(0)
 
 
 def test_a_norm_that_can_not_be_per_task_stays_shared_by_the_advice() -> None:
