@@ -18,11 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import PIL
 import psutil
 
 from lorkd_deploy.data import data_folders
 from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.machine.processor import allowed_cpus, cpu_limit, cpu_model, usable_cpus
+from lorkd_deploy.preprocess import RESAMPLINGS, resampling_sha256
 from lorkd_deploy.runtime import targets
 from lorkd_deploy.schema import Part
 
@@ -68,7 +70,7 @@ class Check(Part):
 
 
 def doctor() -> list[Check]:
-    """Check Python, CPU, torch, GPU, each target's runtime, data, report and disk, in order."""
+    """Check Python, CPU, Pillow, torch, GPU, each target, data, report and disk, in order."""
     names = targets()
     with ThreadPoolExecutor(max_workers=4) as pool:
         training = pool.submit(lambda: list(_training()))
@@ -76,6 +78,7 @@ def doctor() -> list[Check]:
         return [
             _python(),
             _cpu(),
+            _pillow(),
             *training.result(),
             *(future.result() for future in runtimes),
             _report(),
@@ -105,6 +108,22 @@ def _cpu() -> Check:
             fix=f"keep threads at {usable_cpus()} or below when you benchmark",
         )
     return Check(name="cpu", status="ok", found=found)
+
+
+def _pillow() -> Check:
+    """By which way of rounding pictures are resized here, beside those of known versions."""
+    here = resampling_sha256("bilinear"), resampling_sha256("bicubic")
+    known = RESAMPLINGS.get(here)
+    if known is not None:
+        found = f"{PIL.__version__}: resizes pictures to the same pixels as {known}"
+        return Check(name="pillow", status="ok", found=found)
+    return Check(
+        name="pillow",
+        status="limited",
+        found=f"{PIL.__version__}: resizes pictures to other pixels than any version that was "
+        "tried, so answers can differ from those of other machines",
+        fix="use the Pillow that made the bundle: `lorkd verify` compares and names it",
+    )
 
 
 def _training() -> Iterator[Check]:

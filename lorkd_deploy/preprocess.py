@@ -24,6 +24,17 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+# What `resampling_sha256` gives by those Pillows that were tried, for bilinear and bicubic.
+RESAMPLINGS = {
+    (
+        "a636329389981d862cae6c7fd7f1181aa359129973678d39d5ee8cec93007d88",
+        "3d7c7210e9ec9e1017f53a977d732efe79a66b05ed51524ec62759dc854fa8e0",
+    ): "Pillow 13.0",
+    (
+        "85a6fbb5c5a9d707fcfe802006fb67858d6c42c6c64bb3d0f548ff8d54c0d179",
+        "d2fdc86857bfb478b2c9f17918d0e57d030053478aebed468e7f4cbdba1838e7",
+    ): "Pillow 9.5 to 12.3",
+}
 SMALLEST_SIDE = 8  # px; below this an upscaled image holds nothing a network could have learnt
 
 
@@ -102,6 +113,20 @@ class Preprocess(Part):
     def __call__(self, images: Iterable[U8]) -> F32:
         """Images of any size → network input float32 `(N, 3, size, size)`."""
         return self.normalise(np.stack([self.geometry(image) for image in images]))
+
+
+def resampling_sha256(interpolation: str) -> str:
+    """Hash of what Pillow here makes of a pinned pattern, smaller and larger than it is.
+
+    Pillow may round otherwise in any version, as 13.0 does: pictures that are resized then have
+    other pixels by the same definition.
+    """
+    y, x, channel = np.ogrid[:61, :47, :3]
+    pattern = ((7 * x * x + 13 * y * y + 3 * x * y + 57 * channel) % 256).astype(np.uint8)
+    image = Image.fromarray(pattern)
+    sizes = (29, 23), (83, 97)
+    resized = [image.resize(size, _FILTERS[interpolation]).tobytes() for size in sizes]
+    return sha256_bytes(b"".join(resized))
 
 
 def to_rgb(image: npt.NDArray[Any]) -> U8:

@@ -47,6 +47,14 @@ def test_a_machine_without_torch_and_data(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert one(checks, "disk").found.count("GiB free") == 2
 
 
+def test_a_pillow_that_resizes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = machine._pillow()
+    assert known.status == "ok" and version("pillow") in known.found
+    monkeypatch.setattr(machine, "resampling_sha256", lambda interpolation: "0" * 64)
+    other = machine._pillow()
+    assert other.status == "limited" and "other pixels" in other.found and other.fix
+
+
 def test_data_folders_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "empty").mkdir()

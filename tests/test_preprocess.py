@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from lorkd_deploy.errors import ImageError
 from lorkd_deploy.image_files import read_image
-from lorkd_deploy.preprocess import Preprocess, to_rgb
+from lorkd_deploy.preprocess import RESAMPLINGS, Preprocess, resampling_sha256, to_rgb
 from lorkd_deploy.storage import sha256_bytes
 
 RNG = np.random.default_rng(0)
@@ -138,3 +138,10 @@ def test_any_other_definition_has_another_hash() -> None:
     for wrong in ({"size": 4}, {"size": 64, "resize_shorter": 32}, {"size": 64, "std": (0, 1, 1)}):
         with pytest.raises(ValidationError):
             Preprocess.model_validate(wrong)
+
+
+def test_this_pillow_resizes_as_one_of_those_that_were_tried() -> None:
+    assert (resampling_sha256("bilinear"), resampling_sha256("bicubic")) in RESAMPLINGS
+    assert (
+        len({resampling_sha256(filtered) for filtered in ("nearest", "bilinear", "bicubic")}) == 3
+    )

@@ -27,7 +27,7 @@ from lorkd_deploy.bundle.manifest import (
 )
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.write import Contents, write_bundle
-from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.preprocess import Preprocess, resampling_sha256
 from lorkd_deploy.storage import sha256_bytes
 
 SIZE = 16
@@ -170,6 +170,7 @@ def manifest(**given: Any) -> Manifest:
         "parameters": {},
         "preprocess": preprocess,
         "preprocess_sha256": preprocess.sha256,
+        "resampling_sha256": resampling_sha256(preprocess.interpolation),
         "layers": (),
         "norm": "shared",
         "folds": (),

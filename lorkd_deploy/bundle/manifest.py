@@ -192,6 +192,7 @@ class Manifest(Part):
     `compressed_from`: the same of a bundle whose experts were made smaller, `compression` by what.
     `extracted_from`: of experts that are the difference of fine-tuned models (`TaskEntry.model`)
     from a base, the sha256 of the base's file.
+    `resampling_sha256` is of the Pillow that resized its images (`preprocess.resampling_sha256`).
     `factorisation` says what shapes A and B have (`delta.factor_shapes`), `norm` whether the norm
     layers are in `base` or, of each task, in `experts/TASK`. `files` are filled in as they are
     written.
@@ -204,6 +205,7 @@ class Manifest(Part):
     parameters: dict[str, int]
     preprocess: Preprocess
     preprocess_sha256: str
+    resampling_sha256: str | None = None
     tasks: tuple[TaskEntry, ...]
     layers: tuple[LayerEntry, ...]
     factorisation: Factorisation = "interleaved"

@@ -65,6 +65,8 @@ def verify(
         if engine.drilled is not None:
             say = output.text if engine.passed else output.warning
             say(f"{engine.engine}: {engine.drilled}")
+    for said in sorted({engine.resampling for engine in checked if engine.resampling}):
+        output.warning(said)
     output.result(checked)
     if not all(engine.passed for engine in checked):
         raise typer.Exit(GateError.exit_code)

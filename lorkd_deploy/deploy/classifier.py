@@ -79,6 +79,8 @@ class Classifier(Closing):
         )
         if self.artifact.parity.status != "passed":
             log.warning(NOT_VERIFIED, opened.path)
+        if (otherwise := bundle.resized_otherwise) is not None:
+            log.warning(otherwise)
         self.task: EngineTask = self.artifact.task(task)
         self.rules = (self.task.dicom or DicomRules()).overridden(dicom or {})
         self._answering = Answering(bundle, self.task, guard=guard, coverage=coverage)

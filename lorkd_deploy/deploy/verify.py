@@ -37,8 +37,9 @@ class Verification(Part):
     `reasons` says why it did not pass, and what to do where that is known. `parity` is None where
     it came to no run, for a fault of the files. `onnx_not_here` says why the ONNX model that it was
     built from could not be made again and compared with the record's pin; None where it was.
-    `drilled` is what the search for the first node that differs found, if it was asked for and the
-    engine could be run.
+    `resampling` says what it means where Pillow here resizes pictures otherwise than where the
+    bundle was made; None where it doesn't. `drilled` is what the search for the first node that
+    differs found, if it was asked for and the engine could be run.
     """
 
     engine: str
@@ -46,6 +47,7 @@ class Verification(Part):
     reasons: tuple[str, ...] = ()
     parity: Parity | None = None
     onnx_not_here: str | None = None
+    resampling: str | None = None
     drilled: Drilled | None = None
 
 
@@ -132,6 +134,7 @@ def _verify(folder: Path, sources: _Sources, *, drill_down: bool) -> Verificatio
         reasons=reasons,
         parity=parity,
         onnx_not_here=made.not_here,
+        resampling=reference.bundle.resized_otherwise,
         drilled=drilled,
     )
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import read_artifact, write_artifact
+from lorkd_deploy.deploy.classifier import Classifier
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.pack import pack
@@ -74,6 +76,22 @@ def test_a_run_copied_to_the_device_and_a_bundle_alone(exported: Path, tmp_path:
     assert failed(alone) == {}
     export(exported / "teacher")
     assert failed(exported / "teacher") == {}
+
+
+def test_a_pillow_that_resizes_otherwise_is_named(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert {verdict.resampling for verdict in verify(exported)} == {None}
+    real = Image.Image.resize
+
+    def otherwise(self: Image.Image, *given: Any) -> Image.Image:
+        return real(self, *given).point(lambda value: value ^ 1)
+
+    monkeypatch.setattr(Image.Image, "resize", otherwise)
+    for verdict in verify(exported):
+        assert "resizes pictures to slightly other pixels" in str(verdict.resampling)
+    with Classifier(exported, "eye"):
+        assert "pip install pillow==" in caplog.text
 
 
 def test_no_run(tmp_path: Path) -> None:

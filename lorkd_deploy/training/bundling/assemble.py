@@ -16,6 +16,7 @@ from lorkd_deploy.bundle.write import Contents, now, write_bundle
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.experts.uses import own_state
 from lorkd_deploy.machine.packages import software
+from lorkd_deploy.preprocess import resampling_sha256
 from lorkd_deploy.run import Run
 from lorkd_deploy.storage import Tensors, sha256_bytes
 from lorkd_deploy.training.batches.setup import Setup
@@ -137,6 +138,7 @@ def _described(setup: Setup, template: Template, pictures: U8, **own: Any) -> Ma
         name=recipe.name,
         preprocess=setup.preprocess,
         preprocess_sha256=setup.preprocess.sha256,
+        resampling_sha256=resampling_sha256(setup.preprocess.interpolation),
         folds=template.folds,
         graph=template.graph,
         parity=ParityEntry(
