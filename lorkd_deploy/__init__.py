@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.training.compress import compress as compress
     from lorkd_deploy.training.decompose import decompose as decompose
     from lorkd_deploy.training.extract import extract as extract
+    from lorkd_deploy.training.init import init as init
     from lorkd_deploy.training.teacher import teacher as teacher
     from lorkd_deploy.training.validate import validate as validate
 
@@ -116,6 +117,7 @@ _HOME = {
     "extract": "training.extract",
     "fuse": "deploy.fuse",
     "hold_absent": "experts",
+    "init": "training.init",
     "inspect": "inspection",
     "listen": "clinic.listen",
     "load_bundle": "bundle.read",

@@ -18,6 +18,7 @@ from lorkd_deploy.cli.drift import drift
 from lorkd_deploy.cli.export import export
 from lorkd_deploy.cli.extract import extract
 from lorkd_deploy.cli.fuse import fuse
+from lorkd_deploy.cli.init import init
 from lorkd_deploy.cli.inspect import inspect
 from lorkd_deploy.cli.listen import listen
 from lorkd_deploy.cli.pack import pack
@@ -40,6 +41,7 @@ app = typer.Typer(
 
 for command in (
     demo,
+    init,
     teacher,
     decompose,
     extract,

@@ -32,6 +32,21 @@ def demo(
 
     output = Output(as_json=as_json, quiet=quiet, verbose=verbose)
     result = run_demo(out, progress=output.progress())
+    output.table(
+        "Drawn images: they show the way and claim no accuracy",
+        ("department", "task", "teacher's accuracy", "expert's", "faster", "smaller"),
+        [
+            (
+                one.department,
+                one.task,
+                one.teacher_accuracy,
+                one.expert_accuracy,
+                f"{one.faster:.1f} ×",
+                f"{one.smaller:.1f} ×",
+            )
+            for one in result.tasks
+        ],
+    )
     output.text(
         f"{result.engines} engines exported, {result.verified} verified in {result.seconds:.0f} s"
     )

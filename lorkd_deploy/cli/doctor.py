@@ -20,7 +20,10 @@ def doctor(as_json: Json = False, quiet: Quiet = False) -> None:
     checks = check()
     output.table(
         "This machine",
-        ("what", "status", "found", "to do"),
-        [(found.name, found.status, found.found, found.fix) for found in checks],
+        ("what", "status", "found, and what to do"),
+        [
+            (one.name, one.status, one.found + (f"\n→ {one.fix}" if one.fix else ""))
+            for one in checks
+        ],
     )
     output.result(checks)

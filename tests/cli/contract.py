@@ -27,7 +27,7 @@ from lorkd_deploy.recipe import Recipe
 CONTRACT = Path(__file__).with_name("contract.txt")
 REMOVALS = CONTRACT.with_name("removals.json")
 
-NEEDS_TORCH = ("teacher", "decompose", "extract", "compress")
+NEEDS_TORCH = ("init", "teacher", "decompose", "extract", "compress")
 # The library's function whose value a command prints.
 RETURNED = {
     name: name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from lorkd_deploy import cli
 from lorkd_deploy.cli.shared import render
+from lorkd_deploy.diagnosis import Check
 from lorkd_deploy.recipe import load_recipe, shipped_recipes
 
 
@@ -128,6 +130,59 @@ def test_progress_and_messages_go_to_stderr(
     ):
         assert part in shown
     assert capsys.readouterr().out == ""
+
+
+def test_in_80_columns_counts_and_times_of_a_bar_stay_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(render, "BRIEF", 0)
+    bar = render.Output(as_json=False, quiet=False).progress()
+    bar.start("decompose", 624)
+    bar.advance(393, labels="0.054", transfer="1.043", accuracy="1.00", images="101/s")
+    bar.stop()
+    (left,) = shown_by(terminal)
+    assert "393/624 0:00:00 left" in left
+    assert "labels 0.054" in left
+    assert len(left) <= 80
+
+
+def test_a_brief_bar_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    bar = render.Output(as_json=False, quiet=False).progress()
+    bar.start("reading scans", 1)
+    bar.stop()
+    assert shown_by(terminal) == []
+
+
+def shown_by(terminal: io.StringIO) -> list[str]:
+    """The lines that stay, without colours: a cursor that goes up and erases is followed."""
+    lines, row = [""], 0
+    for part in re.split(r"(\n|\x1b\[1A|\x1b\[2K)", terminal.getvalue()):
+        if part in {"\n", "\x1b[1A"}:
+            row += 1 if part == "\n" else -1
+            lines += [""] * (row == len(lines))
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        else:
+            lines[row] += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", part)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_the_doctor_fits_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = "1.7.1.116: only builds engines here; it runs on GeForce RTX and RTX PRO GPUs"
+    check = Check(name="target trt-rtx", status="limited", found=found, fix="copy it " * 12)
+    monkeypatch.setattr("lorkd_deploy.diagnosis.doctor", lambda: [check])
+    monkeypatch.setattr(render, "PIPE_WIDTH", 80)
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("→ copy it copy it" in line for line in lines)
 
 
 def test_progress_in_a_log_is_a_line_at_times(

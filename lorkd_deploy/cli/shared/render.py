@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MIB = 2**20  # bytes
 PIPE_WIDTH = 160  # columns of a table that is written to a file or a pipe
 LOG_SECONDS = 30  # between two lines of progress where stderr is no terminal
+BRIEF = 2  # seconds: a bar that was drawn for less leaves no line behind
 Row = Sequence[object]
 
 
@@ -99,17 +100,28 @@ class Bar:
             TimeRemainingColumn,
         )
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
+
+        def column(**options: Any) -> Column:
+            return Column(no_wrap=True, **options)
 
         stop_drawing()
+        self._began = time.monotonic()
+        # In a narrow terminal the figures at the end are cut, and not the counts and times.
         self._bar = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=column()),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(table_column=column()),
+            TimeElapsedColumn(table_column=column()),
+            TextColumn("left", style="dim", table_column=column()),
+            TimeRemainingColumn(table_column=column()),
+            TextColumn(
+                "{task.fields[shown]}",
+                markup=False,
+                table_column=column(ratio=1, overflow="ellipsis"),
+            ),
             console=_console(sys.stderr),
+            expand=True,
         )
         self._task = self._bar.add_task(what, total=total, shown="")
         self._bar.start()
@@ -123,6 +135,7 @@ class Bar:
 
     def stop(self) -> None:
         if self._bar is not None:
+            self._bar.live.transient = time.monotonic() - self._began < BRIEF
             self._bar.stop()
             _drawn.remove(self)
         self._bar = None

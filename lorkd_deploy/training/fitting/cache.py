@@ -31,11 +31,11 @@ def cached(
     start = f"{prefix}-{sha256_bytes(canonical_json(dict(depends)))[:16]}"
     file = job.processes.first(lambda: _found(job.cache, prefix, start))
     if file is not None:
-        log.info("%s read: cache/%s", what, file.name)
+        log.debug("%s read: cache/%s", what, file.name)
         return file
     made = make()
     file = job.processes.first(lambda: _written(job.cache, start, made))
-    log.info("%s written: cache/%s", what, file.name)
+    log.debug("%s written: cache/%s", what, file.name)
     return file
 
 

@@ -72,4 +72,4 @@ def _log_waiting(fitted: Fitted) -> None:
             percent,
         )
     else:
-        log.info("waited for data for %.1f %% of the time", percent)
+        log.debug("waited for data for %.1f %% of the time", percent)
