@@ -68,20 +68,24 @@ class Columns(Listed):
     def _rows_of(self, table: Table, split: str | None) -> Iterator[Row]:
         image = table.column(self.image, "the images' paths")
         labels = [table.column(name, "labels") for name in self.findings or (self.label,)]
-        group = None if self.group is None else table.column(self.group, "the groups")
+        group = self._group_column(table)
         attributes = [table.column(name, "an attribute's values") for name in self.bands]
-        own = self._split_column(table) if split is None else -1
+        own = self._split_column(table) if split is None else None
         for line, cells in table.rows():
             yield Row(
                 line,
                 cells[image],
-                cells[own] if split is None else split,
+                cells[own] if own is not None else split or "train",
                 [cells[place] for place in labels],
                 None if group is None else cells[group],
                 [cells[place] for place in attributes],
             )
 
-    def _split_column(self, table: Table) -> int:
+    def _group_column(self, table: Table) -> int | None:
+        return None if self.group is None else table.column(self.group, "the groups")
+
+    def _split_column(self, table: Table) -> int | None:
+        """Where the split stands; None where all are training images, to be divided."""
         try:
             return table.column(self.split, "the splits")
         except DataError as exc:

@@ -1,6 +1,6 @@
 """What a list of images says, row by row, kept as arrays: a million images in a hundred megabytes.
 
-`csv` and `list` read their files into `Row`s; everything after that is here.
+`csv`, `list` and `dicom` read their files into `Row`s; everything after that is here.
 """
 
 from __future__ import annotations
@@ -82,14 +82,15 @@ class Index:
             found[name] = Split(images, own.labels, own.groups, own.attributes)
         return found
 
-    def with_val(self, share: float, seed: int = 0) -> Index:
-        """It, with `share` of the training groups as validation split where it has none."""
-        if (self.split == 1).any() or not (self.split == 0).any():
+    def with_drawn(self, name: str, share: float, seed: int = 0) -> Index:
+        """It, with `share` of the training groups as the split `name` where it has none."""
+        number = SPLITS.index(name)
+        if (self.split == number).any() or not (self.split == 0).any():
             return self
         train = np.flatnonzero(self.split == 0)
         groups = None if self.groups is None else self.groups[train]
         split = self.split.copy()
-        split[train] = divide(self.labels[train], groups, (1 - share, share), seed)
+        split[train] = number * divide(self.labels[train], groups, (1 - share, share), seed)
         return replace(self, split=split)
 
 

@@ -79,7 +79,7 @@ def open_listed(
     key = sha256_bytes(canonical_json([VERSION, spec.model_dump(mode="json"), hashes, str(root)]))
     kept = _kept(key, root)
     if kept is None:
-        whole = index().with_val(spec.val_share)
+        whole = index().with_drawn("val", spec.val_share)
         missing, stamps = _missing(whole.paths)
         present = np.setdiff1d(np.arange(len(whole.paths)), missing, assume_unique=True)
         kept = (whole.part(present) if len(missing) else whole), len(missing)

@@ -72,6 +72,10 @@ def foreign() -> Iterator[None]:
             yield
     except (LorkdError, MemoryError, ModuleNotFoundError):
         raise
+    except OSError as exc:
+        if exc.errno is not None:  # the disk's or the network's fault
+            raise
+        raise ImageError("the DICOM file is damaged", fix=FRESH_COPY) from exc
     except RecursionError as exc:
         raise ImageError(
             "the DICOM header is nested too deep", fix="such files are made to do harm: remove it"
@@ -150,6 +154,26 @@ def read_header(stream: BinaryIO) -> FileDataset:
 
     with foreign():
         return pydicom.dcmread(stream, defer_size=LARGEST_ELEMENT, stop_before_pixels=True)
+
+
+def patient_of(path: Path) -> str:
+    """The Patient ID of a file, empty where there is none: to keep a patient's images together.
+
+    It is never shown nor written. Raises `ImageError`, which names the file, for a damaged one.
+    """
+    import pydicom
+
+    try:
+        with opened(path) as stream, foreign():
+            found = pydicom.dcmread(
+                stream,
+                defer_size=LARGEST_ELEMENT,
+                stop_before_pixels=True,
+                specific_tags=["PatientID"],
+            )
+            return str(found.get("PatientID") or "").strip()
+    except ImageError as exc:
+        raise ImageError(exc.what, where=path, fix=exc.fix) from exc
 
 
 def record_of(dataset: Any) -> DicomHeader:
