@@ -104,6 +104,7 @@ _HOME = {
     "add_experts": "experts",
     "benchmark": "profiling.benchmark",
     "benchmark_scenarios": "profiling.mlperf.scenarios",
+    "bom": "reporting.bom",
     "check_data": "datacheck.check",
     "check_signature": "clinic.signature",
     "compare": "profiling.compare",

@@ -9,6 +9,7 @@ import typer
 from lorkd_deploy._version import __version__
 from lorkd_deploy.cli import audit, data, recipe
 from lorkd_deploy.cli.benchmark import benchmark
+from lorkd_deploy.cli.bom import bom
 from lorkd_deploy.cli.compare import compare
 from lorkd_deploy.cli.compress import compress
 from lorkd_deploy.cli.decompose import decompose
@@ -53,6 +54,7 @@ for command in (
     report,
     compare,
     pack,
+    bom,
     sign,
     predict,
     listen,

@@ -49,6 +49,12 @@ def listen(
         ),
     ] = None,
     fhir: Annotated[bool, typer.Option("--fhir", help="Also write each answer as FHIR.")] = False,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LOG", help="Append every answer to this audit log.", show_default=False
+        ),
+    ] = None,
     target: Annotated[
         str, typer.Option(metavar="TARGET", help="The exported engines' runtime.")
     ] = "onnx",
@@ -64,7 +70,9 @@ def listen(
     Examples:
       lorkd listen eye-clinic --out answers
       lorkd listen eye-clinic --out answers --from CT1 --to PACS@127.0.0.1:4242
+      lorkd listen eye-clinic --out answers --audit answers.jsonl
     """
+    from lorkd_deploy import AuditLog
     from lorkd_deploy import listen as receive
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -83,6 +91,7 @@ def listen(
         fhir=fhir,
         target=target,
         precision=precision,
+        audit=None if audit is None else AuditLog(audit),
         stop=stop,
         ready=lambda port: output.text(f"{title} listens on {host}:{port}; answers go to {out}"),
     )

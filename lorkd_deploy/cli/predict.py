@@ -91,14 +91,18 @@ def predict(
       lorkd predict runs/small --task breast scans/ --coverage 0.95 --audit answers.jsonl
       lorkd predict runs/small --task breast scan.dcm --dicom window=[40,400] --sr reports
     """
-    from lorkd_deploy import AuditLog, write_reports
+    from lorkd_deploy import AuditLog, load_bundle, write_reports
     from lorkd_deploy import predict as classify
     from lorkd_deploy.clinic.reports import require_packages
+    from lorkd_deploy.run import open_run
 
     output = Output(as_json=as_json, quiet=quiet)
     rules = dict(key_value(text, "--dicom") for text in dicom)
     if sr or fhir:
         require_packages()
+    bundle = load_bundle(
+        open_run(run).bundle
+    )  # once, for answers and reports: it takes a hash of every file
     predictions = classify(
         run,
         task,
@@ -111,11 +115,19 @@ def predict(
         guard=guard,
         coverage=coverage,
         audit=None if audit is None else AuditLog(audit),
+        bundle=bundle,
     )
     reports = []
     if sr or fhir:
         reports = write_reports(
-            run, predictions, target=target, precision=precision, dicom=rules, sr=sr, fhir=fhir
+            run,
+            predictions,
+            target=target,
+            precision=precision,
+            dicom=rules,
+            sr=sr,
+            fhir=fhir,
+            bundle=bundle,
         )
     output.table(
         f"{task}: {len(predictions)} images",

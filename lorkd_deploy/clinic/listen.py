@@ -14,7 +14,8 @@ from lorkd_deploy.clinic.inbox import Inbox
 from lorkd_deploy.clinic.receiving import entity, on_store
 from lorkd_deploy.clinic.reports import require_packages
 from lorkd_deploy.clinic.worker import Peer, Worker
-from lorkd_deploy.deploy.classifier import Classifier, Prediction
+from lorkd_deploy.deploy.answering import Recorder
+from lorkd_deploy.deploy.classifier import Classifier
 from lorkd_deploy.errors import LorkdError, UsageError, unknown_name
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.schema import Part
@@ -44,19 +45,21 @@ def listen(
     fhir: bool = False,
     target: str = "onnx",
     precision: str = "fp32",
+    audit: Recorder | None = None,
     stop: threading.Event | None = None,
     ready: Callable[[int], None] = lambda port: None,
-    record: Callable[[Prediction], None] = lambda prediction: None,
 ) -> Listened:
     """Receive DICOM images at `bind` until `stop` is set, and answer each into the folder `out`.
 
     An image is accepted only when its pixels were read and it is on the disk; what was accepted is
     answered after a kill too. `callers` are the AE titles that may send (none: all), `title` is the
     one they have to call. Each answer is an SR in `out`/sr (`inbox.py` has the folders), sent on to
-    the archive `to`, `AET@HOST:PORT`. `ready` is told the port, `record` each answer.
+    the archive `to`, `AET@HOST:PORT`. `audit`, an `AuditLog`, keeps every answer. `ready` is told
+    the port.
 
     Raises `UsageError` for an unknown department or an address that isn't one, `ArtifactError`
-    for an engine that is missing or damaged, `LorkdError` where the port is taken.
+    for an engine that is missing or damaged, `LorkdError` where the port is taken, or for an
+    error that nobody expected: what was accepted is on the disk then too.
     """
     require_packages()
     host, port = _address(bind, "--bind")
@@ -77,9 +80,10 @@ def listen(
         ]
         _warn_of_any(engines)
         inbox = Inbox(Path(out))
-        worker = Worker(inbox, engines, fhir=fhir, to=peer, record=record)
+        worker = Worker(inbox, engines, fhir=fhir, to=peer, audit=audit, stop=stop)
         server = _serve(worker, host, port, title, callers)
-        threads = [threading.Thread(target=one) for one in (worker.work, worker.send)]
+        steps = (worker.work, worker.send)
+        threads = [threading.Thread(target=worker.run, args=(one,)) for one in steps]
         for thread in threads:
             thread.start()
         try:
@@ -91,6 +95,7 @@ def listen(
             worker.accepted.set()
             for thread in threads:
                 thread.join()
+        worker.raise_fault()
         return Listened(answers=worker.count, unsent=len(list(inbox.unsent.glob("[!.]*.dcm"))))
 
 

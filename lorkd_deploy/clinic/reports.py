@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.clinic.answered import Answered, answered
 from lorkd_deploy.clinic.fhir import fhir_bundle
 from lorkd_deploy.clinic.sr import structured_report
@@ -39,15 +39,17 @@ def write_reports(
     dicom: Mapping[str, Any] | None = None,
     sr: str | Path | None = None,
     fhir: str | Path | None = None,
+    bundle: Bundle | None = None,
 ) -> list[Path]:
     """Write what `predict` gave as DICOM SR into `sr` and as FHIR bundles into `fhir`.
 
     The files are called by the SR's SOP instance UID; the same image and engine give the same
-    again. Raises `ImageError` for an answer about a file that is no DICOM; nothing is written then.
+    again. `bundle` is the run's, where it is read already. Raises `ImageError` for an answer about
+    a file that is no DICOM; nothing is written then.
     """
     require_packages()
     opened = open_run(run)
-    bundle = load_bundle(opened.bundle)
+    bundle = bundle or load_bundle(opened.bundle)
     name = ALIASES.get(target, target)
     engines: dict[str, tuple[Artifact, DicomRules]] = {}
     made: list[Answered] = []

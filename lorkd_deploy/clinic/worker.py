@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ from lorkd_deploy.clinic.answered import answered
 from lorkd_deploy.clinic.fhir import fhir_bundle
 from lorkd_deploy.clinic.inbox import Inbox
 from lorkd_deploy.clinic.sr import structured_report
-from lorkd_deploy.deploy.classifier import Classifier, Prediction, Prepared
+from lorkd_deploy.deploy.answering import Recorder
+from lorkd_deploy.deploy.classifier import Classifier, Prepared
 from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import ImageError, LorkdError
 
@@ -32,7 +35,8 @@ class Peer:
 class Worker:
     """The engines of a department at work on an inbox.
 
-    `record` is called with each answer before it is kept: the place for an audit log.
+    `audit` takes each answer before it is kept; after a kill between the two it has it twice. An
+    error that nobody expected sets `stop`, and is `fault` then.
     """
 
     def __init__(
@@ -42,10 +46,12 @@ class Worker:
         *,
         fhir: bool = False,
         to: Peer | None = None,
-        record: Callable[[Prediction], None] = lambda prediction: None,
+        audit: Recorder | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self.inbox, self.classifiers, self.fhir, self.to = inbox, classifiers, fhir, to
-        self.record = record
+        self.audit, self.stop = audit, stop or threading.Event()
+        self.fault: Exception | None = None
         self.accepted, self.stopping = threading.Event(), threading.Event()
         self.count = 0
 
@@ -70,22 +76,59 @@ class Worker:
 
     def answer(self, path: Path) -> None:
         """Answer one accepted image by every task that takes it."""
-        for classifier, image in self.prepared(path):
+        began = time.perf_counter()
+        images = self.prepared(path)
+        reading = time.perf_counter() - began
+        for classifier, image in images:
+            began = time.perf_counter()
             batch = classifier.preprocess.normalise(image.pixels[None])
             (prediction,) = classifier.answers([image], batch)
             made = answered(prediction, classifier.artifact, classifier.rules)
             name = made.uid("sr")
             if self.inbox.answered(name):  # before a kill, or it was sent twice
                 continue
-            self.record(prediction)
+            if self.audit is not None:
+                ms = 1e3 * (reading + time.perf_counter() - began)
+                classifier.record(self.audit, [prediction], ms)
             bundle = fhir_bundle(made) if self.fhir else None
             self.inbox.answer(name, structured_report(made), bundle, send=self.to is not None)
             self.count += 1
             log.info("%s: %s answered", made.source.SOPInstanceUID, classifier.task.name)
         self.inbox.done(path)
 
+    def run(self, step: Callable[[], None]) -> None:
+        """`work` or `send` in a thread of its own; what they don't expect ends the listener."""
+        try:
+            step()
+        except Exception as exc:
+            self.fault = exc
+            self.stop.set()
+
+    def raise_fault(self) -> None:
+        """Raise what ended the listener, if anything did, in a sentence.
+
+        Of an error that nobody foresaw only its kind and place are said: its text, or a traceback,
+        may quote a patient's header.
+        """
+        if self.fault is None:
+            return
+        if isinstance(self.fault, LorkdError):
+            raise self.fault
+        last = traceback.extract_tb(self.fault.__traceback__)[-1]
+        raise LorkdError(
+            f"the listener ended by an error of its own ({type(self.fault).__name__} in "
+            f"{Path(last.filename).name}, line {last.lineno}); nothing is lost",
+            where=self.inbox.incoming,
+            fix="start it again; if it ends again, move the oldest image out of this folder, and "
+            "report this line",
+        ) from self.fault
+
     def work(self) -> None:
-        """Answer what is accepted until `stopping`; nothing that fails stops the rest."""
+        """Answer what is accepted until `stopping`.
+
+        An image that can't be answered is put aside; what the disk or the log doesn't take is
+        tried again.
+        """
         while True:
             self.accepted.clear()
             for path in self.inbox.waiting():
@@ -93,11 +136,14 @@ class Worker:
                     return
                 try:
                     self.answer(path)
-                except LorkdError as exc:
+                except ImageError as exc:
                     log.error("an image could not be answered: %s", exc.what)
                     self.inbox.give_up(path, exc.what)
-                except OSError as exc:
-                    log.error("tried again in %g s: %s", AGAIN, exc.strerror)
+                except (OSError, LorkdError) as exc:
+                    cause = exc.__cause__ if isinstance(exc, LorkdError) else exc
+                    if not isinstance(cause, OSError):
+                        raise
+                    log.error("tried again in %g s: %s", AGAIN, cause.strerror)
                     if self.stopping.wait(AGAIN):
                         return
             if self.stopping.is_set():

@@ -12,7 +12,7 @@ import numpy as np
 
 from lorkd_deploy.arrays import F32, U8
 from lorkd_deploy.bundle.read import Bundle, load_bundle
-from lorkd_deploy.deploy.answering import Answer, Answering
+from lorkd_deploy.deploy.answering import Answer, Answering, Recorder
 from lorkd_deploy.deploy.artifact import NOT_VERIFIED, EngineTask, exported_engine, open_engine
 from lorkd_deploy.dicom import DicomHeader, DicomRules, is_dicom
 from lorkd_deploy.dicom.pixels import read_dicom
@@ -22,6 +22,7 @@ from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, Closing, RunOptions
+from lorkd_deploy.storage import sha256_file
 
 BATCH = 32
 log = logging.getLogger(__name__)
@@ -131,3 +132,15 @@ class Classifier(Closing):
             )
             for image, answer in zip(images, found, strict=True)
         ]
+
+    def record(self, audit: Recorder, answers: Sequence[Prediction], ms: float) -> None:
+        """Append `answers` to an audit log, each with the hash of its file; it took `ms` each."""
+        for answer in answers:
+            audit.answered(
+                self.artifact,
+                answer,
+                image=sha256_file(Path(answer.file)),
+                task=self.task.name,
+                guarded=self.guarded,
+                ms=ms,
+            )

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from lorkd_deploy.arrays import F32
+from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.answering import Recorder
 from lorkd_deploy.deploy.artifact import EngineTask
 from lorkd_deploy.deploy.classifier import Classifier, Prediction
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.image_files import IN_WORDS, SUFFIXES, Found, image_files, require_utf8
-from lorkd_deploy.storage import sha256_file, write_atomic
+from lorkd_deploy.storage import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def predict(
     guard: bool = True,
     coverage: float | None = None,
     audit: Recorder | None = None,
+    bundle: Bundle | None = None,
 ) -> list[Prediction]:
     """Classify image files, and those in folders (all levels, sorted), by a task's engine.
 
@@ -42,8 +44,9 @@ def predict(
     `(N, 3, S, S)`. Where the bundle has a `guard`, a picture that isn't of the task's kind is
     answered `outside`. With a `coverage`, such as 0.95, each answer has the classes that it leaves,
     and an image with several or none is referred to a person. `audit`, an `AuditLog`, keeps every
-    answer. `dicom` overrides keys of the task's rules for DICOM files (`DicomRules`).
-    Other files in folders are left out and counted in the log. Raises `UsageError`
+    answer. `dicom` overrides keys of the task's rules for DICOM files (`DicomRules`), `bundle` is
+    the run's, where it is read already. Other files in folders are left out and counted in the log.
+    Raises `UsageError`
     for an unknown task or no image, `ImageError` for an image that can't be used,
     `ArtifactError` for an engine that is missing, damaged or of another bundle; nothing is
     written then.
@@ -58,13 +61,14 @@ def predict(
         dicom=dicom,
         guard=guard,
         coverage=coverage,
+        bundle=bundle,
     ) as classifier:
         files = _files([Path(path) for path in images])
         began = time.perf_counter()
         for batch, found in classifier.batches(files):
             answers += found
             if audit is not None:
-                _record(audit, classifier, found, 1e3 * (time.perf_counter() - began) / len(found))
+                classifier.record(audit, found, 1e3 * (time.perf_counter() - began) / len(found))
                 began = time.perf_counter()
             if save_input is not None:
                 inputs.append(batch)
@@ -81,20 +85,6 @@ def predict(
     if csv is not None:
         write_atomic(Path(csv), _table(answers, classifier.task))
     return answers
-
-
-def _record(
-    audit: Recorder, classifier: Classifier, found: Sequence[Prediction], ms: float
-) -> None:
-    for answer in found:
-        audit.answered(
-            classifier.artifact,
-            answer,
-            image=sha256_file(Path(answer.file)),
-            task=classifier.task.name,
-            guarded=classifier.guarded,
-            ms=ms,
-        )
 
 
 def _files(given: Sequence[Path]) -> list[Path]:

@@ -47,7 +47,8 @@ def model_card(sources: Sources, department: str) -> str:
         *_scenarios(sources, department),
         "## Parity of the engines",
         grid(parity(sources, department)),
-        *_limits(sources, tasks),
+        "## Limits",
+        _bullets(limits(sources, tasks)),
         "## Hashes",
         facts(tuple(_hashes(sources, tasks))),
     ]
@@ -101,12 +102,19 @@ def _source(task: TaskEntry) -> str:
     return "/".join(parts) or task.name
 
 
-def _use(tasks: list[TaskEntry]) -> list[str]:
+def intended_use(tasks: list[TaskEntry]) -> str:
+    """What the engines of some tasks are for, in a sentence."""
     names = ", ".join(plain(task.name) for task in tasks)
+    return (
+        f"Research and engineering: classifying images like those of the data below ({names}), on "
+        "hardware of your own, to study how a decomposed model behaves."
+    )
+
+
+def _use(tasks: list[TaskEntry]) -> list[str]:
     return [
         "## Intended use",
-        f"Research and engineering: classifying images like those of the data below ({names}), on "
-        "hardware of your own, to study how a decomposed model behaves.",
+        intended_use(tasks),
         "Not intended: diagnosis, triage or treatment of patients; images of a different kind, "
         "device or preparation than the data below; any use that needs a cleared medical device.",
     ]
@@ -209,7 +217,8 @@ def _scenarios(sources: Sources, department: str) -> list[str]:
     return [f"## {table.title}", plain(table.caption), *([notes] if notes else []), grid(table)]
 
 
-def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
+def limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
+    """What the figures of a department's tasks don't say, a sentence each."""
     own = sources.pairs(tasks[0].department)
     lines = [
         "The figures hold for the test split named above and for nothing else; how the engine does "
@@ -228,7 +237,7 @@ def _limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
         lines.append(
             f"Below the foundation model by more than chance explains: {', '.join(below)}."
         )
-    return ["## Limits", _bullets(lines)]
+    return lines
 
 
 def _unmeasured(pairs: Sequence[Pair]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,9 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorkd_deploy.clinic.audit import AuditLog, entries
 from lorkd_deploy.clinic.inbox import Inbox
 from lorkd_deploy.clinic.listen import Listened, listen
-from lorkd_deploy.errors import UsageError
+from lorkd_deploy.clinic.worker import Worker
+from lorkd_deploy.errors import LorkdError, UsageError
 from tests.dicom.files import PATIENT, dataset, saved
 
 SENDERS, EACH = 4, 50
@@ -141,7 +144,7 @@ def sources(folder: Path) -> list[str]:
 
 def test_an_image_is_answered_by_every_task_and_sent_on(department: Path, tmp_path: Path) -> None:
     uid = scan(tmp_path / "a.dcm")
-    seen: list[Any] = []
+    log = tmp_path / "answers.jsonl"
     with (
         archive(tmp_path / "pacs") as pacs,
         listening(
@@ -149,7 +152,7 @@ def test_an_image_is_answered_by_every_task_and_sent_on(department: Path, tmp_pa
             tmp_path / "out",
             to=f"PACS@127.0.0.1:{pacs}",
             fhir=True,
-            record=seen.append,
+            audit=AuditLog(log),
         ) as port,
     ):
         assert store(port, tmp_path / "a.dcm") == [tmp_path / "a.dcm"]
@@ -158,8 +161,12 @@ def test_an_image_is_answered_by_every_task_and_sent_on(department: Path, tmp_pa
         until(lambda: not any((tmp_path / "out" / "incoming").iterdir()))
     assert sources(tmp_path / "pacs") == [uid, uid] == sources(tmp_path / "out" / "sr")
     assert len(list((tmp_path / "out" / "fhir").iterdir())) == 2
+    seen = entries(log)
     assert [one.task for one in seen] == ["eye", "findings"]
-    assert all(PATIENT.split("^")[0] not in one.model_dump_json() for one in seen)
+    assert [one.engine for one in seen] == ["clinic/eye/onnx-fp32", "clinic/findings/onnx-fp32"]
+    assert len({one.image for one in seen}) == 1 and re.fullmatch("[0-9a-f]{64}", seen[0].image)
+    assert all(one.ms > 0 and sum(one.probabilities.values()) > 0 for one in seen)
+    assert not [word for word in (PATIENT.split("^")[0], "PLANTED") if word in log.read_text()]
 
 
 def test_who_may_send_and_whom_they_call(department: Path, tmp_path: Path) -> None:
@@ -193,6 +200,87 @@ def test_a_bad_file_and_a_full_disk_are_refused(
     assert not any((tmp_path / "out" / "failed").iterdir())
     assert "No space left" in caplog.text
     assert PATIENT.split("^", maxsplit=1)[0] not in caplog.text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 192 kB, full but for what the listener needs to begin."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk is mounted by root alone, and not in every container")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full(
+    department: Path, tmp_path: Path, small_disk: Path, caplog: Any
+) -> None:
+    """What doesn't fit is refused and no part of it stays; what was accepted is answered later."""
+    files = [tmp_path / f"{number}.dcm" for number in range(4)]
+    uids = [scan(file, number) for number, file in enumerate(files)]
+    out = small_disk / "out"
+    filler = small_disk / "filler"
+    with listening(department, out) as port:
+        assert statuses(port, files[0]) == [0x0000]
+        until(lambda: count(out / "sr") == 2 and not count(out / "incoming"))
+        fill(filler, leave=0)
+        assert statuses(port, files[1]) == [0xA700]
+        assert not any((out / "incoming").iterdir())
+        fill(filler, leave=8192)  # for the image, and not for its two answers
+        assert statuses(port, files[2]) == [0x0000]
+        until(lambda: "tried again in 5 s: No space left" in caplog.text)
+        assert count(out / "incoming") == 1
+        filler.unlink()
+        until(lambda: count(out / "sr") == 4 and not count(out / "incoming"))
+        assert statuses(port, files[3]) == [0x0000]
+        until(lambda: count(out / "sr") == 6)
+    assert set(sources(out / "sr")) == {uids[0], uids[2], uids[3]}
+    assert not any((out / "failed").iterdir())
+
+
+def fill(file: Path, leave: int) -> None:
+    """Make `file` take all that is free on its disk but for `leave` bytes."""
+    file.unlink(missing_ok=True)
+    free = os.statvfs(file.parent)
+    file.write_bytes(bytes(free.f_bavail * free.f_frsize - leave))
+
+
+def test_an_error_that_nobody_expected_ends_the_listener_and_loses_nothing(
+    department: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    uid, out = scan(tmp_path / "a.dcm"), tmp_path / "out"
+    ports: list[int] = []
+    ended: list[Exception] = []
+
+    def broken(self: Worker, path: Path) -> None:
+        raise KeyError(PATIENT)
+
+    def heard() -> None:
+        try:
+            listen(department, out, bind="127.0.0.1:0", ready=ports.append)
+        except LorkdError as exc:
+            ended.append(exc)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "answer", broken)
+        thread = threading.Thread(target=heard)
+        thread.start()
+        until(lambda: ports)
+        assert statuses(ports[0], tmp_path / "a.dcm") == [0x0000]
+        thread.join(WAIT)
+    assert not reachable(ports[0])
+    (said,) = map(str, ended)
+    assert re.search(r"an error of its own \(KeyError in test_listen\.py, line \d+\)", said)
+    assert "nothing is lost" in said and str(out / "incoming") in said
+    assert PATIENT.split("^", maxsplit=1)[0] not in said + caplog.text
+    assert count(out / "incoming") == 1
+    with listening(department, out):
+        until(lambda: count(out / "sr") == 2)
+    assert sources(out / "sr") == [uid, uid]
 
 
 def statuses(port: int, *files: Path) -> list[int]:
