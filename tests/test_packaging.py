@@ -22,7 +22,7 @@ HAS_CHECKOUT = (ROOT / "constraints.txt").is_file()
 TORCH_HALF = {"experts", "training", "models", "weight_files", "evidence"}
 HEAVY = {"torch", "torchvision", "timm", "medmnist"}
 # What an extra brings: a module over one that isn't installed may fail to import, for that reason.
-RUNTIMES = {"jinja2", "nncf", "onnxruntime", "openvino", "plotly", "tensorrt", "tensorrt_rtx"}
+RUNTIMES = {"jinja2", "nncf", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
 RUNTIMES |= {"fhir", "gdcm", "highdicom", "model_signing", "cyclonedx", "pydicom", "pynetdicom"}
 VENV_310 = ROOT / ".venv-3.10"
 FEWEST_TESTS = (

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
-from typing import Any
 
 from lorkd_deploy.evidence.comparison import Comparison
 from lorkd_deploy.evidence.result import StudyResult
 from lorkd_deploy.evidence.statistics import Estimate
 from lorkd_deploy.evidence.tables import others
-from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.reporting.cells import label, number
-from lorkd_deploy.reporting.plots.figure import Figure, layout
+from lorkd_deploy.reporting.plots import svg
+from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
-_ROW, _EDGE = 34, 90  # px per method, and for the axis
+_ROW = 40  # px per method
 
 
 def dots(
@@ -29,15 +27,19 @@ def dots(
     data_key: str = "seeds",
 ) -> Figure:
     """One dot per seed and method, means over all tasks; a stroke is the mean over the seeds."""
-    traces: list[dict[str, Any]] = []
-    rows = []
+    rows, drawn = [], []
+    found = {name: comparison.figure(name, None, metric) for name in names}
+    axis = svg.scale(
+        (value for of in found.values() for value in of.seeds), f"Mean {title} over all tasks"
+    )
     for place, name in enumerate(names):
-        found = comparison.figure(name, None, metric)
-        traces.append(_marks(found.seeds, name, f"s{place % 8}"))
-        traces.append(_mean(found.estimate.value, name))
+        of = found[name]
+        marks = [svg.mark("circle", axis.at(v), 0, "dot pale", f"{v:.4f}") for v in of.seeds]
+        mean = axis.at(of.estimate.value)
+        drawn.append((name, f"s{place % 8}", [*marks, svg.line((mean, -9), (mean, 9), "ink")]))
         rows += [
             (label(name), number(seed), number(value, 4))
-            for seed, value in zip(seeds, found.seeds, strict=True)
+            for seed, value in zip(seeds, of.seeds, strict=True)
         ]
     columns = (
         Column("method", "Method", numeric=False),
@@ -45,29 +47,37 @@ def dots(
         Column(metric, title),
     )
     shown = f"{title} of every seed"
-    spec = _spec(traces, f"Mean {title} over all tasks", names)
     caption = "A dot is a training, the stroke their mean."
     data = Table(data_key, shown, "", columns, tuple(rows))
-    return Figure(key, shown, caption, spec["layout"]["height"], {key: spec}, data)
+    return Figure(key, shown, caption, {"": _rows(drawn, axis)}, data)
 
 
 def forest(result: StudyResult, metric: str, title: str) -> Figure:
     """The differences over all tasks, with the interval that decides; its data has every task."""
     seconds = others(result)
-    traces = []
-    for second in seconds:
-        found = result.comparison.difference(second, None, metric)
-        bounds = found.estimate.interval or found.estimate.bootstrap
-        tone = {"better": "s2", "worse": "s1"}.get(found.verdict, "soft")
-        traces.append(_whisker(bounds, second, tone))
-    spec = _spec(traces, f"{title} of {result.first} minus another's, over all tasks", seconds)
-    line = {"color": "soft", "width": 1}
-    zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": line}
-    spec["layout"]["shapes"] = [zero]
+    found = {s: result.comparison.difference(s, None, metric) for s in seconds}
+    bounds = {s: of.estimate.interval or of.estimate.bootstrap for s, of in found.items()}
+    ends = [value for of in bounds.values() for value in (of.low, of.high)]
+    axis = svg.scale([0.0, *ends], f"{title} of {result.first} minus another's, over all tasks")
+    drawn = []
+    for second, of in found.items():
+        low, value, high = (
+            axis.at(v) for v in (bounds[second].low, bounds[second].value, bounds[second].high)
+        )
+        tone = {"better": "s2", "worse": "s1"}.get(of.verdict, "soft")
+        said = (
+            f"{bounds[second].value:+.4f}, {bounds[second].low:+.4f} to {bounds[second].high:+.4f}"
+        )
+        whisker = [
+            svg.line((low, 0), (high, 0), "stroke thick"),
+            svg.mark("circle", value, 0, "dot", said),
+        ]
+        drawn.append((second, tone, whisker))
+    zero = svg.line((axis.at(0), 0), (axis.at(0), _ROW * len(seconds)), "axis")
     name = f"Differences in {title}"
     caption = "Right of zero is better; coloured where a difference is shown."
     data = _differences(result, metric, name)
-    return Figure("forest", name, caption, spec["layout"]["height"], {"forest": spec}, data)
+    return Figure("forest", name, caption, {"": _rows(drawn, axis, zero)}, data)
 
 
 def _differences(result: StudyResult, metric: str, title: str) -> Table:
@@ -108,39 +118,12 @@ def _both(estimate: Estimate) -> tuple[Cell, Cell]:
     return low, high
 
 
-def _marks(values: tuple[float, ...], name: str, colour: str) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": list(values),
-        "y": [escape(name, quote=False)] * len(values),
-        "marker": {"color": colour, "size": 9, "opacity": 0.75},
-        "hovertemplate": "%{x:.4f}<extra></extra>",
-        "showlegend": False,
-    }
-
-
-def _mean(value: float, name: str) -> dict[str, Any]:
-    mark = {"color": "ink", "size": 18, "symbol": "line-ns-open", "line": {"width": 2}}
-    return _marks((value,), name, "ink") | {"marker": mark, "hoverinfo": "skip"}
-
-
-def _whisker(bounds: Interval, name: str, colour: str) -> dict[str, Any]:
-    return _marks((bounds.value,), name, colour) | {
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [bounds.high - bounds.value],
-            "arrayminus": [bounds.value - bounds.low],
-            "color": colour,
-            "thickness": 2,
-        },
-    }
-
-
-def _spec(traces: list[dict[str, Any]], axis: str, names: Sequence[str]) -> dict[str, Any]:
-    look = layout(_EDGE + _ROW * len(names), axis)
-    order = [escape(name, quote=False) for name in names]
-    look["yaxis"] |= {"categoryorder": "array", "categoryarray": order[::-1], "type": "category"}
-    look["margin"]["l"] = 150
-    return {"data": traces, "layout": look}
+def _rows(drawn: Sequence[tuple[str, str, list[str]]], axis: svg.Scale, under: str = "") -> str:
+    """A row for each name, its marks in its colour below it."""
+    height = _ROW * len(drawn)
+    parts = [svg.below(axis, height), under]
+    for place, (name, colour, marks) in enumerate(drawn):
+        shift = f"translate(0 {_ROW * place + 26})"
+        parts.append(svg.text(name, "-40", _ROW * place + 13, class_="name"))
+        parts.append(svg.tag("g", svg.coloured(colour, *marks), transform=shift))
+    return svg.drawing(height, *parts)

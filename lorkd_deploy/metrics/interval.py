@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from lorkd_deploy.arrays import F64
 from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.schema import Part
 
+_Z = 1.959964  # of a normal distribution 95 % lie within so many standard deviations
 _CHUNK = 1 << 21  # resampled images held at a time: 16 MiB of float64
 
 
@@ -65,3 +67,43 @@ def resamples(images: int, n: int, seed: int) -> Iterator[F64]:
         drawn = rng.integers(0, images, (block, images)) + np.arange(block)[:, None] * images
         counts = np.bincount(drawn.ravel(), minlength=block * images)
         yield counts.reshape(block, images).astype(np.float64)
+
+
+def wilson(hits: int, of: int) -> Interval:
+    """A share and its score interval (Wilson 1927), which is no point where all or none hit."""
+    share, square = hits / of, _Z * _Z / of
+    half = _Z * math.sqrt(share * (1 - share) / of + square / (4 * of))
+    ends = ((share + square / 2 + side * half) / (1 + square) for side in (-1, 1))
+    low, high = (min(1.0, max(0.0, end)) for end in ends)
+    return Interval(value=share, low=min(low, share), high=max(high, share))
+
+
+def paired_shares(gained: float, lost: float, of: float) -> Interval:
+    """The difference of two shares of the same `of` images, `gained` of them by the first alone and
+    `lost` by the second alone, with its score interval (Tango 1998, equations 14 to 20).
+
+    A bootstrap of few images that both answer alike says that the two never differ; this doesn't.
+    """
+
+    def score(difference: float) -> float:
+        first = (2 * of - gained + lost) * difference - gained - lost
+        root = first * first + 8 * of * lost * difference * (1 - difference)
+        share = (math.sqrt(max(0.0, root)) - first) / (4 * of)  # of what the second alone gets
+        variance = of * (2 * share + difference * (1 - difference))
+        distance = gained - lost - of * difference
+        return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
+
+    value = (gained - lost) / of
+    low, high = (_crossing(score, value, end, _Z) for end in (-1.0, 1.0))
+    return Interval(value=value, low=low, high=high)
+
+
+def _crossing(score: Callable[[float], float], inner: float, outer: float, z: float) -> float:
+    """Where |score|, which grows from `inner` to `outer`, reaches `z`: by bisection."""
+    for _ in range(60):
+        middle = (inner + outer) / 2
+        if abs(score(middle)) < z:
+            inner = middle
+        else:
+            outer = middle
+    return inner

@@ -76,7 +76,7 @@ def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[s
     if repeated or still:
         yield (
             f"of {len(states)} engine rounds {repeated} were repeated, at most {protocol.repeats} "
-            f"times each, and {still} of those kept were still disturbed: {protocol.bounds}"
+            f"times each, and {still} of those kept were still disturbed"
         )
     timings = [timing for profile in profiles for timing in profile.timings]
     if unsettled := sum(timing.unsettled for timing in timings):

@@ -5,6 +5,7 @@ from lorkd_deploy.recipe.engines import (
     CalibrationSpec,
     ExportSpec,
     ParitySpec,
+    ReportSpec,
     ToleranceSpec,
 )
 from lorkd_deploy.recipe.loading import load_recipe, overridden, parse_recipe, shipped_recipes
@@ -37,6 +38,7 @@ __all__ = [
     "RandomErasing",
     "RandomResizedCrop",
     "Recipe",
+    "ReportSpec",
     "Rotation",
     "StudentSpec",
     "TaskSpec",

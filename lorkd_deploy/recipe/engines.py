@@ -105,3 +105,15 @@ class BenchmarkSpec(Part):
         description="start each engine once more in every round, without its files in the system's "
         "cache",
     )
+
+
+class ReportSpec(Part):
+    """How `lorkd report` judges an expert beside the foundation model."""
+
+    margin: float = Field(
+        default=2,
+        gt=0,
+        lt=100,
+        description="points of accuracy: an expert whose 95 % interval ends above this much less "
+        "than the foundation model's is called no worse than it",
+    )

@@ -14,6 +14,7 @@ from lorkd_deploy.recipe.engines import (
     CalibrationSpec,
     ExportSpec,
     ParitySpec,
+    ReportSpec,
     SafetySpec,
 )
 from lorkd_deploy.recipe.networks import ExpertSpec, Rank, StudentSpec, TeacherSpec
@@ -53,6 +54,11 @@ class TaskSpec(Part):
         lt=1,
         description="probability from which an answer is positive, for sensitivity and "
         "specificity; unset: chosen on the validation split (Youden)",
+    )
+    finding: str | None = Field(
+        default=None,
+        description="which of two classes is the finding, in the report's counts and predictive "
+        "values; unset: the second",
     )
     graded: bool = Field(
         default=False,
@@ -105,6 +111,7 @@ class Recipe(Part):
     safety: SafetySpec = SafetySpec()
     export: ExportSpec = ExportSpec()
     benchmark: BenchmarkSpec = BenchmarkSpec()
+    report: ReportSpec = ReportSpec()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Recipe:

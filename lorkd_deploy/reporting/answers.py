@@ -8,7 +8,7 @@ from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.profiling.profile import answers_name, labels_name
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.sources import Pair, Sources
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,19 @@ class Answers:
 
 def answers_of(sources: Sources, task: TaskEntry) -> Answers | None:
     """The answers of a task's first measured engine and its teacher; None where none were kept."""
-    labels = sources.answers.get(labels_name(task.name))
-    if labels is None:
+    return next(
+        (found for p in sources.pairs_of(task) if (found := answers_of_pair(sources, p))), None
+    )
+
+
+def answers_of_pair(sources: Sources, pair: Pair) -> Answers | None:
+    """The answers of one engine and its teacher; None where the engine's weren't kept."""
+    labels = sources.answers.get(labels_name(pair.task.name))
+    models = {}
+    for model, engine in ((FOUNDATION, pair.teacher), (EXPERT, pair.expert)):
+        name = answers_name(pair.task.name, engine.engine) if engine else None
+        if name in sources.answers:
+            models[model] = sources.answers[name]
+    if labels is None or EXPERT not in models:
         return None
-    for pair in sources.pairs_of(task):
-        models = {}
-        for model, engine in ((FOUNDATION, pair.teacher), (EXPERT, pair.expert)):
-            name = answers_name(task.name, engine.engine) if engine else None
-            if name in sources.answers:
-                models[model] = sources.answers[name]
-        if EXPERT in models:
-            return Answers(task, pair.target, labels, models)
-    return None
+    return Answers(pair.task, pair.target, labels, models)

@@ -36,7 +36,7 @@ def model_card(sources: Sources, department: str) -> str:
         f"---\n{head}---",
         f"# {plain(department)}: low-rank experts",
         f"**{NO_DEVICE[0]}** {NO_DEVICE[1]}",
-        plain(first_screen.lead(sources)),
+        plain(first_screen.decomposed(sources)),
         "## Tasks",
         "\n".join(f"- {plain(describe(task))}" for task in tasks),
         *_use(tasks),
@@ -224,7 +224,7 @@ def limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
         "The figures hold for the test split named above and for nothing else; how the engine does "
         "on another hospital's images, devices or patients was not measured.",
         f"{_unmeasured(own)} behaviour on images of another kind: {UNMEASURED}.",
-        *cautions.leaks(sources, tasks[0].department),
+        *cautions.leaks(sources, [task.name for task in tasks]),
         "The probabilities are not calibrated risks; a threshold holds for images like those of "
         "the validation split.",
     ]

@@ -44,16 +44,16 @@ def warnings(sources: Sources) -> list[str]:
     return found
 
 
-def leaks(sources: Sources, department: str | None = None) -> list[str]:
-    """For each task, or each of a department's, that images or patients lie in two splits."""
-    own = None if department is None else {task.name for task in sources.tasks(department)}
-    return [
-        f"Leakage in the data of {task.task}: {finding.says}. Its figures are too good."
-        for task in (sources.check.tasks if sources.check else ())
-        if own is None or task.task in own
-        for finding in task.findings
-        if finding.level == "leakage"
-    ]
+def leaks(sources: Sources, tasks: Sequence[str] | None = None) -> list[str]:
+    """For each task, or each of `tasks`, that images or patients lie in two splits."""
+    found = []
+    for task in sources.check.tasks if sources.check else ():
+        says = [finding.says for finding in task.findings if finding.level == "leakage"]
+        if says and (tasks is None or task.task in tasks):
+            found.append(
+                f"Leakage in the data of {task.task}: {'; '.join(says)}. Its figures are too good."
+            )
+    return found
 
 
 def below(pairs: Sequence[Pair]) -> list[str]:

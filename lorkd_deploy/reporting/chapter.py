@@ -22,12 +22,10 @@ from lorkd_deploy.reporting.tables.conditions import conditions
 from lorkd_deploy.reporting.tables.confusion import confusion
 from lorkd_deploy.reporting.tables.decisions import against, decisions
 from lorkd_deploy.reporting.tables.in_use import in_use
-from lorkd_deploy.reporting.tables.latency import batches, latency
 from lorkd_deploy.reporting.tables.memory import memory
 from lorkd_deploy.reporting.tables.mlperf import scenarios
 from lorkd_deploy.reporting.tables.stages import stages
 from lorkd_deploy.reporting.tables.subgroups import gaps, subgroups
-from lorkd_deploy.reporting.tables.summary import every_engine
 from lorkd_deploy.reporting.words import describe
 
 DepartmentTable = Callable[[Sources, str], Table | None]
@@ -36,9 +34,6 @@ DepartmentTable = Callable[[Sources, str], Table | None]
 ANSWERS: tuple[DepartmentTable, ...] = (accuracy, decisions, against, in_use, subgroups, gaps)
 # What the engines ask of the machine.
 MACHINE: tuple[DepartmentTable, ...] = (
-    every_engine,
-    latency,
-    batches,
     stages,
     cold_start,
     memory,
@@ -71,7 +66,7 @@ def tables_of(
 ) -> tuple[Table, ...]:
     """Those of `tables` that have something to say of the department, in their order."""
     made = (table(sources, department) for table in tables)
-    return tuple(table for table in made if table)
+    return tuple(table.without_gaps() for table in made if table)
 
 
 def chapter(sources: Sources, department: str, key: str, *, images: bool) -> Chapter:

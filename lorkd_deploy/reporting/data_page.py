@@ -43,9 +43,9 @@ class DataPage:
 def write_page(check: DataCheck, recipe: Recipe, out: Path) -> None:
     """Write the page to `out`; it holds pictures of the data, which may be patients'.
 
-    Raises `RuntimeUnavailableError` where jinja2 or plotly is missing.
+    Raises `RuntimeUnavailableError` where jinja2 is missing.
     """
-    write_atomic(out, document("data.html", data_page(check, recipe), ()).encode())
+    write_atomic(out, document("data.html", data_page(check, recipe)).encode())
 
 
 def data_page(check: DataCheck, recipe: Recipe) -> DataPage:

@@ -9,16 +9,13 @@ from typing import NamedTuple, Protocol
 
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.reporting.html import document
-from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.table import Table
 from lorkd_deploy.storage import inside, write_atomic
 
 
 class Content(Protocol):
-    """A page: its plots and its tables, those of the plots too."""
+    """A page: its tables, those of its plots too."""
 
-    @property
-    def figures(self) -> Sequence[Figure]: ...
     @property
     def tables(self) -> Sequence[Table]: ...
 
@@ -43,7 +40,7 @@ def write_page(
     csv = inside(folder, f"{name}-csv")
     tables = {inside(csv, f"{table.key}.csv"): table.csv() for table in page.tables}
     files = Written(folder / f"{name}.html", folder / f"{name}.md", tuple(tables))
-    shown = document(f"{name}.html", page, page.figures)
+    shown = document(f"{name}.html", page)
     try:
         _write({files.html: shown, files.markdown: markdown, **(beside or {}), **tables})
         for file in csv.glob("*.csv"):

@@ -1,30 +1,15 @@
-"""What stands on the first screen: the finding in a line, in a sentence and in four figures."""
+"""What stands around the first table: the finding in a line and a sentence, and of what it is."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.profiling.figures import ACCURACY, AUC, MIB, Figure
-from lorkd_deploy.reporting.cells import UNMEASURED, signed
 from lorkd_deploy.reporting.shown_engine import chosen
 from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.verdicts import BETTER, NO_WORSE, NOT_SHOWN, WORSE, margin, verdict
 from lorkd_deploy.reporting.words import count, extent
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One of the figures that stand large on the first screen; `value` None: not measured."""
-
-    title: str
-    value: str | None
-    note: str
-
-    @property
-    def shown(self) -> str:
-        """The value, or that it was not measured."""
-        return UNMEASURED if self.value is None else self.value
 
 
 def dateline(sources: Sources) -> str:
@@ -61,7 +46,23 @@ def title(sources: Sources) -> str:
 
 
 def lead(sources: Sources) -> str:
-    """What was decomposed into what, in a sentence or two."""
+    """`On these test images one expert is better than the foundation model, two are no worse within
+    2 points; of one neither is shown.`"""
+    points = margin(sources)
+    words = Counter(verdict(pair, points).word for pair in chosen(sources))
+    said: list[str] = []
+    for word in (BETTER, NO_WORSE.format(margin=points), WORSE):
+        if number := words[word]:
+            who = count(number, "expert") if not said else count(number, "").rstrip("s ")
+            said.append(f"{who} {'is' if number == 1 else 'are'} {word} the foundation model")
+    parts = [", ".join(said)] if said else []
+    if words[NOT_SHOWN]:
+        parts.append(f"of {count(words[NOT_SHOWN], 'expert')} neither is shown")
+    return f"On these test images {'; '.join(parts)}." if parts else ""
+
+
+def decomposed(sources: Sources) -> str:
+    """What was decomposed into what, and how fast both answer."""
     manifest = sources.manifest
     teacher = _short(sources.teacher.manifest.architecture) if sources.teacher else None
     experts = count(len(manifest.tasks), "expert")
@@ -85,31 +86,6 @@ def _short(architecture: str) -> str:
     return architecture.rpartition(":")[2]
 
 
-def tiles(sources: Sources) -> tuple[Tile, ...]:
-    """The four figures of the first screen."""
-    pairs = chosen(sources)
-    experts = [p.expert for p in sources.pairs() if p.expert]
-    teachers = [p.teacher for p in pairs if p.teacher] or sources.teachers()
-    sizes = [p.bytes / MIB for p in pairs if p.bytes is not None]
-    of_teacher = f"{extent([t.bytes / MIB for t in teachers])} MiB" if teachers else "unknown"
-    ratios = [ratio.value for ratio in _speed_ups(pairs)]
-    tasks = count(len(sources.manifest.tasks), "task")
-    return (
-        Tile(
-            "Departments",
-            str(len(sources.manifest.departments)),
-            f"{tasks}, {count(len(experts), 'engine')} measured",
-        ),
-        Tile(
-            "Engine size",
-            f"{extent(sizes, 2)} MiB" if sizes else None,
-            f"foundation model {of_teacher}",
-        ),
-        Tile("Speed-up", f"{extent(ratios, 2)} ×" if ratios else None, _of_speed_up(sources)),
-        Tile("Accuracy difference", *_accuracy_difference(pairs)),
-    )
-
-
 def _speed_ups(pairs: Sequence[Pair]) -> list[Interval]:
     """Teacher's median over the expert's of every engine where both were measured."""
     return [pair.ratio.ratio for pair in pairs if pair.ratio]
@@ -118,30 +94,3 @@ def _speed_ups(pairs: Sequence[Pair]) -> list[Interval]:
 def _several(sources: Sources) -> bool:
     """Whether more engines were measured than the first screen shows."""
     return len(sources.pairs()) > len(sources.manifest.tasks)
-
-
-def _of_speed_up(sources: Sources) -> str:
-    """What the speed-up is; beside it that of every engine, where those shown were picked for being
-    fast."""
-    ratios = [ratio.value for ratio in _speed_ups(sources.pairs())]
-    if not _several(sources) or not ratios:
-        return "median latency, against the foundation model"
-    return f"median latency, of the engines below; of all {extent(ratios, 2)} ×"
-
-
-def _accuracy_difference(pairs: Sequence[Pair]) -> tuple[str | None, str]:
-    """The least and the greatest difference in points, and below it those in AUC."""
-    compared = [pair.difference for pair in pairs if pair.difference]
-    if not compared:
-        return None, "against the foundation model"
-    areas = [entry.auc.value for entry in compared if entry.auc]
-    note = f"points; AUC {_signed_extent(AUC, areas)}" if areas else "points"
-    if weak := sorted({pair.task.name for pair in pairs if pair.weak_teacher}):
-        note += f"; see the note on {', '.join(weak)}"
-    return _signed_extent(ACCURACY, [entry.accuracy.value for entry in compared]), note
-
-
-def _signed_extent(figure: Figure, values: Sequence[float]) -> str:
-    ends = (min(values), max(values))
-    low, high = (signed(figure.scale * value, figure.decimals or 0) for value in ends)
-    return low if low == high else f"{low} to {high}"

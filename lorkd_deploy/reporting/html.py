@@ -1,10 +1,9 @@
-"""The page as HTML: one file that needs no network; style, script and plotly are in it."""
+"""The page as HTML: one file that needs no network; style, script and plots are in it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -12,18 +11,18 @@ from lorkd_deploy._version import __version__
 from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.table import Table
+from lorkd_deploy.reporting.words import COMMAND
 
 
-def document(template: str, page: Any, figures: Sequence[Figure]) -> str:
-    """`page` by one of the templates, as one self-contained HTML document with its `figures`.
+def document(template: str, page: Any) -> str:
+    """`page` by one of the templates, as one self-contained HTML document.
 
-    Every text is escaped. The browser is told to run the page's own two scripts and no other, and
-    to load nothing. Raises `RuntimeUnavailableError` where jinja2 or plotly is missing.
+    Every text is escaped. The browser is told to run the page's own script and no other, and to
+    load nothing. Raises `RuntimeUnavailableError` where jinja2 is missing.
     """
     try:
         import jinja2
-        from markupsafe import Markup
-        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+        from markupsafe import Markup, escape
     except ImportError as exc:
         raise RuntimeUnavailableError(
             f"the report needs {exc.name}, which is not installed",
@@ -36,18 +35,16 @@ def document(template: str, page: Any, figures: Sequence[Figure]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # "</" would end a script early; plotly's own file has none, and that stays checked.
-    script, plotly = _template("report.js"), get_plotlyjs() if figures else ""
-    if "</script" in plotly.lower():
-        raise RuntimeUnavailableError("this release of plotly can't be put into a page")
+    environment.filters["commands"] = lambda text: Markup(
+        COMMAND.sub(r"<code>\1</code>", str(escape(text)))
+    )
+    script = _template("report.js")
     return environment.get_template(template).render(
         page=page,
         version=__version__,
         css=Markup(_template("report.css")),
         script=Markup(script),
-        plotly=Markup(plotly),
-        script_hashes=Markup(" ".join(_allowed(text) for text in (plotly, script))),
-        figures={key: spec for figure in figures for key, spec in figure.specs.items()},
+        script_hash=Markup(_allowed(script)),
         downloads=_downloads,
     )
 

@@ -6,14 +6,16 @@ import re
 
 from lorkd_deploy.reporting.page import Page
 from lorkd_deploy.reporting.table import Cell, Table
+from lorkd_deploy.reporting.words import COMMAND
 
 # What Markdown or HTML would read as more than text; names come from files and may hold anything.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
 
 
 def plain(text: str) -> str:
-    """`text` so that Markdown shows it as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """`text` so that Markdown shows it as it is, on one line; a command stays one."""
+    parts = enumerate(COMMAND.split(" ".join(text.split())))
+    return "".join(f"`{p}`" if place % 2 else _SPECIAL.sub(r"\\\1", p) for place, p in parts)
 
 
 def markdown(page: Page) -> str:
@@ -21,19 +23,16 @@ def markdown(page: Page) -> str:
     parts = [
         f"# {plain(page.title)}",
         plain(page.dateline),
-        plain(page.lead),
-        "\n".join(
-            f"- **{plain(tile.title)}:** {plain(tile.shown)} ({plain(tile.note)})"
-            for tile in page.tiles
-        ),
+        *([plain(page.lead)] if page.lead else []),
+        *section(page.verdicts, 2),
+        plain(page.about),
         f"**{page.no_device[0]}** {page.no_device[1]}",
     ]
     if page.warnings:
         parts.append("To know when you read these figures:")
         parts.append("\n".join(f"- {plain(text)}" for text in page.warnings))
-    parts += section(page.summary, 2)
-    if page.all_departments:
-        parts += section(page.all_departments, 2)
+    if page.predictive:
+        parts += section(page.predictive, 2)
     parts += ["## Departments", plain(page.departments_intro)]
     for department in page.departments:
         parts += [f"### {plain(department.name)}", *map(plain, department.about)]
@@ -41,9 +40,14 @@ def markdown(page: Page) -> str:
             parts += section(table, 4)
         for figure in department.latency:
             parts += section(figure.data, 4)
+    if page.engines:
+        parts += ["## Engines"]
+        for table in page.engines:
+            parts += section(table, 3)
     parts += ["## Proof that each engine equals its model", plain(page.parity_intro)]
     parts += section(page.parity, 3)
     parts += ["## How this was measured", *map(plain, page.protocol)]
+    parts += ["### Made again by", "```bash\n" + "\n".join(page.commands) + "\n```"]
     parts += ["### What the words mean", facts(page.glossary)]
     parts += ["### Environment", facts(page.environment)]
     parts += ["### Where this comes from", facts(page.provenance)]

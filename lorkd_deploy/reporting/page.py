@@ -6,22 +6,23 @@ from dataclasses import dataclass
 
 from lorkd_deploy.reporting import cautions, first_screen, method
 from lorkd_deploy.reporting.chapter import Chapter, chapter
-from lorkd_deploy.reporting.first_screen import Tile
+from lorkd_deploy.reporting.commands import commands
 from lorkd_deploy.reporting.glossary import glossary
 from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.plots.tradeoff import MEASURES, tradeoffs
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Table
 from lorkd_deploy.reporting.tables import accuracy, latency, mlperf
+from lorkd_deploy.reporting.tables.engines import engines
 from lorkd_deploy.reporting.tables.memory import all_departments
 from lorkd_deploy.reporting.tables.parity import parity
-from lorkd_deploy.reporting.tables.summary import summary
+from lorkd_deploy.reporting.tables.predictive import Worth, predictive, worth
+from lorkd_deploy.reporting.tables.verdicts import verdicts
 from lorkd_deploy.reporting.words import NO_DEVICE
 
 TRADEOFFS = (
     "Each dotted line is one task, from the foundation model (open diamond) to the department's "
-    "expert (filled). Bars are 95 % intervals. Point at a mark for its figures; drag to zoom in, "
-    "double-click to zoom out."
+    "expert (filled). Bars are 95 % intervals. Point at a mark for its figures."
 )
 DEPARTMENTS = (
     "Everything that was measured of each department's engines, with the foundation model on the "
@@ -46,29 +47,33 @@ class Page:
     dateline: str
     title: str
     lead: str
-    tiles: tuple[Tile, ...]
+    verdicts: Table
+    about: str
+    worth: tuple[Worth, ...]
+    predictive: Table | None
     no_device: tuple[str, str]
     warnings: tuple[str, ...]
-    summary: Table
     tradeoff_intro: str
     measures: dict[str, str]
     tradeoffs: tuple[Figure, ...]
-    all_departments: Table | None
     departments_intro: str
     departments: tuple[Chapter, ...]
+    engines: tuple[Table, ...]
     parity_intro: str
     parity: Table
     protocol: tuple[str, ...]
     glossary: tuple[tuple[str, str], ...]
     environment: tuple[tuple[str, str], ...]
+    commands: tuple[str, ...]
     provenance: tuple[tuple[str, str], ...]
 
     @property
     def tables(self) -> tuple[Table, ...]:
         """Every table that can be downloaded, those of the plots too, in the page's order."""
-        own = (self.summary, *([self.all_departments] if self.all_departments else []))
+        own = (self.verdicts, *([self.predictive] if self.predictive else []))
         chapters = [table for d in self.departments for table in d.all_tables]
-        return (*own, *chapters, *(figure.data for figure in self.figures), self.parity)
+        plots = [figure.data for figure in self.figures]
+        return (*own, *chapters, *plots, *self.engines, self.parity)
 
     @property
     def figures(self) -> tuple[Figure, ...]:
@@ -79,30 +84,35 @@ class Page:
 def page(sources: Sources, *, images: bool = False) -> Page:
     """What one run's report says; `images` embeds a few test images per task."""
     plots = tuple(tradeoffs(sources))
-    shown = {m for figure in plots for m in MEASURES if f"{figure.key}-{m}" in figure.specs}
+    shown = {measure for figure in plots for measure in figure.drawings}
+    findings = worth(sources)
+    of_engines = (engines(sources), all_departments(sources))
     return Page(
         name=sources.manifest.name,
         dateline=first_screen.dateline(sources),
         title=first_screen.title(sources),
         lead=first_screen.lead(sources),
-        tiles=first_screen.tiles(sources),
+        verdicts=verdicts(sources),
+        about=first_screen.decomposed(sources),
+        worth=findings,
+        predictive=predictive(findings),
         no_device=NO_DEVICE,
         warnings=(*cautions.warnings(sources), *mlperf.warnings(sources)),
-        summary=summary(sources),
         tradeoff_intro=TRADEOFFS,
         measures={key: text for key, text in MEASURES.items() if key in shown},
         tradeoffs=plots,
-        all_departments=all_departments(sources),
         departments_intro=DEPARTMENTS if images else f"{DEPARTMENTS} {NO_IMAGES}",
         departments=tuple(
             chapter(sources, name, f"department-{number}", images=images)
             for number, name in enumerate(sources.manifest.departments, 1)
         ),
+        engines=tuple(table for table in of_engines if table),
         parity_intro=PARITY,
-        parity=parity(sources),
+        parity=parity(sources).without_gaps(),
         protocol=(*method.protocol(sources.profile), *mlperf.protocol(sources)),
         glossary=glossary(sources),
         environment=tuple(method.environment(sources)),
+        commands=commands(sources),
         provenance=tuple(_provenance(sources)),
     )
 

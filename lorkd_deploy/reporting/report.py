@@ -33,7 +33,7 @@ def report(run: str | Path, *, images: bool = False) -> ReportFiles:
     there; the report says what was not measured. Everything is put together before anything is
     written. Raises `BundleError`, `ArtifactError` or `LorkdError` for files that are
     missing, damaged or of another bundle, `LorkdError` where RUN can't be written,
-    `RuntimeUnavailableError` where jinja2 or plotly is missing.
+    `RuntimeUnavailableError` where jinja2 is missing.
     """
     opened = open_run(run)
     folder, sources = opened.path, read_sources(opened)

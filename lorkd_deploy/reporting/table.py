@@ -53,6 +53,22 @@ class Table:
         """The same table with the chapter's name before its key."""
         return replace(self, key=f"{chapter}-{self.key}")
 
+    def without_gaps(self) -> Table:
+        """The same without columns that hold no value, which the caption names; the first stays."""
+        kept = [
+            place
+            for place in range(len(self.columns))
+            if place == 0 or any(_says(row[place]) for row in self.rows)
+        ]
+        gone = [c.title for place, c in enumerate(self.columns) if place not in kept and c.numeric]
+        missing = f"Not measured here: {', '.join(gone)}." if gone else ""
+        return replace(
+            self,
+            caption=" ".join(filter(None, (self.caption, missing))),
+            columns=tuple(self.columns[place] for place in kept),
+            rows=tuple(tuple(row[place] for place in kept) for row in self.rows),
+        )
+
     def records(self) -> list[dict[str, Value]]:
         """For each row, column key to value; what was not measured is None."""
         keys = [column.key for column in self.columns]
@@ -65,6 +81,10 @@ class Table:
     def csv(self) -> str:
         """The records as RFC 4180 text; an empty field is what was not measured."""
         return csv_text([c.key for c in self.columns], [list(r.values()) for r in self.records()])
+
+
+def _says(cell: Cell) -> bool:
+    return cell.value not in (None, "") or bool(cell.note)
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[Value]]) -> str:

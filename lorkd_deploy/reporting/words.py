@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from lorkd_deploy.bundle.manifest import TaskEntry
@@ -12,6 +13,9 @@ NO_DEVICE = (
     "For research and engineering; not cleared for diagnosis or treatment. No figure here was "
     "measured on your patients.",
 )
+# A command or an option between backticks. A name from a file may look like one, which is harmless:
+# it is then shown as one.
+COMMAND = re.compile(r"`((?:lorkd |--)[\w .$=/-]+)`")
 _SMALL = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -32,13 +36,18 @@ def extent(values: Sequence[float], digits: int = 3) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def source_of(task: TaskEntry) -> str:
+    """Where a task's images come from, as the manifest has it."""
+    parts = [str(task.data[key]) for key in ("source", "name", "path") if task.data.get(key)]
+    return " ".join(parts) or "a source that wasn't recorded"
+
+
 def describe(task: TaskEntry) -> str:
     """A task in a sentence: its classes, where its images come from, its expert's rank."""
     many = task.kind == "multilabel"
     classes = f"{len(task.classes)} {'labels, any number at once' if many else 'classes'}"
-    source = " ".join(str(task.data[k]) for k in ("source", "name", "path") if task.data.get(k))
     text = f"Task {task.name}: {classes} ({', '.join(task.classes)})"
-    text += f"; images: {source or 'source not recorded'}"
+    text += f"; images: {source_of(task)}"
     if task.rank and task.alpha:
         text += f"; expert of rank {task.shown_rank}, α {task.alpha:g}"
     return text + "."

@@ -32,7 +32,7 @@ ISSUE = {
     "lorkd recipe validate",
     "lorkd doctor",
 }
-HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "plotly", "numpy", "pydantic", "PIL"}
+HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "jinja2", "numpy", "pydantic", "PIL"}
 
 
 def test_every_command_is_there() -> None:

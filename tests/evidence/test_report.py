@@ -107,13 +107,16 @@ def test_one_seed_shows_nothing_and_says_so() -> None:
 
 
 def test_page_markdown_and_tables_are_written(result: StudyResult, tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
     write_part(tmp_path / RESULT, result)
     assert read_result(tmp_path) == result
     html, markdown, _ = write_report(tmp_path, study_page(read_result(tmp_path)))
     page, text = html.read_text(), markdown.read_text()
     assert "the loss is &lt;not&gt; finite" in page
     assert page.count('class="plot"') == 2
+    # Of each method a dot per seed, and its difference from the first, where it has one.
+    drawings = re.findall(r'<svg class="drawing".*?</div>', page, re.S)
+    assert [d.count("<title>") for d in drawings] == [5 * 5, 4]
     assert not re.search(r'(src|href)="https?:', page.split("<script>")[0])
     for name in SKILLS:
         assert name in page

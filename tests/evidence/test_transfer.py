@@ -59,7 +59,7 @@ def origin(study: Path) -> Origin:
 def test_every_start_learns_by_every_fit(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
     out = tmp_path / "transfer"
     asked = ["transfer", str(study), "--data", NEW, "--out", str(out), "--init", INITS]
     asked += ["--fit", "experts,head,all", "--shots", "2,all", "--seeds", "1", "--json"]

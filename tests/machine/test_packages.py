@@ -24,7 +24,6 @@ EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "jinja2": "report",
-    "plotly": "report",
     "numpy": None,
     "pytest": None,
     "hatchling": None,

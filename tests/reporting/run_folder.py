@@ -427,6 +427,8 @@ def _compare(teacher: EngineProfile, expert: EngineProfile, task: Any) -> Compar
     half = 1.4 / images**0.5
     many = name == FINDINGS[1]
     answers, p = (images * len(classes), None) if many else (images, mcnemar(3, 11))
+    change = of_expert[0] - of_teacher[0]
+    gained = 3 if change < 0 else 11 + round(change * answers)
     ratios: tuple[BatchRatio, ...] = tuple(
         batch_ratio(t, e) for t, e in zip(teacher.timings, expert.timings, strict=True)
     )
@@ -447,7 +449,7 @@ def _compare(teacher: EngineProfile, expert: EngineProfile, task: Any) -> Compar
                 sensitivity=_around(-0.02, 0.05),
                 specificity=_around(0.01, 0.05),
                 calibration_error=_around(0.03, 0.01),
-                flips=Flips(answers=answers, gained=3, lost=11, moved=0 if many else 1, p=p),
+                flips=Flips(answers=answers, gained=gained, lost=11, moved=0 if many else 1, p=p),
             ),
         ),
     )

@@ -13,12 +13,13 @@ from lorkd_deploy.reporting import chapter as module
 from lorkd_deploy.reporting.chapter import Chapter, chapter
 from lorkd_deploy.reporting.sources import Sources, read_sources
 from lorkd_deploy.reporting.table import Column, Table
+from lorkd_deploy.reporting.tables.engines import engines
 from lorkd_deploy.run import open_run
 from tests.reporting.run_folder import MANY_ENGINES, TASKS, build_run, environment
 
 KEYS = (
-    *("accuracy", "decisions", "against", "confusion-teacher", "confusion-expert", "every"),
-    *("engines", "batches", "stages", "start", "memory", "scenarios"),
+    *("accuracy", "decisions", "against", "confusion-teacher", "confusion-expert"),
+    *("stages", "start", "memory", "scenarios"),
 )
 
 
@@ -105,7 +106,9 @@ def test_an_unmeasured_department_has_its_training_s_accuracy_and_loadgen_s_scen
 
 def test_every_figure_of_calls_and_of_answers_has_a_column(measured: Sources) -> None:
     found = chapter(measured, "breast", "department-1", images=False)
-    for tables, figures in ((found.machine, OF_CALLS), (found.answers, OF_ANSWERS)):
+    flat = engines(measured)
+    assert flat
+    for tables, figures in (((flat,), OF_CALLS), (found.answers, OF_ANSWERS)):
         columns = {column.key: column for table in tables for column in table.columns}
         for figure in figures:
             assert columns[figure.key].title == figure.title

@@ -56,11 +56,6 @@ class TransferPage:
     provenance: tuple[tuple[str, str], ...]
 
     @property
-    def figures(self) -> tuple[Figure, ...]:
-        """Every plot."""
-        return tuple(chapter.dots for chapter in self.chapters)
-
-    @property
     def tables(self) -> tuple[Table, ...]:
         """Every table, those of the plots too."""
         return tuple(

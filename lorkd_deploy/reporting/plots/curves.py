@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ from lorkd_deploy.metrics.decisions import BINS, bins
 from lorkd_deploy.metrics.score import one_against_rest
 from lorkd_deploy.reporting.answers import Answers
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION, label, number
-from lorkd_deploy.reporting.plots.figure import Figure, layout
+from lorkd_deploy.reporting.plots import svg
+from lorkd_deploy.reporting.plots.figure import Figure, Key
 from lorkd_deploy.reporting.table import Column, Table
 
-HEIGHT = 340
+HEIGHT = 260  # px
 GRID = np.linspace(0, 1, 101)  # false-alarm rates at which curves of several classes are averaged
 _FALSE_ALARMS = "False alarms (1 − specificity)"
 _COLOURS = {FOUNDATION: "teacher", EXPERT: "s0"}
@@ -25,14 +26,13 @@ def roc(answers: Answers) -> Figure:
     """Sensitivity against false alarms; of several classes the mean of one against the rest."""
     classes = answers.task.classes
     curves = {model: _roc(answers.labels, probs) for model, probs in answers.models.items()}
-    traces = [_diagonal()]
-    for model, (across, up) in curves.items():
-        line = _line(model, np.round(across, 4).tolist(), np.round(up, 4).tolist())
-        line["line"] = {"color": _COLOURS[model], "width": 2}
-        line["hovertemplate"] = (
-            f"{escape(model)}<br>sensitivity %{{y:.3f}} at %{{x:.3f}} false alarms<extra></extra>"
+    drawn = [
+        svg.coloured(
+            _COLOURS[model],
+            svg.curve(list(zip(across, up, strict=True)), HEIGHT, "stroke thick", model),
         )
-        traces.append(line)
+        for model, (across, up) in curves.items()
+    ]
     rows = tuple(
         (label(model), number(float(x)), number(float(y)))
         for model, (across, up) in curves.items()
@@ -50,8 +50,9 @@ def roc(answers: Answers) -> Figure:
     )
     title = f"ROC: {answers.task.name}"
     caption = f"Test images, {answers.engine}, {which}. Up and left is better."
-    specs = {"roc": {"data": traces, "layout": _square(_FALSE_ALARMS, "Sensitivity")}}
-    return Figure("roc", title, caption, HEIGHT, specs, Table("roc", title, "", columns, rows))
+    data = Table("roc", title, "", columns, rows)
+    drawings = {"": _square(_FALSE_ALARMS, "Sensitivity", drawn)}
+    return Figure("roc", title, caption, drawings, data, _legend(curves))
 
 
 def _roc(labels: I64, probs: F64) -> tuple[F64, F64]:
@@ -85,20 +86,10 @@ def _corner_points(truth: Any, values: F64) -> tuple[F64, F64]:
 
 def calibration(answers: Answers) -> Figure:
     """How often an answer is right against how sure it was, in bins of equal width."""
-    traces, rows = [_diagonal()], []
+    drawn, rows = [], []
     for model, probs in answers.models.items():
         sure, right, images = _reliability(answers.labels, probs)
-        traces.append(
-            _line(model, sure, right)
-            | {
-                "mode": "lines+markers",
-                "customdata": images,
-                "marker": {"size": 7, "color": _COLOURS[model]},
-                "line": {"color": _COLOURS[model], "width": 1.5},
-                "hovertemplate": f"{escape(model)}<br>%{{y:.3f}} right where %{{x:.3f}} sure"
-                "<br>%{customdata} answers<extra></extra>",
-            }
-        )
+        drawn.append(svg.coloured(_COLOURS[model], *_bins(model, sure, right, images)))
         rows += [
             (label(model), number(x), number(y), number(n))
             for x, y, n in zip(sure, right, images, strict=True)
@@ -114,9 +105,18 @@ def calibration(answers: Answers) -> Figure:
         f"Test images, {answers.engine}, {BINS} bins of equal width, empty ones left out. On the "
         "dotted line an answer is right as often as it is sure; below it, it is too sure."
     )
-    specs = {"calibration": {"data": traces, "layout": _square("Confidence", "Right answers")}}
     data = Table("calibration", title, "", columns, tuple(rows))
-    return Figure("calibration", title, caption, HEIGHT, specs, data)
+    drawings = {"": _square("Confidence", "Right answers", drawn)}
+    return Figure("calibration", title, caption, drawings, data, _legend(answers.models))
+
+
+def _bins(model: str, sure: list[float], right: list[float], images: list[int]) -> Iterable[str]:
+    """A line through the bins, a mark at each, and how many answers it holds below or above."""
+    yield svg.curve(list(zip(sure, right, strict=True)), HEIGHT, "stroke", model)
+    for x, y, n in zip(sure, right, images, strict=True):
+        height = HEIGHT * (1 - y)
+        said = f"{model}: {y:.3f} right where {x:.3f} sure, {n} answers"
+        yield svg.mark("circle", x, height, "dot", said)
 
 
 def _reliability(labels: I64, probs: F64) -> tuple[list[float], list[float], list[int]]:
@@ -133,24 +133,16 @@ def _reliability(labels: I64, probs: F64) -> tuple[list[float], list[float], lis
     return sure.tolist(), share.tolist(), images[used].tolist()
 
 
-def _line(name: str, x: list[float], y: list[float]) -> dict[str, Any]:
-    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y}
+def _square(across: str, up: str, drawn: list[str]) -> str:
+    """A plot from 0 to 1 both ways, with its diagonal."""
+    ticks = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    axes = (
+        svg.below(svg.Scale(0, 1, ticks, across), HEIGHT),
+        svg.beside(svg.Scale(0, 1, ticks, up), HEIGHT),
+    )
+    diagonal = svg.coloured("soft", svg.line((0, HEIGHT), (1, 0), "dotted"))
+    return svg.drawing(HEIGHT, *axes, diagonal, *drawn)
 
 
-def _square(across: str, up: str) -> dict[str, Any]:
-    look = layout(HEIGHT, across, up)
-    for axis in ("xaxis", "yaxis"):
-        look[axis]["range"] = [-0.02, 1.02]
-    return look
-
-
-def _diagonal() -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [0, 1],
-        "y": [0, 1],
-        "hoverinfo": "skip",
-        "showlegend": False,
-        "line": {"color": "soft", "width": 1, "dash": "dot"},
-    }
+def _legend(models: Iterable[str]) -> tuple[Key, ...]:
+    return tuple(Key(model, _COLOURS[model]) for model in models)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.figures import ACCURACY, AUC, P50, PEAK, SIZE, AnswersFigure, Measured
 from lorkd_deploy.profiling.figures import Figure as Measure
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import in_unit, label, number, significant
-from lorkd_deploy.reporting.plots.figure import Figure, layout
+from lorkd_deploy.reporting.plots import svg
+from lorkd_deploy.reporting.plots.figure import Figure, Key
+from lorkd_deploy.reporting.plots.svg import scale
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 COLOURS = 8
-SYMBOLS = ("circle", "square", "triangle-up", "star", "pentagon", "hexagon")
+HEIGHT = 300  # px
+MARKS = ("circle", "square", "triangle", "cross", "pentagon", "hexagon")
 QUALITIES = (ACCURACY, AUC)
 MEASURES = {quality.key: quality.title for quality in QUALITIES}
 
@@ -72,39 +73,61 @@ def tradeoffs(sources: Sources) -> list[Figure]:
         shown = [q for q in QUALITIES if any(q.of(p.score(p.expert)) for p in pairs)]
         if not shown:
             continue
-        specs = {f"{cost.key}-{q.key}": _spec(sources, pairs, cost, q) for q in shown}
-        data = _data(pairs, cost)
-        figures.append(Figure(cost.key, cost.title, cost.caption, 380, specs, data, "measure"))
+        looks = _looks(sources, pairs)
+        drawings = {q.key: _drawn(pairs, cost, q, looks) for q in shown}
+        data, legend = _data(pairs, cost), _legend(looks)
+        figures.append(
+            Figure(cost.key, cost.title, cost.caption, drawings, data, legend, "measure")
+        )
     return figures
 
 
-def _spec(
-    sources: Sources, pairs: list[Pair], cost: Cost, quality: AnswersFigure
-) -> dict[str, Any]:
-    """plotly's traces and layout of one plot."""
-    departments = list(sources.manifest.departments)
+@dataclass(frozen=True)
+class Looks:
+    """Each department's colour and each engine's symbol."""
+
+    colours: dict[str, str]
+    symbols: dict[str, str]
+
+
+def _looks(sources: Sources, pairs: list[Pair]) -> Looks:
+    shown = {pair.task.department for pair in pairs}
+    places = enumerate(sources.manifest.departments)
     targets = sorted({pair.target for pair in pairs})
-    symbols = {target: SYMBOLS[k % len(SYMBOLS)] for k, target in enumerate(targets)}
-    traces = []
-    named = set()
-    for pair in pairs:
-        marks = _marks(pair, cost, quality)
-        if not marks:
-            continue
-        department = pair.task.department
-        colour = f"s{departments.index(department) % COLOURS}"
-        line = _line(marks, quality.scale, colour, symbols[pair.target])
-        line["text"] = [_hover(pair, mark, cost, quality) for mark in marks]
-        traces.append({"name": escape(department, quote=False), "legendgroup": department} | line)
-        if department not in named:
-            traces.append(_legend(department, colour, "circle"))
-        named.add(department)
-    if len(targets) > 1:
-        traces += [_legend(target, "soft", symbol) for target, symbol in symbols.items()]
+    return Looks(
+        {name: f"s{k % COLOURS}" for k, name in places if name in shown},
+        {target: MARKS[k % len(MARKS)] for k, target in enumerate(targets)},
+    )
+
+
+def _legend(looks: Looks) -> tuple[Key, ...]:
+    entries = [Key(name, colour, "circle") for name, colour in looks.colours.items()]
+    if len(looks.symbols) > 1:
+        entries += [Key(target, "soft", symbol) for target, symbol in looks.symbols.items()]
+    return (*entries, Key("foundation model", "soft", "diamond", hollow=True))
+
+
+def _drawn(pairs: list[Pair], cost: Cost, quality: AnswersFigure, looks: Looks) -> str:
+    """One plot: for each engine of an expert a dotted line from its teacher's mark to its own."""
+    lines = [(pair, marks) for pair in pairs if (marks := _marks(pair, cost, quality))]
+    all_marks = [mark for _, marks in lines for mark in marks]
     up = f"{quality.title}, {quality.unit}" if quality.unit else quality.title
-    look = layout(380, cost.axis, up, log=True)
-    look["hovermode"] = "closest"
-    return {"data": traces, "layout": look}
+    x = scale([mark.x for mark in all_marks], cost.axis, log=True)
+    ends = [quality.scale * v for mark in all_marks for v in (mark.y.low, mark.y.high)]
+    y = scale(ends, up)
+    parts = [svg.beside(y, HEIGHT), svg.below(x, HEIGHT)]
+    for pair, marks in lines:
+        places = [(x.at(m.x), HEIGHT * (1 - y.at(quality.scale * m.y.value))) for m in marks]
+        strokes = [svg.line(places[0], places[-1], "dotted")]
+        for mark, (across, height) in zip(marks, places, strict=True):
+            low, high = (HEIGHT * (1 - y.at(quality.scale * v)) for v in (mark.y.low, mark.y.high))
+            strokes.append(svg.line((across, low), (across, high), "stroke"))
+            teacher = mark.engine.kind == "teacher"
+            symbol = "diamond" if teacher else looks.symbols[pair.target]
+            said = _said(pair, mark, cost, quality)
+            strokes.append(svg.mark(symbol, across, height, "ring" if teacher else "dot", said))
+        parts.append(svg.coloured(looks.colours[pair.task.department], *strokes))
+    return svg.drawing(HEIGHT, *parts)
 
 
 def _marks(pair: Pair, cost: Cost, quality: AnswersFigure) -> list[Mark]:
@@ -112,62 +135,19 @@ def _marks(pair: Pair, cost: Cost, quality: AnswersFigure) -> list[Mark]:
     marks = []
     for engine in (pair.teacher, pair.expert):
         x, y = cost.of(engine), quality.of(pair.score(engine))
-        if engine and x is not None and y:
+        if engine and x is not None and x > 0 and y:
             marks.append(Mark(engine, x, y))
     return marks
 
 
-def _line(marks: list[Mark], scale: float, colour: str, symbol: str) -> dict[str, Any]:
-    """From the teacher's mark to the expert's."""
-    teachers = [mark.engine.kind == "teacher" for mark in marks]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "showlegend": False,
-        "x": [mark.x for mark in marks],
-        "y": [scale * mark.y.value for mark in marks],
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [scale * (mark.y.high - mark.y.value) for mark in marks],
-            "arrayminus": [scale * (mark.y.value - mark.y.low) for mark in marks],
-            "thickness": 1,
-            "width": 0,
-            "color": colour,
-        },
-        "line": {"color": colour, "width": 1.2, "dash": "dot"},
-        "marker": {
-            "size": 11,
-            "color": ["paper" if teacher else colour for teacher in teachers],
-            "symbol": ["diamond" if teacher else symbol for teacher in teachers],
-            "line": {"color": colour, "width": 2},
-        },
-        "hovertemplate": "%{text}<extra></extra>",
-    }
-
-
-def _legend(name: str, colour: str, symbol: str) -> dict[str, Any]:
-    """A mark for the legend alone, where the first mark of a line would be the teacher's."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [None],
-        "y": [None],
-        "name": escape(name, quote=False),
-        "legendgroup": name,
-        "marker": {"size": 11, "color": colour, "symbol": symbol},
-    }
-
-
-def _hover(pair: Pair, mark: Mark, cost: Cost, quality: AnswersFigure) -> str:
-    """What stands beside a mark that is pointed at."""
+def _said(pair: Pair, mark: Mark, cost: Cost, quality: AnswersFigure) -> str:
+    """What a mark's title says."""
     engine = mark.engine
-    who = "Foundation model" if engine.kind == "teacher" else "Expert"
+    who = "foundation model" if engine.kind == "teacher" else "expert"
     low, high = (f"{quality.scale * v:.{quality.decimals}f}" for v in (mark.y.low, mark.y.high))
     return (
-        f"<b>{escape(pair.task.name, quote=False)}</b> · {who} · {escape(engine.target)} "
-        f"{escape(engine.precision)}<br>"
-        f"{quality.title} {in_unit(quality, mark.y.value)} ({low} to {high})<br>"
+        f"{pair.task.name}, {who}, {engine.target} {engine.precision}: "
+        f"{quality.title} {in_unit(quality, mark.y.value)} ({low} to {high}), "
         f"{significant(mark.x)} {cost.measure.unit}, engine {in_unit(SIZE, engine.bytes)}"
     )
 

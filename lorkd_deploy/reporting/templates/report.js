@@ -1,83 +1,122 @@
 "use strict";
-// Plots, sorting and the theme. Everything a reader needs is in the page without this script:
-// tables, words and the downloads of figures (data: links).
+// Sorting, choices, copies and the theme. Everything a reader needs is in the page without this
+// script: tables, words, plots and the downloads of figures (data: links).
 
 const root = document.documentElement;
-const specs = JSON.parse(document.getElementById("figures").textContent);
-const drawn = new Map(); // plot element → key of the variant that it shows
-
-/* ------------------------------------------------------------------ colours of the theme */
-function colour(name) {
-  const probe = document.createElement("i");
-  probe.style.color = `var(--${name})`;
-  document.body.append(probe);
-  const value = getComputedStyle(probe).color;
-  probe.remove();
-  return value;
-}
-
-// A figure names its colours ("s0", "teacher"); the theme says what they are.
-function themed(value, key, palette) {
-  if (Array.isArray(value)) return value.map((item) => themed(item, key, palette));
-  if (value && typeof value === "object") {
-    return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v, k, palette)]));
-  }
-  return key.endsWith("color") && value in palette ? palette[value] : value;
-}
-
-function palette() {
-  const names = ["paper", "card", "ink", "soft", "line", "faint", "accent", "teacher"];
-  for (let i = 0; i < 8; i += 1) names.push(`s${i}`);
-  return Object.fromEntries(names.map((name) => [name, colour(name)]));
+for (const element of document.querySelectorAll("[hidden]:not([data-choice])")) {
+  element.hidden = false; // what does nothing without this script
 }
 
 /* ------------------------------------------------------------------ plots */
-function draw(element, key, width) {
-  const figure = themed(specs[key], "", palette());
-  const room = width || element.clientWidth;
-  const layout = { ...figure.layout, width: room, autosize: false };
-  if (room < 480) {
-    layout.dragmode = false; // a finger scrolls the page
-    layout.margin = { ...layout.margin, l: Math.min(layout.margin.l, 96), r: 8 };
-  }
-  drawn.set(element, key);
-  const config = { displayModeBar: false, displaylogo: false, showTips: false };
-  // At another width the legend takes other lines: react would keep the room that it took before.
-  const plot = element.layout?.width === room ? Plotly.react : Plotly.newPlot;
-  return plot(element, figure.data, layout, config);
-}
-
-function redraw(width) {
-  return Promise.all([...drawn].map(([element, key]) => draw(element, key, width)));
-}
-
-const plots = [...document.querySelectorAll(".plot")];
-const ready = Promise.all(plots.map((element) => draw(element, element.dataset.figure)));
-ready.then(() => { root.dataset.drawn = String(plots.length); });
-
-let waiting = 0;
-addEventListener("resize", () => {
-  clearTimeout(waiting);
-  waiting = setTimeout(redraw, 120);
-});
-
 for (const input of document.querySelectorAll(".pick input")) {
   input.addEventListener("change", () => {
-    for (const element of document.querySelectorAll(`.plot[data-group="${input.name}"]`)) {
-      draw(element, `${element.dataset.base}-${input.value}`);
+    for (const drawing of document.querySelectorAll(`[data-group="${input.name}"]`)) {
+      drawing.hidden = drawing.dataset.choice !== input.value;
     }
   });
 }
 
+function save(name, kind, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: kind }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// A plot's colours and texts come from the page's style: what is saved gets them by name.
+const LOOK = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size",
+  "font-family", "font-weight", "text-anchor"];
+
+function dressed(element) {
+  const copy = element.cloneNode(true);
+  const own = [element, ...element.querySelectorAll("*")];
+  [copy, ...copy.querySelectorAll("*")].forEach((part, index) => {
+    const style = getComputedStyle(own[index]);
+    part.removeAttribute("class");
+    part.setAttribute("style", LOOK.map((key) => `${key}:${style.getPropertyValue(key)}`).join(";"));
+  });
+  return copy;
+}
+
+function saved(plot) {
+  const shown = [...plot.querySelectorAll("svg.drawing")].find((svg) => svg.checkVisibility());
+  const { width, height } = shown.getBoundingClientRect();
+  const legend = [...plot.querySelectorAll(".legend li")];
+  const top = 40 + 20 * legend.length;
+  const whole = document.createElementNS(shown.namespaceURI, "svg");
+  whole.setAttribute("width", width + 70);
+  whole.setAttribute("height", height + top + 56);
+  const drawing = dressed(shown);
+  const place = { x: 50, y: top, width, height, overflow: "visible" };
+  for (const [key, value] of Object.entries(place)) drawing.setAttribute(key, value);
+  legend.forEach((entry, index) => {
+    const swatch = dressed(entry.querySelector("svg"));
+    swatch.setAttribute("x", 10);
+    swatch.setAttribute("y", 10 + 20 * index);
+    const name = document.createElementNS(shown.namespaceURI, "text");
+    name.textContent = entry.textContent;
+    name.setAttribute("x", 32);
+    name.setAttribute("y", 21 + 20 * index);
+    name.setAttribute("style", `font:13px sans-serif;fill:${getComputedStyle(entry).color}`);
+    whole.append(swatch, name);
+  });
+  whole.append(drawing);
+  return new XMLSerializer().serializeToString(whole);
+}
+
 for (const button of document.querySelectorAll("button[data-svg]")) {
   button.addEventListener("click", () => {
-    const element = document.getElementById(button.dataset.svg);
-    const { width, height } = element.getBoundingClientRect();
-    Plotly.downloadImage(element, { format: "svg", filename: drawn.get(element), width, height });
+    const name = button.dataset.svg.replace(/^plot-/, "");
+    save(`${name}.svg`, "image/svg+xml", saved(document.getElementById(button.dataset.svg)));
   });
 }
 
-/* ------------------------------------------------------------------ theme and print */
+/* ------------------------------------------------------------------ predictive values */
+const prevalence = document.getElementById("prevalence");
+if (prevalence) {
+  const rows = [...document.querySelectorAll("#predictive tbody tr")];
+  const numbers = JSON.parse(document.getElementById("worth").textContent);
+  const written = rows.map((row) => [...row.cells].slice(-3).map((cell) => cell.innerHTML));
+  const values = rows.map((row) => [...row.cells].slice(-3).map((cell) => cell.dataset.value));
+  const percent = (value) => (100 * value).toFixed(1);
+  const bayes = (hit, spared, share) => {
+    const right = hit * share;
+    const all = right + (1 - spared) * (1 - share);
+    return all ? right / all : 0;
+  };
+  const show = (cell, value, text, note) => {
+    cell.dataset.value = value;
+    const [main, small] = cell.querySelectorAll("span span");
+    main.textContent = text;
+    small.textContent = note;
+  };
+  prevalence.addEventListener("input", () => {
+    const share = Number(prevalence.value) / 100;
+    const valid = prevalence.value !== "" && share > 0 && share < 1;
+    document.getElementById("reckoned").textContent =
+      valid ? `at ${prevalence.value} %` : "as in the test images";
+    rows.forEach((row, index) => {
+      const cells = [...row.cells].slice(-3);
+      if (!valid) {
+        cells.forEach((cell, k) => {
+          cell.innerHTML = written[index][k];
+          cell.dataset.value = values[index][k];
+        });
+        return;
+      }
+      const [sensitivity, specificity] = numbers[index];
+      const worth = [[sensitivity, specificity, share], [specificity, sensitivity, 1 - share]];
+      show(cells[0], share, `${prevalence.value} %`, "as set above");
+      worth.forEach(([hit, spared, of], k) => {
+        const [value, low, high] = hit.map((part, bound) => bayes(part, spared[bound], of));
+        show(cells[k + 1], value, `${percent(value)} %`, `${percent(low)} to ${percent(high)} %`);
+      });
+    });
+  });
+}
+
+/* ------------------------------------------------------------------ theme */
 const toggle = document.getElementById("theme");
 const system = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
@@ -87,25 +126,51 @@ function label() {
   toggle.setAttribute("aria-label", `Change to ${isDark() ? "light" : "dark"} colours`);
 }
 
-toggle.hidden = false;
 toggle.addEventListener("click", () => {
   root.dataset.theme = isDark() ? "light" : "dark";
   label();
-  redraw();
 });
-system.addEventListener("change", () => { label(); redraw(); });
+system.addEventListener("change", label);
 label();
 
-addEventListener("beforeprint", () => {
-  root.dataset.before = root.dataset.theme || "";
-  root.dataset.theme = "light";
-  for (const [element, key] of drawn) draw(element, key, element.closest(".plots") ? 330 : 680);
-});
-addEventListener("afterprint", () => {
-  if (root.dataset.before) root.dataset.theme = root.dataset.before;
-  else delete root.dataset.theme;
-  redraw();
-});
+/* ------------------------------------------------------------------ copies */
+function markdown(table) {
+  const plain = (text) => text.replace(/([\\`*_{}[\]<>#|~$])/g, "\\$1").replace(/\s+/g, " ").trim();
+  const cell = (part) => {
+    const small = part.querySelector(".small");
+    const note = small ? small.textContent : "";
+    const text = part.textContent.slice(0, part.textContent.length - note.length);
+    return plain(note ? `${text} (${note})` : text);
+  };
+  const line = (cells) => `| ${cells.join(" | ")} |`;
+  const heads = [...table.tHead.rows[0].cells];
+  return [
+    line(heads.map((head) => plain(head.textContent))),
+    `|${heads.map((head) => (head.classList.contains("num") ? "---:" : "---")).join("|")}|`,
+    ...[...table.tBodies[0].rows].map((row) => line([...row.cells].map(cell))),
+  ].join("\n");
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // a page from a disk may not be let at the clipboard
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+}
+
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  button.addEventListener("click", async () => {
+    await copy(markdown(document.getElementById(button.dataset.copy).querySelector("table")));
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+}
 
 /* ------------------------------------------------------------------ sorting */
 function compare(a, b) {

@@ -134,6 +134,7 @@ def _open(task: TaskSpec, recipe: Recipe) -> TaskData:
         drawn = np.random.default_rng(0).permutation(len(data.train))[:most]
         data = replace(data, train=data.train.part(np.sort(drawn)))
     _check_every_class(task, data)
+    _check_finding(task, data)
     return data
 
 
@@ -147,6 +148,17 @@ def _check_every_class(task: TaskSpec, data: TaskData) -> None:
             where=f"{data.provenance['source']} {data.provenance['name']}",
             fix="add training images of it, or leave the class out of data and recipe",
         )
+
+
+def _check_finding(task: TaskSpec, data: TaskData) -> None:
+    one_of_two = data.kind == "multiclass" and len(data.classes) == 2
+    if task.finding is None or (one_of_two and task.finding in data.classes):
+        return
+    raise RecipeError(
+        f"task {task.name!r}: {task.finding!r} can't be its finding",
+        where=f"classes: {', '.join(data.classes)}",
+        fix="name one of two classes, or leave `finding` out",
+    )
 
 
 def class_counts(labels: I64, classes: int) -> I64:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from tiny_recipe import write_recipe
 
-from lorkd_deploy.errors import DataError
+from lorkd_deploy.errors import DataError, RecipeError
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.training.batches.setup import open_setup
 
 
-def opened(folder: Path, labels: dict[str, list[object]], classes: list[str]) -> None:
+def opened(
+    folder: Path, labels: dict[str, list[object]], classes: list[str], **task: object
+) -> None:
     """Open a recipe whose one task has these labels."""
     arrays = {}
     for split, values in labels.items():
@@ -21,7 +23,7 @@ def opened(folder: Path, labels: dict[str, list[object]], classes: list[str]) ->
         arrays[f"{split}_images"] = np.zeros((len(values), 16, 16), np.uint8)
     np.savez(folder / "own.npz", **arrays)
     data = {"source": "npz", "path": str(folder / "own.npz"), "classes": classes}
-    departments = [{"name": "ward", "tasks": [{"name": "own", "data": data}]}]
+    departments = [{"name": "ward", "tasks": [{"name": "own", "data": data, **task}]}]
     open_setup(load_recipe(write_recipe(folder / "r.yaml", departments=departments)))
 
 
@@ -60,3 +62,16 @@ def test_a_limit_takes_the_same_training_images_at_every_seed(tmp_path: Path) ->
         assert set(taken) <= set(images)
         assert len(one.test) == len(full.test)
         assert one.provenance == full.provenance
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], ["a", "b", "c"]])
+def test_a_finding_that_is_none_of_two_classes_is_refused(
+    tmp_path: Path, classes: list[str]
+) -> None:
+    places = list(range(len(classes)))
+    labels: dict[str, list[object]] = {"train": [*places], "val": [*places], "test": [*places]}
+    wrong = "x" if len(classes) == 2 else "a"
+    with pytest.raises(RecipeError, match=f"'{wrong}' can't be its finding"):
+        opened(tmp_path, labels, classes, finding=wrong)
+    if len(classes) == 2:
+        opened(tmp_path, labels, classes, finding="a")
