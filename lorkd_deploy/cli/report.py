@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,15 @@ def report(
             "patients' images: share such a page only where the images may be shared.",
         ),
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="RUN2",
+            help="Another measured run, or its profile.json: also show what changed from it to "
+            "RUN, beyond noise.",
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -31,11 +41,12 @@ def report(
     Examples:
       lorkd report runs/small
       lorkd report runs/small --images
+      lorkd report runs/small --against runs/before
     """
     from lorkd_deploy import report as write_report
 
     output = Output(as_json=as_json, quiet=quiet)
-    files = write_report(run, images=images)
+    files = write_report(run, images=images, against=against)
     for file in (files.html, files.markdown, *files.model_cards):
         output.text(f"wrote {file}")
     output.text(f"wrote {len(files.tables)} tables to {files.tables[0].parent}")

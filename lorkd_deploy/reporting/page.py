@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorkd_deploy.profiling.compare import RunChanges
 from lorkd_deploy.reporting import cautions, first_screen, method
 from lorkd_deploy.reporting.chapter import Chapter, chapter
 from lorkd_deploy.reporting.commands import commands
 from lorkd_deploy.reporting.glossary import glossary
 from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.plots.tradeoff import MEASURES, tradeoffs
+from lorkd_deploy.reporting.sheet import Sheet, sheets
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Table
 from lorkd_deploy.reporting.tables import accuracy, latency, mlperf
+from lorkd_deploy.reporting.tables.changes import changes
 from lorkd_deploy.reporting.tables.engines import engines
 from lorkd_deploy.reporting.tables.memory import all_departments
 from lorkd_deploy.reporting.tables.parity import parity
@@ -58,6 +61,7 @@ class Page:
     tradeoffs: tuple[Figure, ...]
     departments_intro: str
     departments: tuple[Chapter, ...]
+    sheets: tuple[Sheet, ...]
     engines: tuple[Table, ...]
     parity_intro: str
     parity: Table
@@ -81,12 +85,17 @@ class Page:
         return (*self.tradeoffs, *(f for d in self.departments for f in (*d.latency, *d.curves)))
 
 
-def page(sources: Sources, *, images: bool = False) -> Page:
-    """What one run's report says; `images` embeds a few test images per task."""
+def page(sources: Sources, *, images: bool = False, changed: RunChanges | None = None) -> Page:
+    """What one run's report says; `images` embeds a few test images per task, `changed` is what
+    changed since another run."""
     plots = tuple(tradeoffs(sources))
     shown = {measure for figure in plots for measure in figure.drawings}
     findings = worth(sources)
-    of_engines = (engines(sources), all_departments(sources))
+    of_engines = (
+        engines(sources),
+        changes(changed) if changed else None,
+        all_departments(sources),
+    )
     return Page(
         name=sources.manifest.name,
         dateline=first_screen.dateline(sources),
@@ -106,6 +115,7 @@ def page(sources: Sources, *, images: bool = False) -> Page:
             chapter(sources, name, f"department-{number}", images=images)
             for number, name in enumerate(sources.manifest.departments, 1)
         ),
+        sheets=sheets(sources),
         engines=tuple(table for table in of_engines if table),
         parity_intro=PARITY,
         parity=parity(sources).without_gaps(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ def opened(chromium: Chromium, page: Path, *, width: int = 1280, dark: bool = Fa
 
 def test_it_is_quiet_and_asks_for_nothing(chromium: Chromium, page: Path) -> None:
     opened(chromium, page)
-    assert chromium.run("document.querySelectorAll('.plot').length") == 2 + 3 * len(TASKS)
+    assert chromium.run("document.querySelectorAll('.plot').length") == 2 + 5 * len(TASKS)
     asked = [url for url in chromium.requests() if not url.startswith(("data:", "blob:"))]
     assert asked == [page.as_uri()]
     assert chromium.complaints() == []
@@ -257,6 +258,26 @@ def test_it_prints_light_and_comes_back(chromium: Chromium, page: Path) -> None:
     opened(chromium, page, dark=True)
     assert chromium.run(ink) == before
     assert chromium.complaints() == []
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_department_is_one_page_of_a4(chromium: Chromium, plain_page: Path, number: int) -> None:
+    opened(chromium, plain_page)
+    chromium.run(f"location.hash = 'department-{number}'")
+    chromium.run(f"document.querySelector('#department-{number} .to-print a').click()")
+    chromium.wait(f"document.getElementById('sheet-{number}').checkVisibility()")
+    # Alone on the page, with the first table's verdict.
+    shown = "[...document.querySelectorAll('main > section')].filter((e) => e.checkVisibility())"
+    assert chromium.run(f"{shown}.map((e) => e.id)") == [f"sheet-{number}"]
+    row = f"document.querySelectorAll('#verdicts tbody tr')[{number - 1}]"
+    verdict = chromium.run(f"{row}.cells[1].querySelector('span span').textContent")
+    text = chromium.run(f"document.getElementById('sheet-{number}').innerText")
+    assert verdict in text and "Not a medical device" in text
+    sheet = chromium.pdf(**A4)
+    assert len(re.findall(rb"/Type\s*/Page\b", sheet)) == 1
+    chromium.run("document.querySelector('.sheet:target .back a').click()")
+    chromium.wait(f"document.getElementById('department-{number}').checkVisibility()")
+    assert len(re.findall(rb"/Type\s*/Page\b", chromium.pdf(**A4))) > 4
 
 
 @pytest.mark.parametrize("paper", [695, 717], ids=["A4", "US letter"])  # CSS px between margins

@@ -273,6 +273,25 @@ def test_stages_and_build_time_are_shown(files: ReportFiles) -> None:
     assert teacher["forgotten"] == 0.97
 
 
+def test_what_changed_since_another_run_is_on_the_page(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = build_run(tmp_path / "before", tasks=TASKS[:1], engines=(("onnx-fp32", 2.0, 0.0),))
+    assert cli.main(["report", str(run), "--against", str(before), "--json"]) == 0
+    html = Path(json.loads(capsys.readouterr().out)["html"])
+    rows = json.loads(downloads(html.read_text())["changes.json"])
+    found = {(row["engine"], row["figure"]): row for row in rows}
+    p50 = found["breast/ultrasound/onnx-fp32", "p50_ms"]
+    assert p50["verdict"] == "better" and p50["change"] == pytest.approx(0.5, abs=0.05)
+    assert p50["second"] == pytest.approx(0.5 * p50["first"], rel=0.1)
+    text = html.with_name("report.md").read_text()
+    assert "figures changed beyond noise since the run of 2026-11-23T21:14:05Z" in text
+    assert "Only in the second run: blood/cells/onnx-fp32" in text.replace("\\", "")
+    assert "changes.json" not in downloads(report(run).html.read_text())
+    assert cli.main(["report", str(run), "--against", str(tmp_path / "nowhere")]) == 1
+    assert "the folder does not exist" in capsys.readouterr().err
+
+
 def test_a_runtimes_own_cache_is_told_where_it_has_one(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run")
     assert report(run).markdown.read_text().count("No runtime keeps a cache") == len(TASKS)

@@ -133,6 +133,10 @@ toggle.addEventListener("click", () => {
 system.addEventListener("change", label);
 label();
 
+for (const button of document.querySelectorAll("[data-print]")) {
+  button.addEventListener("click", () => print());
+}
+
 /* ------------------------------------------------------------------ copies */
 function markdown(table) {
   const plain = (text) => text.replace(/([\\`*_{}[\]<>#|~$])/g, "\\$1").replace(/\s+/g, " ").trim();
