@@ -101,6 +101,16 @@ class Preprocess(Part):
         left = (rgb.shape[1] - self.size) // 2
         return np.ascontiguousarray(rgb[top : top + self.size, left : left + self.size])
 
+    def seen(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Which part of an image of `height` × `width` px `geometry` keeps: top, left, height and
+        width, in whole pixels of that image.
+        """
+        if self.resize_shorter is None:
+            return 0, 0, height, width
+        share = self.size / self.resize_shorter * min(height, width)
+        rows, columns = min(height, round(share)), min(width, round(share))
+        return (height - rows) // 2, (width - columns) // 2, rows, columns
+
     def normalise(self, images: U8) -> F32:
         """uint8 `(N, size, size, 3)` → float32 `(N, 3, size, size)`."""
         scale = (1.0 / (255.0 * np.asarray(self.std, np.float64))).astype(np.float32)

@@ -61,6 +61,9 @@ Own = TypeVar("Own", bound="Closing")
 ENTRY_POINTS = "lorkd_deploy.exporters"
 Int8 = Literal["any", "tensor", "signed"]
 ALIASES = {"tensorrt": "trt"}
+OUTPUT = "output"  # an engine's logits, and what it may give beside them:
+FEATURES = "features"  # what a guard looks at: (N, E), `safety/guard.py`
+MAPS = "maps"  # where each class was seen: (N, K, h, w), `safety/explanation.py`
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Closing:
     def outputs(self, batch: F32) -> Mapping[str, F32]:
         """The logits alone."""
         logits: F32 = self(batch)  # type: ignore[operator]
-        return {"output": logits}
+        return {OUTPUT: logits}
 
     def close(self) -> None:
         raise NotImplementedError

@@ -162,7 +162,8 @@ class Binding(Part):
 
 class GraphEntry(Part):
     """The ONNX template: float32 `(N, 3, size, size)` named `input` → `(N, K)` named `output`, and
-    where there is a guard what that looks at, named `features`.
+    where there is a guard what that looks at, named `features`. `maps` is the class activation map,
+    `(N, K, h, w)`, where the recipe asks for it; engines have it only by `lorkd export --explain`.
 
     `unused` are tensors of the network that have no initialiser: no answer depends on them, or
     they are another one under a second name.
@@ -172,6 +173,7 @@ class GraphEntry(Part):
     input: str
     output: str
     features: str | None = None
+    maps: str | None = None
     bindings: tuple[Binding, ...]
     unused: tuple[str, ...] = ()
 

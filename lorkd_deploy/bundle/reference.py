@@ -6,6 +6,9 @@ They are the unfused torch model's, written before any export:
     TASK.index  TASK.sha256     (m,) rows of the task's test split, (m, 32) hashes of their images
     TASK.logits                 (m, K_t) for these images
     inputs.guard  TASK.guard    (n,) and (m,): what a guard says of both, only where there is one
+    inputs.maps  TASK.maps      (n', K, h, w) and (m', K_t, h, w): class activation maps of those at
+                                `mapped(n)` and `mapped(m)`, only where the recipe asks for them
+    TASK.faithful               (m', 2): areas under the deletion and insertion curves of the latter
     TASK.images  TASK.labels    (m, S, S, 3), and (m,) or (m, K_t): only where the recipe ships them
 """
 
@@ -23,6 +26,7 @@ from lorkd_deploy.errors import BundleError, ModelError
 from lorkd_deploy.storage import Tensors
 
 INPUTS = "inputs"
+MAPPED = 64  # images whose maps are kept, at most
 
 
 class ImageReference(NamedTuple):
@@ -30,7 +34,9 @@ class ImageReference(NamedTuple):
 
     `indices` int64 `(m,)`, `sha256` uint8 `(m, 32)`, `logits` float32 `(m, K)`; only where they are
     shipped `images`, uint8 `(m, S, S, 3)` at network size, and `labels`, int64 `(m,)` or `(m, K)`.
-    `guard` float32 `(m,)` are the scores of a guard (`safety/guard.py`), where there is one.
+    `guard` float32 `(m,)` are the scores of a guard (`safety/guard.py`), where there is one, `maps`
+    `(m', K, h, w)` and `faithful` `(m', 2)` what `safety/explanation.py` says of those at
+    `mapped(m)`.
     """
 
     indices: I64
@@ -39,20 +45,33 @@ class ImageReference(NamedTuple):
     images: U8 | None = None
     labels: I64 | None = None
     guard: F32 | None = None
+    maps: F32 | None = None
+    faithful: F32 | None = None
+
+
+def mapped(count: int) -> I64:
+    """Which of `count` images have maps: at most `MAPPED`, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAPPED)).astype(np.int64))
 
 
 def reference_tensors(
-    inputs_logits: F32, images: Mapping[str, ImageReference], inputs_guard: F32 | None = None
+    inputs_logits: F32,
+    images: Mapping[str, ImageReference],
+    inputs_guard: F32 | None = None,
+    inputs_maps: F32 | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """The tensors of one engine's reference.
 
     `inputs_logits` `(n, K)` are the unfused model's on `parity_inputs(n, …)`, `images` has an entry
-    for each task of the engine, `inputs_guard` `(n,)` are the scores of a guard. Raises
-    `ModelError` for logits that are not finite: nothing could be proven by them.
+    for each task of the engine, `inputs_guard` `(n,)` are the scores of a guard, `inputs_maps` the
+    maps of those at `mapped(n)`. Raises `ModelError` for logits that are not finite: nothing could
+    be proven by them.
     """
     tensors: dict[str, npt.NDArray[Any]] = {INPUTS: np.asarray(inputs_logits, np.float32)}
     if inputs_guard is not None:
         tensors[f"{INPUTS}.guard"] = np.asarray(inputs_guard, np.float32)
+    if inputs_maps is not None:
+        tensors[f"{INPUTS}.maps"] = np.asarray(inputs_maps, np.float32)
     for task, given in images.items():
         count = len(given.indices)
         if given.sha256.shape != (count, 32) or len(given.logits) != count:
@@ -62,6 +81,8 @@ def reference_tensors(
         tensors[f"{task}.logits"] = np.asarray(given.logits, np.float32)
         if given.guard is not None:
             tensors[f"{task}.guard"] = np.asarray(given.guard, np.float32)
+        if given.maps is not None:
+            tensors[f"{task}.maps"] = np.asarray(given.maps, np.float32)
         if given.images is not None:
             tensors[f"{task}.images"] = np.asarray(given.images, np.uint8)
             if given.labels is not None:
@@ -72,7 +93,11 @@ def reference_tensors(
                 f"the trained model's logits are not finite ({name})",
                 fix="lower the learning rate, or look at the training history",
             )
-    return tensors
+    return tensors | {
+        f"{task}.faithful": np.asarray(given.faithful, np.float32)  # NaN: of a map of nothing
+        for task, given in images.items()
+        if given.faithful is not None
+    }
 
 
 def inputs_reference(tensors: Tensors, where: Path) -> F32:
@@ -89,6 +114,8 @@ def image_reference(tensors: Tensors, task: str, where: Path) -> ImageReference:
         tensors.get(f"{task}.images"),
         tensors.get(f"{task}.labels"),
         tensors.get(f"{task}.guard"),
+        tensors.get(f"{task}.maps"),
+        tensors.get(f"{task}.faithful"),
     )
 
 

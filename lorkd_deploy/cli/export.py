@@ -56,6 +56,13 @@ def export(
     teacher: Annotated[
         bool, typer.Option("--teacher", help="Also export the foundation model.")
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Let engines give maps of where they look, for `lorkd predict --explain`.",
+        ),
+    ] = False,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -99,6 +106,7 @@ def export(
       lorkd export runs/small --providers CUDA
       lorkd export runs/small --department eye-clinic --teacher
       lorkd export runs/small --task breast --out engines
+      lorkd export runs/small --explain
       lorkd export runs/small --layout triton --out models
       lorkd export runs/small --target openvino --sample python --sample cpp
     """
@@ -115,6 +123,7 @@ def export(
         department=department,
         task=task,
         teacher=teacher,
+        explain=explain,
         layout=layout,
         sample=sample,
         out=out,

@@ -66,6 +66,15 @@ def predict(
             metavar="LOG", help="Append every answer to this audit log.", show_default=False
         ),
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write pictures of where the most probable class was seen, by engines that "
+            "were exported with --explain.",
+            show_default=False,
+        ),
+    ] = None,
     dicom: DicomKeys = [],
     sr: Annotated[
         Path | None,
@@ -89,6 +98,7 @@ def predict(
       lorkd predict runs/small --task breast scan.png
       lorkd predict runs/small --task breast scans/ --csv breast.csv
       lorkd predict runs/small --task breast scans/ --coverage 0.95 --audit answers.jsonl
+      lorkd predict runs/small --task breast scans/ --explain maps
       lorkd predict runs/small --task breast scan.dcm --dicom window=[40,400] --sr reports
     """
     from lorkd_deploy import AuditLog, load_bundle, write_reports
@@ -115,6 +125,7 @@ def predict(
         guard=guard,
         coverage=coverage,
         audit=None if audit is None else AuditLog(audit),
+        explain=explain,
         bundle=bundle,
     )
     reports = []
@@ -137,6 +148,10 @@ def predict(
     for file in (csv, save_input):
         if file is not None:
             output.text(f"wrote {file}")
+    if explain is not None:
+        output.text(
+            f"wrote {sum(e.overlay is not None for e in predictions)} pictures to {explain}"
+        )
     if reports:
         output.text(f"wrote {len(reports)} reports")
     output.result(predictions)

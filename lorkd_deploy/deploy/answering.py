@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from lorkd_deploy.deploy.artifact import Artifact, EngineTask
 from lorkd_deploy.deploy.guarded import task_guard
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.metrics import score as metrics
-from lorkd_deploy.runtime import Runner
+from lorkd_deploy.runtime import MAPS, OUTPUT, Runner
 from lorkd_deploy.safety import coverage as conformal
 from lorkd_deploy.schema import Part
 
@@ -83,14 +83,28 @@ class Answering:
         Raises `ArtifactError` for an engine that fails, gives what isn't finite, or lacks what the
         guard needs.
         """
-        outside: F64 | None = None
-        if self.guard is None:
-            logits = runner(batch)
-        else:
-            given = runner.outputs(batch)
-            logits = next(iter(given.values()))
-            outside = self.guard.scores(given)
-        logits = logits[:, self.task.start : self.task.stop]
+        return self._answered({OUTPUT: runner(batch)} if not self.guard else runner.outputs(batch))
+
+    def explained(self, runner: Runner, batch: F32) -> list[tuple[Answer, F32 | None]]:
+        """Answers, each with the map `(h, w)` of where the most probable class was seen; None for a
+        picture that is outside. Raises as a call does, and for an engine without maps.
+        """
+        given = runner.outputs(batch)
+        if MAPS not in given:
+            raise ArtifactError(
+                "this engine gives no map of where it looks", fix="lorkd export RUN --explain"
+            )
+        answers = self._answered(given)
+        maps = given[MAPS][:, self.task.start : self.task.stop]
+        found: list[tuple[Answer, F32 | None]] = []
+        for answer, of_classes in zip(answers, maps, strict=True):
+            probable = list(answer.probabilities.values())
+            found.append((answer, of_classes[int(np.argmax(probable))] if probable else None))
+        return found
+
+    def _answered(self, given: Mapping[str, F32]) -> list[Answer]:
+        outside: F64 | None = None if self.guard is None else self.guard.scores(given)
+        logits = next(iter(given.values()))[:, self.task.start : self.task.stop]
         if not np.isfinite(logits).all() or (outside is not None and np.isnan(outside).any()):
             raise ArtifactError(
                 "the engine gives values that are not finite",

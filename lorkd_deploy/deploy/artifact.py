@@ -56,7 +56,8 @@ class Artifact(Part):
 
     `engine` is the engine's name in the bundle: a task, or `teacher`, which is then the
     department's name too. `files` has the engine first. `facts` is what the runtime says that it
-    did: version, provider, threads. `choice` is the table of `--precision auto`, if it chose.
+    did: version, provider, threads. `explain`: it gives maps of where it looks beside its logits.
+    `choice` is the table of `--precision auto`, if it chose.
     """
 
     schema_version: int = SCHEMA
@@ -74,6 +75,7 @@ class Artifact(Part):
     facts: dict[str, Any]
     build_seconds: float
     environment: dict[str, str]
+    explain: bool = False
     choice: Choice | None = None
     folder: Path = Field(default=Path(), exclude=True)
 

@@ -48,6 +48,7 @@ class EngineBuild:
     probe: Probe
     folder: Path
     max_drop: float = MAX_DROP
+    explain: bool = False
 
     def build(self, reference: Reference, engine: str) -> Artifact:
         """Build, prove and record one engine, then put it into its place.
@@ -106,7 +107,7 @@ class EngineBuild:
         """Build one engine into `fresh` and prove it; whether it passed, its parity says."""
         bundle = reference.bundle
         started = time.perf_counter()
-        fused = onnx_model(bundle, engine)
+        fused = onnx_model(bundle, engine, explain=self.explain)
         model = source_model(fused, bundle, engine, self.spec.precision, self.probe)
         written = self._engine(model, fresh)
         seconds = time.perf_counter() - started
@@ -126,6 +127,7 @@ class EngineBuild:
             preprocess_sha256=bundle.manifest.preprocess_sha256,
             parity=parity,
             facts=facts,
+            explain=self.explain,
             build_seconds=round(seconds, 4),
             environment=environment(),
         )

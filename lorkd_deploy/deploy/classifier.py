@@ -14,6 +14,7 @@ from lorkd_deploy.arrays import F32, U8
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.answering import Answer, Answering, Recorder
 from lorkd_deploy.deploy.artifact import NOT_VERIFIED, EngineTask, exported_engine, open_engine
+from lorkd_deploy.deploy.overlay import overlay, png
 from lorkd_deploy.dicom import DicomHeader, DicomRules, is_dicom
 from lorkd_deploy.dicom.pixels import read_dicom
 from lorkd_deploy.errors import ImageError
@@ -22,7 +23,7 @@ from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, Closing, RunOptions
-from lorkd_deploy.storage import sha256_file
+from lorkd_deploy.storage import sha256_file, write_atomic
 
 BATCH = 32
 log = logging.getLogger(__name__)
@@ -32,21 +33,25 @@ class Prediction(Answer):
     """What an engine says of one image file; the fields of an answer are those of `Answer`.
 
     `dicom` is what of a DICOM file's header may be recorded, `frame` the frame that was looked at,
-    from 1.
+    from 1. `overlay` is the picture of where the most probable class was seen, if it was asked for;
+    there is none of an image that is outside.
     """
 
     file: str
     task: str
+    overlay: str | None = None
     dicom: DicomHeader | None = None
     frame: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An image at network size, uint8 `(S, S, 3)`, and where it comes from."""
+    """An image at network size, uint8 `(S, S, 3)`, as it was stored, `(H, W)` or `(H, W, 3)`, and
+    where it comes from."""
 
     file: Path
     pixels: U8
+    stored: U8
     dicom: DicomHeader | None = None
     frame: int | None = None
 
@@ -107,31 +112,32 @@ class Classifier(Closing):
             if file.suffix.lower() not in (*SUFFIXES, ".npy") and is_dicom(file):
                 image = read_dicom(file, self.rules)
                 pixels = self.preprocess.geometry(image.pixels)
-                return Prepared(file=file, pixels=pixels, dicom=image.header, frame=image.frame)
-            return Prepared(file=file, pixels=self.preprocess.geometry(read_image(file)))
+                return Prepared(file, pixels, image.pixels, image.header, image.frame)
+            stored = read_image(file)
+            return Prepared(file, self.preprocess.geometry(stored), stored)
         except ImageError as exc:
             raise ImageError(exc.what, where=file, fix=exc.fix) from exc
 
-    def batches(self, files: Sequence[Path]) -> Iterator[tuple[F32, list[Prediction]]]:
-        """The network's input `(N, 3, S, S)` and the answers, for a few files at a time."""
+    def batches(
+        self, files: Sequence[Path], explain: Path | None = None
+    ) -> Iterator[tuple[F32, list[Prediction]]]:
+        """The network's input `(N, 3, S, S)` and the answers, for a few files at a time.
+
+        `explain` is the folder for pictures of where the network looked, called by the file's place
+        and name.
+        """
         for start in range(0, len(files), BATCH):
             images = [self.prepare(file) for file in files[start : start + BATCH]]
             batch = self.preprocess.normalise(np.stack([image.pixels for image in images]))
-            yield batch, self.answers(images, batch)
+            if explain is None:
+                yield batch, self.answers(images, batch)
+            else:
+                yield batch, self._explained(images, batch, explain, start)
 
     def answers(self, images: Sequence[Prepared], batch: F32) -> list[Prediction]:
         """What the engine says of `images`, whose network input is `batch`."""
         found = self._answering(self._runner, batch)
-        return [
-            Prediction(
-                **dict(answer),
-                file=str(image.file),
-                task=self.task.name,
-                dicom=image.dicom,
-                frame=image.frame,
-            )
-            for image, answer in zip(images, found, strict=True)
-        ]
+        return [self._of(image, answer) for image, answer in zip(images, found, strict=True)]
 
     def record(self, audit: Recorder, answers: Sequence[Prediction], ms: float) -> None:
         """Append `answers` to an audit log, each with the hash of its file; it took `ms` each."""
@@ -144,3 +150,27 @@ class Classifier(Closing):
                 guarded=self.guarded,
                 ms=ms,
             )
+
+    def _explained(
+        self, images: Sequence[Prepared], batch: F32, folder: Path, start: int
+    ) -> list[Prediction]:
+        """The same, each with the picture that is written into `folder`."""
+        found = []
+        answers = self._answering.explained(self._runner, batch)
+        for place, (image, (answer, activation)) in enumerate(zip(images, answers, strict=True)):
+            prediction = self._of(image, answer)
+            if activation is not None:
+                file = folder / f"{start + place + 1:04}-{image.file.stem}.png"
+                write_atomic(file, png(overlay(image.stored, activation, self.preprocess)))
+                prediction = prediction.model_copy(update={"overlay": str(file)})
+            found.append(prediction)
+        return found
+
+    def _of(self, image: Prepared, answer: Answer) -> Prediction:
+        return Prediction(
+            **dict(answer),
+            file=str(image.file),
+            task=self.task.name,
+            dicom=image.dicom,
+            frame=image.frame,
+        )

@@ -14,6 +14,7 @@ from lorkd_deploy.bundle.size import check_template
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.build import EngineBuild
 from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
+from lorkd_deploy.deploy.graph import require_maps
 from lorkd_deploy.deploy.programs.samples import require_samples, write_sample
 from lorkd_deploy.deploy.programs.triton import require_layout, require_own, write_repository
 from lorkd_deploy.deploy.reference import Reference
@@ -35,6 +36,7 @@ def export(
     department: Sequence[str] = (),
     task: Sequence[str] = (),
     teacher: bool = False,
+    explain: bool = False,
     layout: str | None = None,
     sample: Sequence[str] = (),
     out: str | Path | None = None,
@@ -46,6 +48,7 @@ def export(
     the target can do here, and the fastest is kept whose accuracy on the validation images is at
     most `max_drop` points (0.5) below that of fp32; the record holds the table. `options` are the
     target's own; what they are is in its facts. `teacher` adds the foundation model's engine.
+    `explain` gives each engine a second output, the maps of where it looks.
     Engines go to RUN/export, or to `out`. `layout` "triton" makes a model repository of them too,
     in RUN/triton; then `out` is that repository's place, not the engines'. `sample` "python" or
     "cpp" writes a program that runs the engine beside each. Raises `DataError` where `auto` has no
@@ -68,7 +71,10 @@ def export(
         require_own(repository, [(r.bundle.department(engine), engine) for r, engine in chosen])
     spec = EngineSpec(precision, dict(options or {}))
     most = MAX_DROP if max_drop is None else max_drop
-    build = EngineBuild(target, spec, builder, probe, folder, most).build
+    if explain:
+        for reference, _ in chosen:
+            require_maps(reference.bundle)
+    build = EngineBuild(target, spec, builder, probe, folder, most, explain).build
     with (
         bar(progress, f"exporting to {target}", len(chosen)) as shown,
         _full_disk_explained(folder),

@@ -15,7 +15,7 @@ from lorkd_deploy.bundle.manifest import HEAD_TENSORS, Binding
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.bundle.size import check_size
 from lorkd_deploy.deploy.computed import compute_weights
-from lorkd_deploy.errors import BundleError
+from lorkd_deploy.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     import onnx
@@ -25,17 +25,22 @@ def onnx_model(
     bundle: Bundle,
     engine: str,
     *,
+    explain: bool = False,
     tensors: Mapping[str, F32] | None = None,
     version: str = __version__,
     bundle_sha256: str | None = None,
 ) -> bytes:
     """The ONNX model of one engine: float32 `(N, 3, S, S)` → logits `(N, K)`.
 
+    The features that a guard looks at are a further output, with `explain` the class activation
+    maps too.
+
     `tensors` are the initialisers by name, `bundle.fuse(engine)` if they are not given. Every one
     is bound exactly once, weights that are computed from others are computed (`computed.py`), and
     the result passes the ONNX checker. Equal bundles give equal bytes: there is no time and no path
     in it. `version` of lorkd-deploy and `bundle_sha256`, this bundle's if it isn't given, stand in
-    its metadata. Raises `UsageError` for an unknown engine, `BundleError` where the tensors are not
+    its metadata. Raises `UsageError` for an unknown engine, or maps of a bundle that has none,
+    `BundleError` where the tensors are not
     exactly the template's, `ModelError` for a network above 2 GiB.
     """
     import onnx
@@ -44,10 +49,17 @@ def onnx_model(
     classes = sum(len(task.classes) for task in tasks)
     model = onnx.ModelProto.FromString(bundle.template())
     check_size(model.graph, where=bundle.path)
+    maps = bundle.manifest.graph.maps
+    if explain:
+        require_maps(bundle)
+    elif maps is not None:
+        _leave_out(model.graph, maps)
     values = bundle.fuse(engine) if tensors is None else tensors
     _bind(model.graph, bundle, values, classes)
     compute_weights(model)
-    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = classes
+    for output in model.graph.output:
+        if output.name in (bundle.manifest.graph.output, maps):
+            output.type.tensor_type.shape.dim[1].dim_value = classes
     model.producer_name, model.producer_version = "lorkd-deploy", version
     origin = {"lorkd.bundle_sha256": bundle_sha256 or bundle.sha256, "lorkd.version": version}
     onnx.helper.set_model_props(model, metadata(bundle, engine) | origin)
@@ -59,6 +71,35 @@ def onnx_model(
         ) from exc
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def require_maps(bundle: Bundle) -> None:
+    """Raise `UsageError` where a bundle has no maps that an engine could give."""
+    if bundle.manifest.graph.maps is None:
+        raise UsageError(
+            "the bundle has no maps of where its network looks, and nothing to prove them by",
+            where=bundle.path,
+            fix="train with `--set safety.explain=true`; a network that doesn't end in a global "
+            "average pooling has none",
+        )
+
+
+def _leave_out(graph: onnx.GraphProto, output: str) -> None:
+    """Take an output away, and what leads to no other."""
+    import onnx
+
+    outputs = [value for value in graph.output if value.name != output]
+    needed = {value.name for value in outputs}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    weights = [value for value in graph.initializer if value.name in needed]
+    left = onnx.GraphProto(node=nodes[::-1], initializer=weights, output=outputs)
+    for field in ("node", "initializer", "output"):
+        graph.ClearField(field)
+    graph.MergeFrom(left)
 
 
 def metadata(bundle: Bundle, engine: str) -> dict[str, str]:

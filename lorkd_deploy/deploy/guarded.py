@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from lorkd_deploy.arrays import F32, F64
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.safety.guard import FEATURES, Guard, scores
+from lorkd_deploy.runtime import FEATURES
+from lorkd_deploy.safety.guard import Guard, scores
 from lorkd_deploy.storage import Tensors
 
 

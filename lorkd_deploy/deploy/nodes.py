@@ -16,7 +16,7 @@ class Cuttable:
     """An ONNX classifier whose inner tensors can be had as models of their own.
 
     `tensors` are the float tensors that depend on its input, in the order in which they are
-    computed; the last one is its output.
+    computed; the last one is its logits. What leads to further outputs alone is left out.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -37,6 +37,9 @@ class Cuttable:
             if reached & set(node.input):
                 reached.update(node.output)
                 self.tensors += [o for o in node.output if o and kinds.get(o, 1) in floats]
+        logits = graph.output[0].name
+        above = self.ancestors(logits) | {logits}
+        self.tensors = [name for name in self.tensors if name in above]
 
     def parents(self, tensor: str) -> list[str]:
         """What the node that makes `tensor` takes, without weights."""

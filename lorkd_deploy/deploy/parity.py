@@ -110,6 +110,30 @@ class GuardCompared(Part):
         )
 
 
+class MapsCompared(Part):
+    """Maps of where the network looks from the engine beside the reference, over `rows` images.
+
+    `max_abs` is the largest difference at any place of any class's map, None where they have
+    another shape or values that are not finite; `tolerance` is the precision's, as a fraction of
+    the largest value of the reference.
+    """
+
+    on: Literal["inputs", "images"]
+    rows: int
+    tolerance: float
+    max_abs: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every place is within the tolerance."""
+        return self.max_abs is not None and self.max_abs <= self.tolerance
+
+    def __str__(self) -> str:
+        what = "generated inputs" if self.on == "inputs" else "test images"
+        found = "no map" if self.max_abs is None else f"max |difference| {self.max_abs:.3g}"
+        return f"the maps, {self.rows} {what}: {found} (tolerance {self.tolerance:.3g})"
+
+
 class Link(Part):
     """One step of the chain from the model that was trained to the engine: what stands before it,
     what after, and their logits beside each other, judged by the tolerance of what stands after."""
@@ -124,7 +148,7 @@ class Parity(Part):
 
     `compared` is from end to end: the unfused torch model beside the engine. `links` are the steps
     between them, where there is one, `links_not_here` why they weren't run. `guard` is there where
-    the bundle has one. `images_not_here` says
+    the bundle has one, `maps` where the engine gives them. `images_not_here` says
     for a task why its test images weren't used; `reasons` why the engine failed, or why it was not
     run.
     """
@@ -132,6 +156,7 @@ class Parity(Part):
     status: Literal["passed", "failed", "not run here"]
     compared: tuple[Compared, ...] = ()
     guard: tuple[GuardCompared, ...] = ()
+    maps: tuple[MapsCompared, ...] = ()
     links: tuple[Link, ...] = ()
     links_not_here: str | None = None
     images_not_here: dict[str, str] = Field(default_factory=dict)

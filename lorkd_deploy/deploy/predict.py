@@ -36,6 +36,7 @@ def predict(
     guard: bool = True,
     coverage: float | None = None,
     audit: Recorder | None = None,
+    explain: str | Path | None = None,
     bundle: Bundle | None = None,
 ) -> list[Prediction]:
     """Classify image files, and those in folders (all levels, sorted), by a task's engine.
@@ -44,9 +45,10 @@ def predict(
     `(N, 3, S, S)`. Where the bundle has a `guard`, a picture that isn't of the task's kind is
     answered `outside`. With a `coverage`, such as 0.95, each answer has the classes that it leaves,
     and an image with several or none is referred to a person. `audit`, an `AuditLog`, keeps every
-    answer. `dicom` overrides keys of the task's rules for DICOM files (`DicomRules`), `bundle` is
-    the run's, where it is read already. Other files in folders are left out and counted in the log.
-    Raises `UsageError`
+    answer. `explain` is a folder for pictures of where the most probable class was seen, at each
+    image's own size, by an engine that was exported with `explain`. `dicom` overrides keys of the
+    task's rules for DICOM files (`DicomRules`), `bundle` is the run's, where it is read already.
+    Other files in folders are left out and counted in the log. Raises `UsageError`
     for an unknown task or no image, `ImageError` for an image that can't be used,
     `ArtifactError` for an engine that is missing, damaged or of another bundle; nothing is
     written then.
@@ -65,7 +67,7 @@ def predict(
     ) as classifier:
         files = _files([Path(path) for path in images])
         began = time.perf_counter()
-        for batch, found in classifier.batches(files):
+        for batch, found in classifier.batches(files, Path(explain) if explain else None):
             answers += found
             if audit is not None:
                 classifier.record(audit, found, 1e3 * (time.perf_counter() - began) / len(found))

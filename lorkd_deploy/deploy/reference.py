@@ -24,16 +24,10 @@ from lorkd_deploy.bundle.reference import (
     inputs_reference,
 )
 from lorkd_deploy.data import image_sha256
+from lorkd_deploy.deploy.beside import Beside, Given, compare_beside
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
 from lorkd_deploy.deploy.guarded import task_guard
-from lorkd_deploy.deploy.parity import (
-    Compared,
-    GuardCompared,
-    Link,
-    Parity,
-    compare,
-    compare_guard,
-)
+from lorkd_deploy.deploy.parity import Compared, Link, Parity, compare
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.precisions.table import Tolerance, precision_of
 from lorkd_deploy.recipe import ParitySpec
@@ -61,6 +55,7 @@ class Sample(NamedTuple):
     tasks: tuple[tuple[TaskEntry, slice], ...]
     labels: I64 | None = None
     guard: F32 | None = None  # the scores of a guard, (n,)
+    maps: F32 | None = None  # of some of the images: `bundle.reference.mapped`
 
 
 def _in_two_sizes(sample: Sample) -> Sample:
@@ -75,6 +70,7 @@ def _in_two_sizes(sample: Sample) -> Sample:
         expected=np.concatenate([sample.expected, sample.expected]),
         labels=None if labels is None else np.concatenate([labels, labels]),
         guard=None if sample.guard is None else np.concatenate([sample.guard, sample.guard]),
+        maps=None if sample.maps is None else np.concatenate([sample.maps, sample.maps]),
     )
 
 
@@ -103,8 +99,8 @@ class Reference:
             reason = f"the engine gives logits {found[0].shape}, {needed} are needed"
             return Parity(status="failed", reasons=(reason,))
         compared = self._compared(samples, [s.expected for s in samples], found, allowed)
-        guard = self._guard(engine, runner, samples, allowed)
-        reasons += [str(entry) for entry in guard if not entry.passed]
+        beside = self._beside(engine, runner, samples, allowed)
+        reasons += beside.reasons
         links, links_not_here = self._links(engine, stages, samples, found, allowed)
         reasons += [str(entry) for entry in compared if not entry.passed]
         if links:
@@ -113,7 +109,8 @@ class Reference:
         return Parity(
             status="failed" if reasons else "passed",
             compared=compared,
-            guard=guard,
+            guard=beside.guard,
+            maps=beside.maps,
             links=links,
             links_not_here=links_not_here,
             images_not_here=not_here,
@@ -148,6 +145,7 @@ class Reference:
                     inputs_reference(tensors, self.bundle.path),
                     tasks,
                     guard=tensors.get(f"{INPUTS}.guard"),
+                    maps=tensors.get(f"{INPUTS}.maps"),
                 )
             )
         ]
@@ -170,7 +168,9 @@ class Reference:
         if images is None:
             images, labels = self._opened(task, chosen)
         tasks = ((task, columns),)
-        return _in_two_sizes(Sample("images", images, chosen.logits, tasks, labels, chosen.guard))
+        return _in_two_sizes(
+            Sample("images", images, chosen.logits, tasks, labels, chosen.guard, chosen.maps)
+        )
 
     def _links(
         self,
@@ -256,18 +256,23 @@ class Reference:
         resized = np.stack([manifest.preprocess.geometry(image) for image in found.values()])
         return resized, split.labels[chosen.indices]
 
-    def _guard(
+    def _beside(
         self, engine: str, runner: Runner, samples: list[Sample], allowed: Tolerance
-    ) -> tuple[GuardCompared, ...]:
-        """What the guard says of the engine's own features, beside the reference."""
+    ) -> Beside:
+        """What the engine gives beside its logits, held against the reference."""
         guard = task_guard(self.bundle, self.bundle.engine(engine)[0].name)
-        found = []
-        for sample in samples:
-            if guard is not None and sample.guard is not None and len(sample.guard):
-                parts = [guard.scores(runner.outputs(b)) for b in self._batches(sample.images)]
-                scores = np.concatenate(parts)[: len(sample.guard)]
-                found.append(compare_guard(sample.on, sample.guard, scores, allowed))
-        return tuple(found)
+        given = [
+            Given(
+                sample.on,
+                self._batches(sample.images),
+                len(sample.expected),
+                slice(sample.tasks[0][1].start, sample.tasks[-1][1].stop),
+                sample.guard,
+                sample.maps,
+            )
+            for sample in samples
+        ]
+        return compare_beside(runner, given, guard, allowed)
 
     def _logits(self, runner: Runner, sample: Sample) -> F32:
         """Logits `(n, K)` of the images whose logits are expected."""

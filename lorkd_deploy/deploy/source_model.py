@@ -75,6 +75,7 @@ def remade(artifact: Artifact, bundle: Bundle) -> Remade:
     fused = onnx_model(
         bundle,
         artifact.engine,
+        explain=artifact.explain,
         version=artifact.environment.get("lorkd-deploy", __version__),
         bundle_sha256=artifact.bundle_sha256,
     )

@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lorkd_deploy.runtime import FEATURES
+
 
 def main(folder: Path, *, tensor: bool = False) -> None:
     """Quantise the model in `folder`, calibrated on all of the images there.
 
     Each activation has one scale a `tensor` and zero point 0, if asked for; else the input of a
-    depthwise convolution has one per channel. What leads to an output beside the logits stays as it
-    is: a guard measures small differences in what the first layer gives.
+    depthwise convolution has one per channel. What leads to a guard's features stays as it is,
+    since that measures small differences in what the first layer gives; so do the nodes that lead
+    to maps alone.
     """
     modules: dict[str, Any] = sys.modules
     # It does without both: torch takes seconds to import, telemetry reports to the vendor.
@@ -35,24 +38,26 @@ def main(folder: Path, *, tensor: bool = False) -> None:
     images = np.load(folder / "images.npy", allow_pickle=False)
     name = model.graph.input[0].name
     data = nncf.Dataset(list(images), lambda image: {name: image[None]})
-    features = _makers(model.graph, [output.name for output in model.graph.output[1:]])
+    logits, *others = (output.name for output in model.graph.output)
+    own = _makers(model.graph, set(others)) - _makers(model.graph, {logits})
+    left = own | _makers(model.graph, {FEATURES} & set(others))
     quantised = nncf.quantize(
         model,
         data,
         subset_size=len(images),
-        ignored_scope=nncf.IgnoredScope(names=features) if features else None,
+        ignored_scope=nncf.IgnoredScope(names=sorted(left)) if left else None,
         advanced_parameters=advanced if tensor else None,
     )
     onnx.save(quantised, folder / "int8.onnx")
 
 
-def _makers(graph: Any, outputs: list[str]) -> list[str]:
+def _makers(graph: Any, outputs: set[str]) -> set[str]:
     """Names of all nodes that `outputs` depend on."""
-    needed, found = set(outputs), []
+    needed, found = set(outputs), set()
     for node in reversed(graph.node):
         if needed & set(node.output):
             needed.update(node.input)
-            found.append(node.name)
+            found.add(node.name)
     return found
 
 

@@ -72,6 +72,12 @@ class SafetySpec(Part):
         "predict` then answers `outside`; its threshold is set on the images that are held out",
     )
 
+    explain: bool = Field(
+        default=False,
+        description="let `lorkd export --explain` give engines a map of where each class was seen, "
+        "and keep the maps that this is proven by",
+    )
+
     @property
     def holds_out(self) -> bool:
         """Whether a part of it needs validation images that chose nothing."""

@@ -16,7 +16,6 @@ from lorkd_deploy.safety.coverage import rank_interval, rank_of
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import Tensors
 
-FEATURES = "features"  # the engine's second output
 FALSE_ALARMS = 0.05  # of the task's own pictures
 _MOST = 96  # components: 37 kB at 192 features, as of 96 channels
 _RIDGE = 1e-3  # of the mean variance: a direction without any is no evidence

@@ -184,7 +184,9 @@ def _write(
         )
         for one, of_task, of_safety in zip(shrunk, tested, safe, strict=True)
     ]
-    logits = reference_logits(setup, model, known_inputs(bundle), guards=guards(safe))
+    maps = bundle.manifest.graph.maps is not None
+    inputs = known_inputs(bundle)
+    logits = reference_logits(setup, model, inputs, guards=guards(safe), maps=maps)
     for part in ("teacher", "history"):
         if (source.path / part).is_dir() and source.path != source.bundle:
             carry_over(source.path / part, new.path / part)

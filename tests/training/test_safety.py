@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorkd_deploy import cli, decompose, export, load_bundle, pack, predict, report
+from lorkd_deploy import cli, decompose, export, load_bundle, pack, predict, report, verify
 from lorkd_deploy.clinic.audit import entries
 from lorkd_deploy.errors import ArtifactError, UsageError
 from tests.tiny_recipe import write_recipe
@@ -22,8 +22,11 @@ WITHOUT_TORCH = """
 import json, sys
 sys.modules["torch"] = None
 from lorkd_deploy import predict
-run, *images = sys.argv[1:]
-found = {t: predict(run, "cells", images, target=t, coverage=0.9) for t in ("onnx", "openvino")}
+run, maps, *images = sys.argv[1:]
+found = {
+    t: predict(run, "cells", images, target=t, coverage=0.9, explain=f"{maps}/{t}")
+    for t in ("onnx", "openvino")
+}
 print(json.dumps({t: [answer.model_dump() for answer in a] for t, a in found.items()}))
 """
 
@@ -33,16 +36,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with engines for two targets; pictures of the task's kind in `own`, others beside."""
     folder = tmp_path_factory.mktemp("safe")
     task = {"source": "phantom", "name": "cells", "train": 96, "val": 120, "test": 40}
-    safety = {"temperature": True, "coverage": True, "guard": True}
+    safety = {"temperature": True, "coverage": True, "guard": True, "explain": True}
     recipe = write_recipe(
         folder / "recipe.yaml",
         departments=[{"name": "ward-a", "tasks": [{"name": "cells", "data": task}]}],
         transfer={"kind": "none"},
         safety=safety,
+        # Two epochs leave logits that int8 may turn; maps and guard are judged by themselves.
+        parity={"inputs": 6, "test_images": 10, "tolerance": {"int8": {"flips": 0.5}}},
     )
     decompose(recipe, folder / "run")
     for target in ("onnx", "openvino"):
-        export(folder / "run", target)
+        export(folder / "run", target, explain=True)
     images = load_bundle(folder / "run").data("cells").test.images
     (folder / "own").mkdir()
     for number in range(40):
@@ -61,7 +66,8 @@ def test_a_packed_department_answers_without_torch_alike_on_both_runtimes(
     run: Path, images: list[Path], tmp_path: Path
 ) -> None:
     pack(run, "ward-a", tmp_path / "packed")
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "packed"), *map(str, images)]
+    given = [str(tmp_path / "packed"), str(tmp_path), *map(str, images)]
+    command = [sys.executable, "-c", WITHOUT_TORCH, *given]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     here = [
@@ -73,6 +79,13 @@ def test_a_packed_department_answers_without_torch_alike_on_both_runtimes(
             assert one["possible"] == other["possible"]
             assert one["guard"] == pytest.approx(other["guard"], rel=1e-4)
             assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+            assert (one["overlay"] is None) == (one["outcome"] == "outside")
+    for one, other in zip(found["onnx"], found["openvino"], strict=True):
+        if one["overlay"] is not None:
+            pictures = [np.asarray(Image.open(p["overlay"])).astype(int) for p in (one, other)]
+            stored = np.asarray(Image.open(one["file"]).convert("RGB"))
+            assert pictures[0].shape == stored.shape and (pictures[0] != stored).any()
+            assert (np.abs(pictures[0] - pictures[1]).max(axis=2) > 1).mean() < 0.02
     foreign = found["onnx"][-1]
     assert (foreign["outcome"], foreign["label"], foreign["probabilities"]) == (
         "outside",
@@ -149,6 +162,42 @@ def test_an_engine_without_the_guard_s_features_is_refused(
     with pytest.raises(ArtifactError, match="without what the guard needs"):
         predict(run, "cells", images[:1])
     assert predict(run, "cells", images[:1], guard=False)[0].guard is None
+
+
+def test_an_int8_engine_has_guard_and_maps_that_are_proven(
+    run: Path, images: list[Path], tmp_path: Path
+) -> None:
+    for target in ("onnx", "openvino"):
+        (made,) = export(run, target, precision="int8", explain=True, out=tmp_path)
+        assert [part.on for part in made.parity.guard] == ["inputs", "images"]
+        assert [part.on for part in made.parity.maps] == ["inputs", "images"]
+        assert all(part.passed for part in (*made.parity.guard, *made.parity.maps))
+        assert made.parity.guard[1].largest < 1e-3  # the first layer stays float32
+        assert made.parity.maps[1].max_abs > 1e-4  # what follows doesn't
+
+
+def test_a_map_that_is_another_s_fails_the_proof(run: Path, monkeypatch: Any) -> None:
+    from lorkd_exporters.onnx import OnnxRunner
+
+    given = OnnxRunner.outputs
+
+    def turned(self: OnnxRunner, batch: Any) -> Any:
+        found = given(self, batch)
+        return found | {"maps": found["maps"][..., ::-1]}
+
+    monkeypatch.setattr(OnnxRunner, "outputs", turned)
+    verdicts = {verdict.engine: verdict for verdict in verify(run)}
+    reasons = verdicts["ward-a/cells/onnx-fp32"].reasons
+    assert not verdicts["ward-a/cells/onnx-fp32"].passed and "the maps" in reasons[0]
+    assert verdicts["ward-a/cells/openvino-fp32"].passed
+
+
+def test_an_engine_without_maps_is_refused(run: Path, images: list[Path], tmp_path: Path) -> None:
+    (plain,) = export(run, "onnx", precision="fp16")
+    assert not plain.explain and not plain.parity.maps and plain.parity.guard
+    with pytest.raises(ArtifactError, match="no map of where it looks"):
+        predict(run, "cells", images[:1], precision="fp16", explain=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_report_says_what_the_answers_come_with(run: Path) -> None:

@@ -51,7 +51,7 @@ def write_teacher(
     """Write `RUN/teacher`: backbone, heads, graph, reference logits, and its test scores."""
     recipe, backbone = setup.recipe, model.backbone
     tested = {"teacher": scores(model, setup.test, setup.kinds, setup.preprocess)}
-    template = still_its_own(template, setup, backbone, model.heads.head(0))
+    template = still_its_own(template, setup, backbone, model.heads.head(0), deployed=False)
     parameters = {"backbone": _count(backbone), "heads": _count(model.heads)}
     pictures = _pictures(setup)
     described = _described(
@@ -71,7 +71,13 @@ def write_teacher(
             task: head_tensors(head)
             for task, head in zip(setup.names, model.heads.tasks, strict=True)
         },
-        logits=reference_logits(setup, model, pictures, {TEACHER: range(len(setup.names))}),
+        logits=reference_logits(
+            setup,
+            model,
+            pictures,
+            {TEACHER: range(len(setup.names))},
+            maps=template.graph.maps is not None,
+        ),
         template=template.onnx,
     )
     write_bundle(run.teacher, described, contents)
@@ -117,7 +123,8 @@ def write_experts(
         extracted_from=sources.base if sources else None,
     )
     base = arrays(experts.base_state())
-    logits = reference_logits(setup, model, pictures, guards=guards(safe))
+    has_maps = template.graph.maps is not None
+    logits = reference_logits(setup, model, pictures, guards=guards(safe), maps=has_maps)
     contents = Contents(base, own, logits, template.onnx, safety_tensors(setup, safe))
     write_bundle(run.bundle, described, contents)
     result = training_result(run.bundle, setup, fitted, tested, parameters)

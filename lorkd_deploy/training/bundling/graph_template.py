@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 from lorkd_deploy.bundle.manifest import HEAD, FoldEntry, GraphEntry
 from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.uses import COUNTER
-from lorkd_deploy.safety.guard import FEATURES
+from lorkd_deploy.runtime import FEATURES, MAPS
 from lorkd_deploy.storage import sha256_bytes
 from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
+from lorkd_deploy.training.bundling.maps import add_maps
 from lorkd_deploy.training.bundling.tracing import INPUT, OUTPUT, exported, traced
 from lorkd_deploy.training.networks.deployable import Deployable, Guarded
 
@@ -75,6 +76,19 @@ def graph_template(
     )
     own_folds = tuple(FoldEntry(conv=_own(f.conv), norm=_own(f.norm), eps=f.eps) for f in folds)
     return Template(stripped(proto), graph, own_folds, constants_sha256(backbone))
+
+
+def explained(template: Template) -> Template:
+    """`template` with the class activation map as an output (`maps.py`).
+
+    Raises `ModelError` for a network that has none.
+    """
+    import onnx
+
+    model = onnx.ModelProto.FromString(template.onnx)
+    add_maps(model)
+    graph = template.graph.model_copy(update={"maps": MAPS})
+    return replace(template, onnx=stripped(model), graph=graph)
 
 
 def _plain_copy(backbone: nn.Module, head: nn.Linear, kind: type[Deployable]) -> nn.Module:

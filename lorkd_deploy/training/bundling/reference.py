@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from lorkd_deploy.arrays import F32, I64, U8
-from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
+from lorkd_deploy.bundle.reference import ImageReference, mapped, reference_tensors
 from lorkd_deploy.data import image_sha256
 from lorkd_deploy.experts import ExpertClassifier, TaskNetwork
+from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.safety.guard import scores
 from lorkd_deploy.storage import Tensors
 from lorkd_deploy.training.batches.loader import Images
@@ -18,7 +20,10 @@ from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.bundling.safe import Known, guard_features
 from lorkd_deploy.training.networks.deployable import Guarded
 from lorkd_deploy.training.networks.evaluate import task_logits
+from lorkd_deploy.training.networks.explained import Explained, dense
 from lorkd_deploy.training.networks.network import network_input
+
+log = logging.getLogger(__name__)
 
 
 def reference_logits(
@@ -27,12 +32,14 @@ def reference_logits(
     pictures: U8,
     engines: Mapping[str, Sequence[int]] | None = None,
     guards: Sequence[Known | None] = (),
+    *,
+    maps: bool = False,
 ) -> dict[str, Tensors]:
     """Each engine's reference: fp32 on the CPU, wherever `model` was trained.
 
     `pictures` `(n, S, S, 3)` are the generated inputs; `engines` the places of each one's tasks in
-    `setup`, by default an engine per task; `guards` the tasks' own. Raises
-    `ModelError` for logits that are not finite.
+    `setup`, by default an engine per task; `guards` the tasks' own; with `maps` they
+    hold where the network looks, too. Raises `ModelError` for logits that are not finite.
     """
     model = model.cpu().float().eval()
     engines = engines or {name: (task,) for task, name in enumerate(setup.names)}
@@ -40,19 +47,37 @@ def reference_logits(
     for engine, tasks in engines.items():
         logits = np.concatenate([_logits_of(model, pictures, t, setup) for t in tasks], axis=1)
         images = {setup.names[t]: _image_reference(model, t, setup) for t in tasks}
-        known = guards[tasks[0]] if guards else None
-        if known is None:
-            found[engine] = reference_tensors(logits, images)
-            continue
-        # An expert's engine: the teacher's, of several tasks, has no guard.
-        assert isinstance(model, ExpertClassifier)
-        network = Guarded(*model.dense(tasks[0])).eval()
-        name, test = setup.names[tasks[0]], setup.test[tasks[0]]
-        rows = images[name].indices
-        images[name] = images[name]._replace(guard=_scores(network, known, test[rows], setup))
-        inputs = _scores(network, known, pictures, setup)
-        found[engine] = reference_tensors(logits, images, inputs)
+        inputs_guard = inputs_maps = None
+        if guards and (known := guards[tasks[0]]) is not None:
+            # An expert's engine: the teacher's, of several tasks, has no guard.
+            assert isinstance(model, ExpertClassifier)
+            network = Guarded(*model.dense(tasks[0])).eval()
+            name, test = setup.names[tasks[0]], setup.test[tasks[0]]
+            rows = images[name].indices
+            images[name] = images[name]._replace(guard=_scores(network, known, test[rows], setup))
+            inputs_guard = _scores(network, known, pictures, setup)
+        if maps:
+            of_tasks = {task: Explained(*dense(model, task), setup.preprocess) for task in tasks}
+            inputs_maps = np.concatenate(
+                [one.maps(pictures[mapped(len(pictures))]) for one in of_tasks.values()], axis=1
+            )
+            for task, one in of_tasks.items():
+                log.info("maps of %s: their deletion and insertion curves", setup.names[task])
+                images[setup.names[task]] = _explained(
+                    one, images[setup.names[task]], setup.test[task], setup.kinds[task]
+                )
+        found[engine] = reference_tensors(logits, images, inputs_guard, inputs_maps)
     return found
+
+
+def _explained(one: Explained, given: ImageReference, test: Images, kind: Kind) -> ImageReference:
+    """`given` with the maps of those of its images that have any, and what these are worth."""
+    chosen = mapped(len(given.indices))
+    pictures, logits = test[given.indices[chosen]], given.logits[chosen]
+    if not len(chosen):
+        return given
+    maps = one.maps(pictures)
+    return given._replace(maps=maps, faithful=one.faithful(pictures, maps, logits, kind))
 
 
 def _scores(network: Guarded, known: Known, images: U8, setup: Setup) -> F32:

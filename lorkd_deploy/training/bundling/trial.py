@@ -11,13 +11,16 @@ from torch import nn
 
 from lorkd_deploy.bundle.size import check_template
 from lorkd_deploy.errors import ModelError
+from lorkd_deploy.experts.probe import probe_images
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.bundling.graph_template import (
     Template,
     constants_sha256,
+    explained,
     graph_template,
 )
+from lorkd_deploy.training.networks.explained import grad_cam
 
 log = logging.getLogger(__name__)
 _SHOWN = 8
@@ -37,7 +40,7 @@ def tried(
     So does one that is `deployed` and too large for an ONNX file; a teacher may be learnt from.
     """
     with bar(progress, f"exporting the graph of {type(backbone).__name__}", 1) as shown:
-        made = _template(setup, backbone, head, guard)
+        made = _template(setup, backbone, head, guard=guard, deployed=deployed)
         shown.advance()
     try:
         check_template(made.onnx)
@@ -56,15 +59,34 @@ def tried(
 
 
 def still_its_own(
-    template: Template, setup: Setup, backbone: nn.Module, head: nn.Linear, *, guard: bool = False
+    template: Template,
+    setup: Setup,
+    backbone: nn.Module,
+    head: nn.Linear,
+    *,
+    guard: bool = False,
+    deployed: bool = True,
 ) -> Template:
     """`template`, or a new one where training has changed what the graph itself holds."""
     if constants_sha256(backbone) == template.constants_sha256:
         return template
     log.info("training has changed buffers that are a part of the graph: it is made again")
-    return _template(setup, backbone, head, guard)
+    return _template(setup, backbone, head, guard=guard, deployed=deployed)
 
 
-def _template(setup: Setup, backbone: nn.Module, head: nn.Linear, guard: bool) -> Template:
+def _template(
+    setup: Setup, backbone: nn.Module, head: nn.Linear, *, guard: bool, deployed: bool
+) -> Template:
+    """The graph, with maps where the recipe asks for them and the network has any."""
     size, opset = setup.preprocess.size, setup.recipe.export.opset
-    return graph_template(backbone, head, size=size, opset=opset, guard=guard)
+    made = graph_template(backbone, head, size=size, opset=opset, guard=guard)
+    if not setup.recipe.safety.explain:
+        return made
+    try:
+        grad_cam(backbone, head, probe_images(size).to(head.weight.device))
+        return explained(made)
+    except ModelError as exc:
+        if deployed:
+            raise
+        log.warning("%s; there is none to show beside the experts'", exc.what)
+        return made
