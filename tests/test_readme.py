@@ -14,6 +14,7 @@ import pytest
 import torch
 from lorkd_exporters import trt
 from PIL import Image
+from pydicom import dcmread
 
 from lorkd_deploy import cli
 from lorkd_deploy.cli.shared.options import key_value
@@ -29,6 +30,7 @@ from tests.readme import DOCS, JETSON, README, ROOT, Block, blocks, every_block,
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = [*pages(), CONTRIBUTING, ROOT / "SECURITY.md"]
 ELSEWHERE = {"wheelhouse", "air-gapped"}  # run by tests/test_packaging.py
+LAST = "once there is a run"  # after all others, though it stands before them
 SHELL = {"bash", "console", "sh"}
 COMMANDS = [b for b in every_block() if b.language in SHELL]
 GENERATED = {"commands.md", "recipes.md"}  # by docs/hooks.py
@@ -90,12 +92,12 @@ def test_a_module_that_a_page_names_is_there(page: Path) -> None:
 
 
 def run_blocks() -> list[Block]:
-    return [b for b in COMMANDS if not b.comment]
+    return [b for kind in ("", LAST) for b in COMMANDS if b.comment == kind]
 
 
 def test_there_are_commands_of_every_kind() -> None:
     comments = {b.comment for b in COMMANDS}
-    known = {"", *ELSEWHERE}
+    known = {"", LAST, *ELSEWHERE}
     for comment in comments - known:
         assert comment.startswith(("parsed: needs", "shell: needs")), comment
     assert known <= comments
@@ -208,6 +210,8 @@ def test_the_commands_run_one_after_the_other(
             Path(file).write_text(shown.out, encoding="utf-8")
         elif words[0] != "recipe" and "--json" not in words:
             check(words[0], tmp_path, shown.out, alone="delivered" in words)
+    (sr,) = (tmp_path / "reports").glob("*.dcm")  # the same of both commands, so one file
+    assert dcmread(sr).Modality == "SR"
     images = np.zeros((2, 32, 32, 3), np.uint8)
     logits = python_example("python: needs a run", images=images)["logits"]
     assert isinstance(logits, np.ndarray)
