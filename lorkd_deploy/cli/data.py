@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lorkd_deploy.cli.shared.options import Json, Overrides, Quiet, RecipeName
+from lorkd_deploy.cli.shared.options import DicomKeys, Json, Overrides, Quiet, RecipeName, key_value
 from lorkd_deploy.cli.shared.render import Output
 
 app = typer.Typer(
@@ -106,6 +106,7 @@ def split(
     ] = "70,10,20",
     size: Annotated[int, typer.Option(min=32, help="At which images are compared, px.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Decides which image goes where.")] = 0,
+    dicom: DicomKeys = [],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -115,6 +116,7 @@ def split(
     Examples:
       lorkd data split scans.csv --group patient --out lists.csv
       lorkd data split scans --out lists.csv --shares 80,10,10
+      lorkd data split dicoms --out lists.csv --dicom window=[40,400]
     """
     from lorkd_deploy.datacheck.division import split_data
     from lorkd_deploy.errors import UsageError
@@ -134,6 +136,7 @@ def split(
         shares=(train, val, test),
         size=size,
         seed=seed,
+        dicom=dict(key_value(text, "--dicom") for text in dicom),
         progress=output.progress(),
     )
     counts = ", ".join(f"{name} {count}" for name, count in made.images.items())

@@ -173,11 +173,16 @@ def send_all(files: Sequence[Path], peer: Peer) -> bool:
         return False
     try:
         for file in files:
+            if not association.is_established:
+                return False
             status = association.send_c_store(pydicom.dcmread(file))
             # Warnings (B…) are taken too.
             if not status or (status.Status != 0 and status.Status >> 12 != 0xB):
                 return False
             file.unlink()
+    except (OSError, RuntimeError, ValueError) as exc:  # the association ended, or takes no SR
+        log.warning("an answer could not be sent: %s", type(exc).__name__)
+        return False
     finally:
         association.release()
     return True

@@ -60,7 +60,7 @@ class DicomData(Columns, DataSource):
         whole. Raises `DataError` as `csv` does, `ImageError` for a file whose header can't be read.
         """
         lists = self.lists(folders)
-        read = partial(_pixels, rules=self.dicom or DicomRules())
+        read = partial(pixels, rules=self.dicom or DicomRules())
         if len(lists) == 1 and (folder := next(iter(lists.values()))).is_dir():
             data = self._of_folder(folder, read)
         else:
@@ -148,12 +148,14 @@ def _rows(root: Path, names: Sequence[str], found: Found) -> Iterator[Row]:
 def _divided(index: Index, test_share: float) -> Index:
     """`index` with its patients, and with images that test."""
     if index.groups is None:
-        index = replace(index, groups=_patients(index.paths))
+        index = replace(index, groups=patients(index.paths))
     return index.with_drawn("test", test_share)
 
 
-def _patients(paths: Paths) -> I64 | None:
-    """Numbers of the patients `(N,)`, by the headers; an image of nobody is a group of its own."""
+def patients(paths: Paths) -> I64 | None:
+    """Numbers of DICOM files' patients `(N,)`, by the headers; an image of nobody is a group of
+    its own. None, with a warning, where all are of the same one.
+    """
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(_patient, paths))
     if len(set(found)) == 1 and len(found) > 1:
@@ -173,7 +175,8 @@ def _patient(path: Path) -> str:
     return patient_of(path) if path.is_file() else ""  # those that are missing are named later
 
 
-def _pixels(path: Path, rules: DicomRules) -> U8:
+def pixels(path: Path, rules: DicomRules) -> U8:
+    """A file's pixels; a disk or network that fails is an `ImageError` too."""
     try:
         return read_dicom(path, rules).pixels
     except OSError as exc:

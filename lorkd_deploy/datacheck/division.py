@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lorkd_deploy.arrays import I64
+from lorkd_deploy.arrays import I64, U8
+from lorkd_deploy.data.dicom import patients, pixels
 from lorkd_deploy.data.dividing import divide
 from lorkd_deploy.data.files import ImageFiles, Paths
 from lorkd_deploy.data.source import SPLITS, Split
 from lorkd_deploy.data.table import open_table
 from lorkd_deploy.datacheck.pictures import Pictures, look
 from lorkd_deploy.datacheck.twins import Common, clusters, exact_within, near
+from lorkd_deploy.dicom import DicomRules, is_dicom
 from lorkd_deploy.errors import DataError, UsageError
-from lorkd_deploy.image_files import image_files
+from lorkd_deploy.image_files import image_files, read_image
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.schema import Part
@@ -57,6 +61,7 @@ def split_data(
     shares: tuple[float, float, float] = (0.7, 0.1, 0.2),
     size: int = 64,
     seed: int = 0,
+    dicom: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Division:
     """Write `out`, a CSV with a column `split` and a column `cluster`, for `data: {source: csv}`.
@@ -65,9 +70,12 @@ def split_data(
     `CLASS/*.png` or `CLASS/PATIENT/*.png`. Patients stay whole, and so do near twins: pictures that
     are nearly the same at `size` px join their patients into one cluster. Classes keep their
     shares; `seed` decides which image goes where. `shares` are those of train, val and test.
+    `dicom` are the rules by which DICOM files become pixels (`DicomRules`); where all images are
+    such files and no `group` is given, their headers say who the patients are.
     Raises `DataError` for files that are missing or no images, `UsageError` for shares that aren't.
     """
     source, out = Path(source), Path(out)
+    rules = DicomRules().overridden(dicom or {})
     if min(shares) <= 0:
         raise UsageError(f"shares are positive numbers, here: {shares}", fix="for example 70,10,20")
     listing = _of_folder(source) if source.is_dir() else _of_csv(source, image, label, group, root)
@@ -78,7 +86,7 @@ def split_data(
             fix="rename it, or use the list as it is: `lorkd data check` says whether it leaks",
         )
     labels = _numbers([row[listing.label] for row in listing.rows])
-    cluster, twins = _clusters(listing, labels, size, progress)
+    cluster, twins = _clusters(listing, labels, size, rules, progress)
     split = divide(labels, cluster, shares, seed)
     _write(out, listing, split, cluster)
     counts = {name: int((split == n).sum()) for n, name in enumerate(SPLITS)}
@@ -100,7 +108,8 @@ def _of_csv(
 
 
 def _of_folder(folder: Path) -> _Listing:
-    names = [path.relative_to(folder).as_posix() for path in image_files(folder).files]
+    files = image_files(folder, dicom=True).files
+    names = [path.relative_to(folder).as_posix() for path in files]
     deep = [name for name in names if "/" in name]
     if not deep:
         raise DataError(
@@ -108,6 +117,9 @@ def _of_folder(folder: Path) -> _Listing:
             where=folder,
             fix="the layout is CLASS/*.png or CLASS/PATIENT/*.png",
         )
+    if all(map(is_dicom, files)):  # who the patient is stands in them, and a folder is a series
+        rows = [[name, name.partition("/")[0]] for name in deep]
+        return _Listing(["path", "label"], rows, 0, 1, None, folder)
     rows = []
     for name in deep:
         kind, *rest = name.split("/")
@@ -122,7 +134,7 @@ def _numbers(texts: Sequence[str]) -> I64:
 
 
 def _clusters(
-    listing: _Listing, labels: I64, size: int, progress: Progress | None
+    listing: _Listing, labels: I64, size: int, rules: DicomRules, progress: Progress | None
 ) -> tuple[I64, int]:
     paths = Paths.of(listing.root, (row[listing.image].strip() for row in listing.rows))
     lost = [place for place in range(len(paths)) if not paths[place].is_file()]
@@ -134,18 +146,27 @@ def _clusters(
             where=listing.root,
             fix="check --root, which the paths are relative to",
         )
-    split = Split(ImageFiles(paths), labels)
+    split = Split(ImageFiles(paths, partial(_read, rules=rules)), labels)
     with bar(progress, "reading images", len(split)) as shown:
         seen = look(split, Preprocess(size=size), shown)
     with bar(progress, "comparing images", len(split)) as shown:
         pairs = list(_pairs(seen, shown))
     twins = len(np.unique(np.concatenate([np.concatenate(pair) for pair in pairs])))
+    number = None
     if listing.group is not None:
         names = [row[listing.group].strip() or f"\0{n}" for n, row in enumerate(listing.rows)]
-        order = np.argsort(number := _numbers(names), kind="stable")
+        number = _numbers(names)
+    elif all(map(is_dicom, paths)):
+        number = patients(paths)
+    if number is not None:
+        order = np.argsort(number, kind="stable")
         same = number[order][1:] == number[order][:-1]
         pairs.append((order[1:][same], order[:-1][same]))
     return clusters(len(split), iter(pairs)), twins
+
+
+def _read(path: Path, rules: DicomRules) -> U8:
+    return pixels(path, rules) if is_dicom(path) else read_image(path)
 
 
 def _pairs(seen: Pictures, progress: Progress) -> Iterator[tuple[I64, I64]]:

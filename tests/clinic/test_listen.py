@@ -24,7 +24,7 @@ import pytest
 from lorkd_deploy.clinic.audit import AuditLog, entries
 from lorkd_deploy.clinic.inbox import Inbox
 from lorkd_deploy.clinic.listen import Listened, listen
-from lorkd_deploy.clinic.worker import Worker
+from lorkd_deploy.clinic.worker import Peer, Worker, send_all
 from lorkd_deploy.errors import LorkdError, UsageError
 from tests.dicom.files import PATIENT, dataset, saved
 
@@ -85,12 +85,13 @@ def listening(run: Path, out: Path, **options: Any) -> Iterator[int]:
 
 
 @contextmanager
-def archive(folder: Path) -> Iterator[int]:
+def archive(folder: Path, *options: str) -> Iterator[int]:
     """dcmtk's storescp."""
     folder.mkdir()
     port = free_port()
     with subprocess.Popen(
-        ["storescp", "-aet", "PACS", "-od", str(folder), str(port)], stderr=subprocess.DEVNULL
+        ["storescp", *options, "-aet", "PACS", "-od", str(folder), str(port)],
+        stderr=subprocess.DEVNULL,
     ) as process:
         try:
             until(lambda: reachable(port))
@@ -200,6 +201,21 @@ def test_a_bad_file_and_a_full_disk_are_refused(
     assert not any((tmp_path / "out" / "failed").iterdir())
     assert "No space left" in caplog.text
     assert PATIENT.split("^", maxsplit=1)[0] not in caplog.text
+
+
+def test_an_archive_that_aborts_is_tried_again(department: Path, tmp_path: Path) -> None:
+    """dcmtk's storescp, which drops the association at every image, then one that doesn't."""
+    scan(tmp_path / "a.dcm")
+    with listening(department, tmp_path / "out", to="PACS@127.0.0.1:9") as port:
+        assert store(port, tmp_path / "a.dcm")
+        until(lambda: count(tmp_path / "out" / "unsent") == 2)
+    waiting = sorted((tmp_path / "out" / "unsent").iterdir())
+    with archive(tmp_path / "broken", "--abort-after") as pacs:
+        assert not send_all(waiting, Peer("PACS", "127.0.0.1", pacs))
+    assert sorted((tmp_path / "out" / "unsent").iterdir()) == waiting
+    with archive(tmp_path / "pacs") as pacs:
+        assert send_all(waiting, Peer("PACS", "127.0.0.1", pacs))
+    assert count(tmp_path / "pacs") == 2 and not count(tmp_path / "out" / "unsent")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorkd_deploy.cli import main
 from lorkd_deploy.data import SPLITS, TaskData, open_data
 from lorkd_deploy.data.dicom import DicomData
 from lorkd_deploy.data.files import ImageFiles
@@ -126,6 +127,18 @@ def test_a_csv_with_and_without_split_and_group(tmp_path: Path) -> None:
     (tmp_path / "3.dcm").unlink()
     with pytest.raises(DataError, match=r"1 of 40 files are missing .*: 3\.dcm"):
         opened(tmp_path / "list.csv")
+
+
+def test_data_split_keeps_patients_whole_and_their_ids_out(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lists.csv"
+    words = ["data", "split", str(scans), "--out", str(out), "--dicom", "window=[128,256]"]
+    assert main([*words, "--shares", "60,20,20", "-q"]) == 0
+    text = out.read_text()
+    assert text.startswith("path,label,split,cluster\n") and "SECRET" not in text
+    data = opened(out, root=str(scans))
+    groups = [set(getattr(data, split).groups.tolist()) for split in SPLITS]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 20
+    assert main(["data", "split", str(scans), "--out", str(out), "-q"]) == 1
 
 
 def test_anonymised_files_of_one_name_are_said_and_divided_alone(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorkd_deploy.dicom.header import is_dicom
+from lorkd_deploy.dicom.header import is_dicom, patient_of
 from lorkd_deploy.dicom.pixels import read_dicom
 from lorkd_deploy.dicom.rules import DicomRules
 from lorkd_deploy.dicom.syntaxes import DECODERS, NATIVE, plug_in
@@ -109,6 +109,8 @@ def test_sequences_nested_1000_deep(file: Path) -> None:
     at = whole.index(b"\x10\x00\x10\x00PN")
     file.write_bytes(whole[:at] + (sequence + item) * 1000 + whole[at:])
     refused(file, "nested too deep|damaged")
+    with bounded(), pytest.raises(ImageError, match=r"nested too deep|damaged"):
+        patient_of(file)
 
 
 def test_a_dicomdir(file: Path) -> None:

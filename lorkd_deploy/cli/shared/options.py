@@ -98,8 +98,7 @@ DicomKeys = Annotated[
     typer.Option(
         "--dicom",
         metavar="KEY=VALUE",
-        help="How DICOM files become pixels, in place of the recipe's data.dicom of this task; may "
-        "be repeated.",
+        help="How DICOM files become pixels, in place of a task's data.dicom; may be repeated.",
         show_default=False,
     ),
 ]
