@@ -7,7 +7,9 @@ someone else names under the entry point group `lorkd_deploy.exporters`:
     mine = "my_package.exporter"
 
 The module has the three functions of `Exporter` and, if `--sample python` is to work for it, a
-`PythonSample` called `PYTHON_SAMPLE`. With that every command knows the target `mine`: parity,
+`PythonSample` called `PYTHON_SAMPLE`; with `layers(folder, files, options, batch, calls)`, which
+gives a `LayerTime` for each layer in the order in which they run, a benchmark says where the time
+goes. With that every command knows the target `mine`: parity,
 accuracy, latency and memory are measured over `Runner`. All names that it needs are those of
 `lorkd_deploy` itself:
 
@@ -47,7 +49,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -129,6 +131,16 @@ class PythonSample:
     line: str
     wheel: str
     infer: str
+
+
+class LayerTime(NamedTuple):
+    """One layer of an engine as its runtime runs it: its name and kind there, what it computes in,
+    and the median of its calls, ms."""
+
+    name: str
+    kind: str
+    precision: str
+    ms: float
 
 
 class NoOptions(Part):

@@ -8,6 +8,7 @@ runtime warns and takes the CPU. Those that an engine is exported for lie beside
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from lorkd_deploy.runtime import (
     Closing,
     EngineFiles,
     EngineSpec,
+    LayerTime,
     Probe,
     PythonSample,
     RunOptions,
@@ -35,6 +37,7 @@ from lorkd_deploy.runtime import (
 )
 from lorkd_deploy.schema import Part, document_bytes, read_document
 from lorkd_deploy.storage import write_atomic
+from lorkd_exporters._layers import of_onnxruntime
 from lorkd_exporters._nodes import with_nodes
 
 if TYPE_CHECKING:
@@ -115,6 +118,25 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
     or a provider, can't run here.
     """
     require_running("onnx", probe())
+    return OnnxRunner(_opened(folder, files, options), options.threads)
+
+
+def layers(
+    folder: Path, files: Sequence[str], options: RunOptions, batch: F32, calls: int
+) -> list[LayerTime]:
+    """Each node of the optimised graph by ONNX Runtime's own profile; raises as `open` does."""
+    require_running("onnx", probe())
+    with tempfile.TemporaryDirectory() as place:
+        session = _opened(folder, files, options, profile=Path(place) / "profile")
+        name = session.get_inputs()[0].name
+        for _ in range(calls):
+            session.run(None, {name: batch})
+        return of_onnxruntime(Path(session.end_profiling()))
+
+
+def _opened(
+    folder: Path, files: Sequence[str], options: RunOptions, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     given = dict(options.options)
     if CHOSEN in files and "providers" not in given:
         given |= read_document(
@@ -122,8 +144,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
         )
     providers = parse_options("onnx", Options, given).providers
     _require(providers)
-    session = _session(engine_path(folder, files[0]), options.threads, providers)
-    return OnnxRunner(session, options.threads)
+    return _session(engine_path(folder, files[0]), options.threads, providers, profile)
 
 
 class OnnxRunner(Closing):
@@ -187,10 +208,15 @@ def _require(providers: Sequence[str]) -> None:
         )
 
 
-def _session(path: Path, threads: int, providers: Sequence[str]) -> onnxruntime.InferenceSession:
+def _session(
+    path: Path, threads: int, providers: Sequence[str], profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1  # operators one after the other: these networks are chains
     options.log_severity_level = 3  # what is wrong comes as an exception; warnings are for us

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
+    LayerTime,
     Probe,
     PythonSample,
     RunOptions,
@@ -27,6 +29,7 @@ from lorkd_deploy.runtime import (
     unusable,
 )
 from lorkd_deploy.schema import Part
+from lorkd_exporters._layers import of_openvino
 from lorkd_exporters._nodes import with_nodes, with_operator
 from lorkd_exporters._openvino import OpenVinoRunner, said
 
@@ -113,9 +116,32 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     Raises `ArtifactError` for a missing or damaged file, `RuntimeUnavailableError` where OpenVINO,
     the device or the arithmetic isn't here.
     """
+    require_running("openvino", probe())
+    compiled, facts, cache = _opened(folder, files, options)
+    if cache is not None:
+        facts["from_cache"] = bool(compiled.get_property("LOADED_FROM_CACHE"))
+    return OpenVinoRunner(compiled, facts, cache)
+
+
+def layers(
+    folder: Path, files: Sequence[str], options: RunOptions, batch: F32, calls: int
+) -> list[LayerTime]:
+    """Each node that was executed, by OpenVINO's performance counters; raises as `open` does."""
+    require_running("openvino", probe())
+    compiled, _, _ = _opened(folder, files, options, counting=True)
+    request = compiled.create_infer_request()
+    told = []
+    for _ in range(calls):
+        request.infer([batch])
+        told.append(request.get_profiling_info())
+    return of_openvino(told)
+
+
+def _opened(
+    folder: Path, files: Sequence[str], options: RunOptions, *, counting: bool = False
+) -> tuple[openvino.CompiledModel, dict[str, Any], Path | None]:
+    """The compiled model, what it really is, and the folder of its runtime's cache."""
     given = parse_options("openvino", Opening, options.options)
-    found = probe()
-    require_running("openvino", found)
     paths = [engine_path(folder, name) for name in files]
     import openvino
 
@@ -130,21 +156,21 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     }
     if device == "CPU":
         settings["INFERENCE_NUM_THREADS"] = options.threads
+    if counting:
+        settings["PERF_COUNT"] = True
     cache = given.cache or written.get("cache")
     if cache is not None:
         settings["CACHE_DIR"] = str(folder / cache)
     compiled = _compiled(core, model, device, settings, folder)
     facts = {
         "runtime": "openvino",
-        "version": found.version,
+        "version": probe().version,
         "provider": device,
         "precision": written["precision"],
         "inference_precision": hint,
         "threads": options.threads,
     }
-    if cache is not None:
-        facts["from_cache"] = bool(compiled.get_property("LOADED_FROM_CACHE"))
-    return OpenVinoRunner(compiled, facts, None if cache is None else folder / cache)
+    return compiled, facts, None if cache is None else folder / cache
 
 
 def _read(core: openvino.Core, paths: Sequence[Path]) -> tuple[openvino.Model, dict[str, str]]:

@@ -11,6 +11,7 @@ from lorkd_deploy.errors import UsageError
 from lorkd_deploy.machine.environment import Load, environment, identity, load_average
 from lorkd_deploy.profiling.colocation import colocated
 from lorkd_deploy.profiling.gates import ROUNDS, Gate, check, parse_gates
+from lorkd_deploy.profiling.layers import layered
 from lorkd_deploy.profiling.notes import notes_of, unscored
 from lorkd_deploy.profiling.profile import ANSWERS, CALLS, PROFILE, Profile
 from lorkd_deploy.profiling.protocol import QUICK
@@ -88,6 +89,10 @@ def _profile(
     machine = environment().model_copy(update={"load": Load(before=before, after=load_average())})
     scored, failed = score_tasks(setup, progress)
     profiles, comparisons = sum_up(setup, rounds.of_engines, scored)
+    told = layered(engines, setup.protocol)
+    profiles = tuple(
+        entry.model_copy(update={"layers": told.get(entry.engine, ())}) for entry in profiles
+    )
     not_here = [task for task in setup.tasks if task.name not in {*scored, *failed}]
     write_tensors(folder / CALLS, single_calls(rounds.of_engines))
     write_tensors(folder / ANSWERS, tensors(scored.values()))

@@ -140,6 +140,16 @@ class Score(Quality):
         return self.accuracy.value > self.majority
 
 
+class Layer(Part):
+    """One layer as its runtime runs it: name and kind there, what it computes in, and the median
+    of its calls at the smallest batch, ms, under the runtime's own profiler, which slows it."""
+
+    name: str
+    kind: str
+    precision: str
+    ms: float
+
+
 class EngineProfile(Part):
     """One engine. `engine` is its folder below RUN/export, e.g. `lungs/xray/onnx-fp32`.
 
@@ -147,7 +157,7 @@ class EngineProfile(Part):
     `build_seconds` is what its export took, on the machine where it was exported. `best_batch` is
     the batch size with the most images a second, None where none was looked for. `joules` is the
     energy per image at the smallest batch over that of the idle machine, None where no counter can
-    be read.
+    be read. `layers` are in the order in which they run; none where the runtime doesn't tell.
     """
 
     engine: str
@@ -167,6 +177,7 @@ class EngineProfile(Part):
     stages: Stages
     joules: Spread | None
     conditions: tuple[Conditions, ...]
+    layers: tuple[Layer, ...] = ()
 
     @property
     def latency(self) -> Timing:

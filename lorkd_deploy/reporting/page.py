@@ -17,6 +17,7 @@ from lorkd_deploy.reporting.table import Table
 from lorkd_deploy.reporting.tables import accuracy, latency, mlperf
 from lorkd_deploy.reporting.tables.changes import changes
 from lorkd_deploy.reporting.tables.engines import engines
+from lorkd_deploy.reporting.tables.layers import layers
 from lorkd_deploy.reporting.tables.memory import all_departments
 from lorkd_deploy.reporting.tables.parity import parity
 from lorkd_deploy.reporting.tables.predictive import Worth, predictive, worth
@@ -93,6 +94,7 @@ def page(sources: Sources, *, images: bool = False, changed: RunChanges | None =
     findings = worth(sources)
     of_engines = (
         engines(sources),
+        layers(sources),
         changes(changed) if changed else None,
         all_departments(sources),
     )

@@ -292,6 +292,23 @@ def test_what_changed_since_another_run_is_on_the_page(
     assert "the folder does not exist" in capsys.readouterr().err
 
 
+def test_the_layers_that_take_most_are_shown_where_a_runtime_tells(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1])
+    file = run / "profile" / PROFILE
+    content = json.loads(file.read_text())
+    content["engines"][1]["layers"] = [
+        {"name": f"conv{k}", "kind": "Conv", "precision": "int8" if k else "fp32", "ms": 0.1 * k}
+        for k in range(11)
+    ]
+    file.write_bytes(document_bytes(content))
+    html = report(run).html.read_text()
+    rows = json.loads(downloads(html)["layers.json"])
+    assert [row["layer"] for row in rows] == [*(f"conv{k}" for k in range(10, 2, -1)), "3 others"]
+    assert [row["precision"] for row in rows] == [*["int8"] * 8, "fp32, int8"]
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert rows[0]["ms"] == pytest.approx(1) and "Where the time goes" in html
+
+
 def test_a_runtimes_own_cache_is_told_where_it_has_one(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run")
     assert report(run).markdown.read_text().count("No runtime keeps a cache") == len(TASKS)

@@ -136,4 +136,5 @@ _DOING = {
     "scenario": "answer LoadGen",
     "used": "tell its CPU time",
     "files": "tell its files",
+    "layers": "tell where its time goes",
 }

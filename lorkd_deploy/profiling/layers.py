@@ -1,0 +1,42 @@
+"""Where each engine's time goes, layer by layer, as its own runtime tells it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.profiling.profile import Layer
+from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
+
+CALLS = 20  # of which the median counts
+log = logging.getLogger(__name__)
+
+
+def layered(engines: Sequence[Artifact], protocol: Protocol) -> dict[str, tuple[Layer, ...]]:
+    """Engine → its layers in the order in which they run, at the smallest batch, all in one
+    process after the rounds; none of a target that doesn't tell, or of an engine that failed, which
+    is no reason to lose what was measured."""
+    found: dict[str, tuple[Layer, ...]] = {}
+    if not engines:
+        return found
+    try:
+        with EngineProcess(engines[0], protocol.threads, protocol.cpus) as process:
+            for engine in engines:
+                answer, _ = process.ask(
+                    "layers",
+                    target=engine.target,
+                    folder=str(engine.folder),
+                    files=list(engine.file_names),
+                    threads=protocol.threads,
+                    shape=[min(protocol.batch_sizes), *engine.input_shape],
+                    calls=CALLS,
+                )
+                found[engine.name] = tuple(
+                    Layer(name=name, kind=kind, precision=precision, ms=ms)
+                    for name, kind, precision, ms in answer["layers"]
+                )
+    except WorkerError as exc:
+        log.warning("where the time goes isn't known of every engine: %s", exc)
+    return found
