@@ -23,6 +23,7 @@ from lorkd_deploy.data.phantom import PhantomData
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.runtime import parse_options
 from lorkd_deploy.storage import read_tensors
+from lorkd_deploy.training.proposal.pace import Pace
 from tests.command_line import parse
 from tests.dicom.files import dataset, saved
 from tests.readme import DOCS, JETSON, README, ROOT, Block, blocks, every_block, pages
@@ -36,13 +37,13 @@ COMMANDS = [b for b in every_block() if b.language in SHELL]
 GENERATED = {"commands.md", "recipes.md"}  # by docs/hooks.py
 README_LINES = 150
 
-# What makes a training of the README's recipe take seconds: drawn images and small networks.
+# What makes a training take seconds: small networks, and drawn images for a recipe's own.
+DRAWN = [
+    f"departments.{index}.tasks.0.data="
+    f"{{source: phantom, name: {name}, train: 16, val: 8, test: 12}}"
+    for index, name in enumerate(("cells", "xray", "fundus", "tissue"))
+]
 TINY = [
-    *(
-        f"departments.{index}.tasks.0.data="
-        f"{{source: phantom, name: {name}, train: 16, val: 8, test: 12}}"
-        for index, name in enumerate(("cells", "xray", "fundus", "tissue"))
-    ),
     "preprocess.size=32",
     "teacher.architecture=tests.tiny_backbone:backbone",
     "student.architecture=tests.tiny_backbone:backbone",
@@ -62,6 +63,9 @@ TINY = [
     "benchmark.largest_batch=0",
     "benchmark.uncached=false",
 ]
+
+
+TUTORIAL = {"init", "recipe.yaml", "runs/chest", "chest"}  # words of its commands
 
 
 def name_of(page: Path) -> str:
@@ -196,23 +200,31 @@ def test_the_commands_run_one_after_the_other(
     Image.fromarray(images[0]).save("scan.png")
     for index in range(3):
         Image.fromarray(images[index]).save(f"scans/{index}.png")
+    for index, name in enumerate(["benign", "malignant", "normal"] * 10):
+        (tmp_path / "ct" / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 40), np.uint8)
+        Image.fromarray(pixels).save(f"ct/{name}/{index}.png")
+    speed = Pace(teacher=0.0004, student=0.0001)  # without measuring, which has its own test
+    monkeypatch.setattr("lorkd_deploy.training.init.measured", lambda *_: speed)
     saved(dataset(np.arange(32 * 32).reshape(32, 32)), tmp_path / "scan.dcm")
     for line in (line for b in run_blocks() for line in b.lines):
         command, _, file = line.partition(" > ")
         words = shlex.split(command)[1:]
         if words[0] in {"teacher", "decompose"}:
-            words += [word for value in TINY for word in ("--set", value)]
+            changes = TINY if "recipe.yaml" in words else [*DRAWN, *TINY]
+            words += [word for value in changes for word in ("--set", value)]
         capsys.readouterr()
         code = cli.main(words)
         shown = capsys.readouterr()
         assert code == 0, f"{line}\n{shown.err}"
         if file:
             Path(file).write_text(shown.out, encoding="utf-8")
-        elif words[0] != "recipe" and "--json" not in words:
+        elif not (words[0] == "recipe" or "--json" in words or TUTORIAL & set(words)):
             check(words[0], tmp_path, shown.out, alone="delivered" in words)
     (sr,) = (tmp_path / "reports").glob("*.dcm")  # the same of both commands, so one file
     assert dcmread(sr).Modality == "SR"
     images = np.zeros((2, 32, 32, 3), np.uint8)
+    assert (tmp_path / "chest" / "bundle" / "manifest.json").is_file()  # what the tutorial gives
     logits = python_example("python: needs a run", images=images)["logits"]
     assert isinstance(logits, np.ndarray)
     assert len(logits) == 2
