@@ -36,6 +36,12 @@ _WRAPPERS = (
     "ema_state_dict",
 )
 _ALONE = "save its state_dict() alone, best as safetensors"
+_WITHOUT_ARGUMENTS = (  # as RETFound and others that were trained by MAE's script are published
+    "it has the arguments of its training beside them; save the tensors alone: "
+    'python -c "import argparse, torch; from safetensors.torch import save_file; '
+    "torch.serialization.add_safe_globals([argparse.Namespace]); "
+    "save_file(torch.load('FILE', 'cpu')['model'], 'FILE.safetensors')\""
+)
 _OTHER_FILES = (  # how they begin, what they are, what to do
     (
         b"version https://git-lfs",
@@ -133,7 +139,7 @@ def _loaded(path: Path) -> Any:
         raise ModelError(
             "the checkpoint holds more than tensors, or is damaged; loading it could run code",
             where=path,
-            fix=_ALONE,
+            fix=_WITHOUT_ARGUMENTS if "argparse.Namespace" in str(exc) else _ALONE,
         ) from exc
     except OSError:
         raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-TORCH_ROOMS = {"evidence", "experts", "training"}
+TORCH_ROOMS = {"evidence", "experts", "models", "training"}
 TORCH_IMPORT = re.compile(
     r"^(?:import|from) (?:torch|timm|(?:tests\.)?tiny_backbone|"
     r"lorkd_deploy\.(?:models|training|weight_files))"

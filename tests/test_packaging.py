@@ -20,7 +20,7 @@ from tests.readme import block
 ROOT = Path(__file__).parents[1]
 HAS_CHECKOUT = (ROOT / "constraints.txt").is_file()
 TORCH_HALF = {"experts", "training", "models", "weight_files", "evidence"}
-HEAVY = {"torch", "torchvision", "timm", "medmnist"}
+HEAVY = {"torch", "torchvision", "timm", "transformers", "open_clip", "medmnist"}
 # What an extra brings: a module over one that isn't installed may fail to import, for that reason.
 RUNTIMES = {"jinja2", "nncf", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
 RUNTIMES |= {"fhir", "gdcm", "highdicom", "model_signing", "cyclonedx", "pydicom", "pynetdicom"}

@@ -195,6 +195,7 @@ class Manifest(Part):
     `extracted_from`: of experts that are the difference of fine-tuned models (`TaskEntry.model`)
     from a base, the sha256 of the base's file.
     `resampling_sha256` is of the Pillow that resized its images (`preprocess.resampling_sha256`).
+    `network_config` is what an architecture of a model hub needs beside its name to be built again.
     `factorisation` says what shapes A and B have (`delta.factor_shapes`), `norm` whether the norm
     layers are in `base` or, of each task, in `experts/TASK`. `files` are filled in as they are
     written.
@@ -204,6 +205,7 @@ class Manifest(Part):
     kind: Literal["experts", "teacher"]
     name: str
     architecture: str
+    network_config: dict[str, Any] | None = None
     parameters: dict[str, int]
     preprocess: Preprocess
     preprocess_sha256: str

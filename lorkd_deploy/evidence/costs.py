@@ -24,7 +24,7 @@ from lorkd_deploy.runtime import RunOptions, exporter
 from lorkd_deploy.schema import Part
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.networks.network import TeacherNetwork
-from lorkd_deploy.training.networks.student import build_student
+from lorkd_deploy.training.networks.student import build_backbone, build_student
 
 ROUNDS, CALLS, WARM = 5, 40, 20
 _MODEL = "model.onnx"
@@ -98,7 +98,7 @@ def _built(kind: Network, setup: Setup) -> TaskNetwork:
         return build_factorised(setup).eval()
     if kind == "student":
         return build_student(setup).eval()
-    backbone = models.build(setup.recipe.teacher.architecture)
+    backbone = build_backbone(setup.recipe.teacher)
     features = models.feature_dim(backbone, setup.for_teacher().preprocess.size)
     return TeacherNetwork(backbone, features, setup.classes).eval()
 

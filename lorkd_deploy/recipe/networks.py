@@ -58,10 +58,14 @@ class TeacherSpec(Part):
 
     architecture: str = Field(
         default="torchvision:resnet50",
-        description="torchvision:NAME, timm:NAME or pkg.module:function (images → features)",
+        description="torchvision:NAME, timm:NAME, transformers:CLASS, open_clip:NAME or "
+        "pkg.module:function (images → features); :cls, :mean or :map behind a transformer's name "
+        "says how its tokens are pooled",
     )
     checkpoint: str | None = Field(
-        default=None, description="safetensors, or a torch file that loads with weights_only=True"
+        default=None,
+        description="safetensors, a torch file that loads with weights_only=True, or a model hub's "
+        "folder with configuration and weights",
     )
     prefix: dict[str, str] = Field(
         default_factory=dict, description="key prefixes to replace, e.g. {'module.': ''}"

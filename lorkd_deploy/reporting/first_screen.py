@@ -83,7 +83,7 @@ def decomposed(sources: Sources) -> str:
 
 def _short(architecture: str) -> str:
     """`torchvision:resnet50` as a reader calls it."""
-    return architecture.rpartition(":")[2]
+    return architecture.partition(":")[2].replace(":", ", ")
 
 
 def _speed_ups(pairs: Sequence[Pair]) -> list[Interval]:

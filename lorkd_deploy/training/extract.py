@@ -17,7 +17,7 @@ from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.probe import check_answers, probe_images
 from lorkd_deploy.experts.uses import own_state
 from lorkd_deploy.metrics.score import score
-from lorkd_deploy.models import build, feature_dim
+from lorkd_deploy.models import build, feature_dim, needs_folder
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.recipe import Recipe, load_recipe
 from lorkd_deploy.run import Run, claimed, refuse_bundle
@@ -105,6 +105,13 @@ def extract(
             "experts.rank is auto, which is for decompose",
             fix="--set experts.rank=8 --set experts.budget=null, then give the run to "
             "`lorkd compress` with --budget",
+        )
+    if needs_folder(loaded.student.architecture):
+        raise UsageError(
+            f"models of {loaded.student.architecture} can't be extracted: their names are those of "
+            "a folder, not of one file",
+            fix="extract models of torchvision, timm or a function of your own; a teacher may be "
+            "any",
         )
     refuse_bundle(out, "an extracted one is always a new one")
     with claimed(out, loaded, "extract") as run:

@@ -29,7 +29,7 @@ from lorkd_deploy.training.fitting.probe import fit_heads
 from lorkd_deploy.training.fitting.tensorboard import check_tensorboard
 from lorkd_deploy.training.networks.network import TeacherNetwork, place
 from lorkd_deploy.training.networks.restore import Teacher
-from lorkd_deploy.training.networks.student import build_student
+from lorkd_deploy.training.networks.student import build_backbone, build_student
 from lorkd_deploy.training.processes import joined
 from lorkd_deploy.training.ranks.auto_rank import check_budget
 
@@ -127,7 +127,7 @@ def build_teacher(setup: Setup, *, allow_missing: bool) -> tuple[TeacherNetwork,
     chance or on what else is in the batch.
     """
     torch.manual_seed(setup.recipe.seed)
-    backbone = models.build(setup.recipe.teacher.architecture)
+    backbone = build_backbone(setup.recipe.teacher)
     features = models.feature_dim(backbone, setup.preprocess.size)
     check_answers(backbone, probe_images(setup.preprocess.size))
     model = TeacherNetwork(backbone, features, setup.classes)
@@ -145,6 +145,12 @@ def _import_checkpoint(
             )
         return models.LoadReport((), ())
     ready = spec.fit == "none"
+    if ready and Path(spec.checkpoint).is_dir():
+        raise ModelError(
+            "a model hub's folder has no heads of the recipe's tasks, as teacher.fit 'none' needs",
+            where=spec.checkpoint,
+            fix="let the heads be trained: teacher.fit 'heads'",
+        )
     part = model if ready else model.backbone
     report = models.load_checkpoint(part, Path(spec.checkpoint), spec.prefix, spec.pattern)
     trained = {name for name, _ in part.named_parameters()}

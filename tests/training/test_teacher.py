@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from tiny_backbone import backbone
 from tiny_recipe import write_recipe
 from torch import nn
 
-from lorkd_deploy import decompose, load_bundle, teacher
+from lorkd_deploy import decompose, export, load_bundle, teacher
 from lorkd_deploy.errors import DataError, LorkdError, ModelError, UsageError
+from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.training.batches.setup import open_setup
+from tests import hub
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +168,31 @@ def _classes(recipe: Path, tmp_path: Path) -> list[object]:
     from lorkd_deploy.recipe import load_recipe
 
     return [open_data(task.data) for task in load_recipe(recipe).tasks]
+
+
+@pytest.mark.slow
+def test_a_hubs_folder_is_needed_once(tmp_path: Path) -> None:
+    """From the folder of a DINOv2, at its own size, to experts and the teacher's own engine."""
+    pytest.importorskip("transformers")
+    folder = tmp_path / "rad-dino"
+    known = hub.dinov2(folder)
+    own = {"architecture": "transformers:Dinov2Model:cls", "checkpoint": str(folder)}
+    own |= {"fit": "heads", "preprocess": {"size": 42}}
+    short = {"epochs": 0.2, "batch_size": 8}
+    path, run = write_recipe(tmp_path / "hub.yaml", teacher=own, train=short), tmp_path / "run"
+    with pytest.raises(ModelError, match="no heads of the recipe's tasks"):
+        teacher(path, tmp_path / "none", set=["teacher.fit=none"])
+    result = teacher(path, run)
+    assert result.missing_keys == () and result.unexpected_keys == ()
+    shutil.rmtree(folder)
+    images = open_setup(load_recipe(path)).data[0].train.images
+    with torch.no_grad():
+        x = torch.from_numpy(Preprocess(size=42)(images[n] for n in range(4)))
+        wanted = known(x).last_hidden_state[:, 0].numpy()
+    (cache,) = (run / "cache").glob("features-cells-*.npy")
+    np.testing.assert_allclose(np.load(cache)[:4], wanted, rtol=2e-3, atol=1e-3)
+    decompose(path, run)
+    engine = export(run, teacher=True, task=["cells"])[-1]
+    assert engine.name == "teacher/onnx-fp32"
+    assert engine.parity.status == "passed"
+    assert load_bundle(run / "bundle").manifest.network_config is None

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorkd_deploy import models
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import BundleError, UsageError, unknown_name
 from lorkd_deploy.evidence.study import RECORD, StudyRecord
@@ -19,7 +18,7 @@ from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import read_part
 from lorkd_deploy.storage import read_tensors
 from lorkd_deploy.training.networks.restore import restored
-from lorkd_deploy.training.networks.student import with_experts
+from lorkd_deploy.training.networks.student import build_backbone, with_experts
 
 INITS = ("expert:TASK", "shared", "mtl", "teacher", "random")
 FITS = ("experts", "head", "all")
@@ -134,7 +133,7 @@ def _trained(folder: Path) -> ExpertClassifier:
     recipe = parse_recipe(read_record(folder).training.recipe, where=folder)
     tensors = read_tensors(folder / WEIGHTS)
     heads = [tensors[f"heads.tasks.{number}.weight"] for number in range(len(recipe.tasks))]
-    experts = with_experts(models.build(recipe.student.architecture), recipe)
+    experts = with_experts(build_backbone(recipe.student), recipe)
     network = ExpertClassifier(experts, heads[0].shape[1], [len(head) for head in heads])
     network.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
     return network

@@ -24,6 +24,7 @@ from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferR
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
 from lorkd_deploy.evidence.transfer.train import Trial, setup_of, train_start
 from lorkd_deploy.machine.packages import software
+from lorkd_deploy.models import needs_folder
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import ExpertSpec, Recipe, overridden, parse_recipe
 from lorkd_deploy.run import claimed, refuse_foreign
@@ -141,6 +142,13 @@ def _recipe(origin: Recipe, data: str | Path, changes: Sequence[str]) -> Recipe:
 
     Norms are shared, so that a frozen start's statistics stay as they are.
     """
+    if needs_folder(origin.student.architecture):
+        raise UsageError(
+            f"a student of {origin.student.architecture} is built by its checkpoint's folder, "
+            "which a new task has none of",
+            fix="transfer from a run whose student is of torchvision or timm; its teacher may be "
+            "any",
+        )
     known = origin.experts
     experts = ExpertSpec(
         rank=known.trained_rank,

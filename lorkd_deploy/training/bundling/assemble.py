@@ -16,6 +16,7 @@ from lorkd_deploy.bundle.write import Contents, now, write_bundle
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.experts.uses import own_state
 from lorkd_deploy.machine.packages import software
+from lorkd_deploy.models import config_of
 from lorkd_deploy.preprocess import resampling_sha256
 from lorkd_deploy.run import Run
 from lorkd_deploy.storage import Tensors, sha256_bytes
@@ -60,6 +61,7 @@ def write_teacher(
         pictures,
         kind="teacher",
         architecture=recipe.teacher.architecture,
+        network_config=config_of(backbone),
         parameters=parameters,
         tasks=task_entries(setup, tested),
         layers=(),
@@ -115,6 +117,7 @@ def write_experts(
         pictures,
         kind="experts",
         architecture=recipe.student.architecture,
+        network_config=config_of(experts.module),
         parameters=parameters,
         tasks=tasks,
         layers=layer_entries(experts),

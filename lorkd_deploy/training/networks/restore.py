@@ -27,7 +27,7 @@ def restored(
     `manifest` says the architecture, the layers, norms and factorisation; `tasks` the ranks. Raises
     `ModelError` where the code of today builds another network under that name.
     """
-    backbone = models.build(manifest.architecture)
+    backbone = models.build(manifest.architecture, manifest.network_config)
     alpha = next(task.alpha for task in tasks if task.alpha)
     ranks = [{layer.name: task.rank_of(layer.name) or 0 for layer in manifest.layers}
              for task in tasks]  # fmt: skip
@@ -91,7 +91,7 @@ def restored_teacher(bundle: Bundle, setup: Setup, *, heads: bool = True) -> Tea
             where=bundle.path,
             fix="run `lorkd teacher` with this recipe in a new --out",
         )
-    backbone = models.build(bundle.manifest.architecture)
+    backbone = models.build(bundle.manifest.architecture, bundle.manifest.network_config)
     size = bundle.manifest.preprocess.size
     model = TeacherNetwork(backbone, models.feature_dim(backbone, size), setup.classes)
     backbone.load_state_dict({k: torch.tensor(v) for k, v in bundle.base.items()}, strict=False)

@@ -13,10 +13,15 @@ from lorkd_deploy import models
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.experts.probe import check_answers, probe_images
 from lorkd_deploy.experts.ranks import Rank
-from lorkd_deploy.recipe import Recipe
+from lorkd_deploy.recipe import Recipe, StudentSpec, TeacherSpec
 from lorkd_deploy.training.batches.setup import Setup
 
 log = logging.getLogger(__name__)
+
+
+def build_backbone(spec: TeacherSpec | StudentSpec) -> nn.Module:
+    """The network that a recipe names, with random weights; raises as `models.build` does."""
+    return models.build(spec.architecture, models.read_config(spec.architecture, spec.checkpoint))
 
 
 def build_student(setup: Setup) -> ExpertClassifier:
@@ -26,7 +31,7 @@ def build_student(setup: Setup) -> ExpertClassifier:
     depends on chance or on what else is in the batch.
     """
     recipe = setup.recipe
-    backbone = models.build(recipe.student.architecture)
+    backbone = build_backbone(recipe.student)
     if recipe.student.checkpoint is not None:
         report = models.load_checkpoint(
             backbone, Path(recipe.student.checkpoint), recipe.student.prefix, recipe.student.pattern

@@ -4,11 +4,12 @@ import logging
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
 from lorkd_deploy.errors import ModelError, UsageError
-from lorkd_deploy.models import LoadReport, build, feature_dim, load_checkpoint
+from lorkd_deploy.models import LoadReport, build, feature_dim, load_checkpoint, read_config
 from lorkd_deploy.recipe import load_recipe
 
 
@@ -199,3 +200,29 @@ def test_the_shipped_recipe_knows_every_name_of_its_imagenet_weights(tmp_path) -
     module = build(student.architecture)
     assert load_checkpoint(module, tmp_path / "lite0.pth", student.prefix) == LoadReport((), ())
     assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
+
+
+def test_radimagenets_names_are_mapped_by_its_recipe(tmp_path) -> None:
+    known = torchvision.models.resnet50(weights=None)
+    numbered = nn.Sequential(*list(known.children())[:-1])
+    file = tmp_path / "ResNet50.pt"
+    torch.save({f"backbone.{name}": value for name, value in numbered.state_dict().items()}, file)
+    spec = load_recipe("radimagenet-teacher").teacher
+    model = build(spec.architecture)
+    assert load_checkpoint(model, file, spec.prefix) == LoadReport((), ())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, known.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", ["rad-dino", "biomedclip", "retfound", "medsiglip"])
+def test_a_foundation_models_recipe_names_what_can_be_built(name: str) -> None:
+    teacher = load_recipe(name).teacher
+    assert teacher.fit == "heads" and teacher.preprocess is not None
+    if name == "retfound":  # of its hundreds of megabytes, shapes alone
+        with torch.device("meta"):
+            tower = build(teacher.architecture)
+        assert tower.global_pool == "avg"
+        assert (tower.embed_dim, len(tower.blocks)) == (1024, 24)
+    else:
+        with pytest.raises(ModelError, match="this is none"):
+            read_config(teacher.architecture, teacher.checkpoint)
