@@ -130,7 +130,12 @@ def test_retfounds_layout_is_timms_and_its_arguments_are_refused(tmp_path: Path)
         ("transformers:SiglipModel", {}, UsageError, "transformers:SiglipVisionModel"),
         ("transformers:logging", {}, UsageError, "no class of transformers"),
         ("transformers:Dinov2Model", {"model_type": "vit"}, ModelError, "model_type vit"),
-        ("transformers:Dinov2Model", {"model_type": "dinov2", "hidden_size": 7}, ModelError, "7"),
+        (
+            "transformers:Dinov2Model",
+            {"model_type": "dinov2", "hidden_size": 7},
+            ModelError,
+            "built",
+        ),
         ("transformers:Dinov2Model", None, ModelError, "no config.json"),
         ("open_clip:ViT-S-3", None, UsageError, "did you mean 'ViT-S-32'"),
         ("open_clip:local-dir", {"embed_dim": 3}, ModelError, "vision_cfg"),
