@@ -103,8 +103,9 @@ def _class(name: str) -> Any:
         ) from exc
     package.logging.set_verbosity_error()  # what a checkpoint lacks is said here, in our words
     package.logging.disable_progress_bar()
-    kind = getattr(package, name, None)
-    if not isinstance(kind, type) or not issubclass(kind, package.PreTrainedModel):
+    kind: Any = getattr(package, name, None)
+    is_network = isinstance(kind, type) and issubclass(kind, package.PreTrainedModel)
+    if not is_network:
         named = [n for n in dir(package) if n.endswith("Model")]
         raise unknown_name("class of transformers", name, named)
     if kind.main_input_name != "pixel_values":
