@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.recipe import Recipe as Recipe
     from lorkd_deploy.recipe import load_recipe as load_recipe
     from lorkd_deploy.recipe import shipped_recipes as shipped_recipes
+    from lorkd_deploy.reporting.bom import bom as bom
     from lorkd_deploy.reporting.report import report as report
     from lorkd_deploy.runtime import Closing as Closing
     from lorkd_deploy.runtime import EngineFiles as EngineFiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -54,6 +55,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
     listed = re.findall(r"^::: lorkd_deploy\.(\w+)$", page, re.MULTILINE)
     assert sorted(listed) == sorted(set(lorkd_deploy.__all__) - {"__version__"})
+    source = Path(lorkd_deploy.__file__).read_text(encoding="utf-8")
+    for name in listed:  # the site reads them there, without running anything
+        assert f" import {name} as {name}\n" in source
 
 
 @pytest.mark.parametrize("theme", picture.THEMES)
