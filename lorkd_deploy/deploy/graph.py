@@ -53,7 +53,7 @@ def onnx_model(
     if explain:
         require_maps(bundle)
     elif maps is not None:
-        _leave_out(model.graph, maps)
+        leave_out(model.graph, maps)
     values = bundle.fuse(engine) if tensors is None else tensors
     _bind(model.graph, bundle, values, classes)
     compute_weights(model)
@@ -84,7 +84,7 @@ def require_maps(bundle: Bundle) -> None:
         )
 
 
-def _leave_out(graph: onnx.GraphProto, output: str) -> None:
+def leave_out(graph: onnx.GraphProto, output: str) -> None:
     """Take an output away, and what leads to no other."""
     import onnx
 

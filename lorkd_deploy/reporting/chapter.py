@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.reporting.answers import Answers, answers_of
+from lorkd_deploy.reporting.looks import Look, looks
 from lorkd_deploy.reporting.plots.curves import calibration, roc
 from lorkd_deploy.reporting.plots.distribution import distribution
 from lorkd_deploy.reporting.plots.figure import Figure
@@ -52,6 +54,7 @@ class Chapter:
     confusion: tuple[Table, ...]
     curves: tuple[Figure, ...]
     samples: tuple[tuple[str, tuple[Sample, ...]], ...]  # for each task, its name and images
+    looks: tuple[tuple[str, tuple[Look, ...]], ...]  # the same, with both models' maps
     machine: tuple[Table, ...]
     latency: tuple[Figure, ...]
 
@@ -87,6 +90,7 @@ def chapter(sources: Sources, department: str, key: str, *, images: bool) -> Cha
         confusion=tuple(matrices),
         curves=tuple(curves),
         samples=_samples(sources, kept) if images else (),
+        looks=_looks(sources, tasks) if images else (),
         machine=tuple(t.below(key) for t in tables_of(sources, department, MACHINE)),
         latency=(plot.below(key),) if plot else (),
     )
@@ -96,4 +100,11 @@ def _samples(
     sources: Sources, kept: Sequence[Answers]
 ) -> tuple[tuple[str, tuple[Sample, ...]], ...]:
     shown = [(answers.task.name, samples(sources, answers)) for answers in kept]
+    return tuple((task, images) for task, images in shown if images)
+
+
+def _looks(
+    sources: Sources, tasks: Sequence[TaskEntry]
+) -> tuple[tuple[str, tuple[Look, ...]], ...]:
+    shown = [(task.name, looks(sources, task)) for task in tasks]
     return tuple((task, images) for task, images in shown if images)

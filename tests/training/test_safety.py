@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorkd_deploy import cli, decompose, export, load_bundle, pack, predict, report, verify
+from lorkd_deploy import cli, decompose, export, load_bundle, pack, predict, report, teacher, verify
 from lorkd_deploy.clinic.audit import entries
 from lorkd_deploy.errors import ArtifactError, UsageError
+from lorkd_deploy.reporting import looks
+from lorkd_deploy.reporting.sources import read_sources
+from lorkd_deploy.run import open_run
 from tests.tiny_recipe import write_recipe
 
 WITHOUT_TORCH = """
@@ -45,6 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Two epochs leave logits that int8 may turn; maps and guard are judged by themselves.
         parity={"inputs": 6, "test_images": 10, "tolerance": {"int8": {"flips": 0.5}}},
     )
+    teacher(recipe, folder / "run")
     decompose(recipe, folder / "run")
     for target in ("onnx", "openvino"):
         export(folder / "run", target, explain=True)
@@ -201,7 +206,7 @@ def test_an_engine_without_maps_is_refused(run: Path, images: list[Path], tmp_pa
 
 
 def test_the_report_says_what_the_answers_come_with(run: Path) -> None:
-    files = report(run)
+    files = report(run, images=True)
     table = next(file for file in files.tables if file.name.endswith("in-use.csv"))
     manifest = load_bundle(run).task("cells").safety
     assert manifest.temperature and manifest.coverage and manifest.guard
@@ -209,4 +214,28 @@ def test_the_report_says_what_the_answers_come_with(run: Path) -> None:
     assert f"{manifest.guard.low}" in text
     assert f"{manifest.temperature.after.brier.value}" in text
     assert f"{manifest.coverage.tested[0].found.value}" in text
+    for measure in looks.MEASURES:
+        assert f"map, {measure}, Expert" in text
+    page = files.html.read_text()
+    assert (
+        page.count("Where the models looked") == 1
+        and page.count("Expert: ") >= 4
+        and page.count("Foundation model: ") >= 4
+    )
+    assert "Where the models looked" not in report(run).html.read_text()
     assert "In use" in files.html.read_text() and "In use" in files.markdown.read_text()
+
+
+def test_a_difference_of_maps_is_paired(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = read_sources(open_run(run))
+    (task,) = sources.tasks("ward-a")
+    own = looks._looked(sources.bundle, "cells", task)
+    assert own is not None and not np.isnan(own.figures).all()
+    other = replace(own, figures=own.figures + 0.125)
+    monkeypatch.setattr(
+        looks, "_looked", lambda bundle, engine, task: other if engine == "teacher" else own
+    )
+    found = {words: interval for words, interval, _ in looks.figures(sources, task)}
+    for measure in looks.MEASURES:
+        paired = found[f"map, {measure}, Expert minus Foundation model"]
+        assert (paired.low, paired.value, paired.high) == pytest.approx((-0.125,) * 3)

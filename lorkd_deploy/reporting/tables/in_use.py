@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.reporting import looks
 from lorkd_deploy.reporting.cells import label, number
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
@@ -26,17 +27,21 @@ CAPTION = (
     "person; the guard: how many of the task's own pictures are taken for others'. Intervals are "
     "95 %; what was promised by few held-out images has a wide one. The guard tells other kinds of "
     "picture by what they are made of, not by what they show: a picture upside down, or a near "
-    "kind of image, may pass."
+    "kind of image, may pass. The map of the most probable class: how much of the image lies where "
+    "it is above half its largest; the area under the class's probability while pixels turn grey "
+    "(deletion: the lower, the more the map is worth) or come into a blurred image (insertion: the "
+    "higher), those first where the map is highest; images "
+    "where nothing speaks for the answer are left out."
 )
 
 
 def in_use(sources: Sources, department: str) -> Table | None:
-    """Temperature, coverage and guard of the department's tasks; None where it has none of them."""
-    rows = [row for task in sources.tasks(department) for row in _rows(task)]
+    """What the answers of the department's tasks come with; None where it is nothing."""
+    rows = [row for task in sources.tasks(department) for row in _rows(sources, task)]
     return Table("in-use", "In use", CAPTION, COLUMNS, tuple(rows)) if rows else None
 
 
-def _rows(task: TaskEntry) -> Iterator[tuple[Cell, ...]]:
+def _rows(sources: Sources, task: TaskEntry) -> Iterator[tuple[Cell, ...]]:
     found = task.safety
     if fitted := found.temperature:
         on = f"temperature {fitted.value:.3g}, {fitted.images} validation images"
@@ -53,6 +58,8 @@ def _rows(task: TaskEntry) -> Iterator[tuple[Cell, ...]]:
     if guard := found.guard:
         alarms = Interval(value=guard.false_alarms, low=guard.low, high=guard.high)
         yield _row(task, "guard, false alarms", alarms, f"{guard.images} held-out images")
+    for what, found_of_maps, on in looks.figures(sources, task):
+        yield _row(task, what, found_of_maps, on)
 
 
 def _row(task: TaskEntry, what: str, found: Interval, on: str) -> tuple[Cell, ...]:
