@@ -155,7 +155,8 @@ def _prepare(work: _Study, recipe: str | Path, changed: Sequence[str]) -> None:
     if not (home / "teacher").exists():
         teacher(recipe, home, set=changed, resume=True, progress=work.progress)
     known = restored_teacher(load_bundle(home / "teacher"), work.setup)
-    job = Job("decompose", Run(home, home / "bundle"), work.setup, progress=work.progress)
+    run, cache = Run(home, home / "bundle"), home / "cache"
+    job = Job("decompose", run, work.setup, progress=work.progress, cache_folder=cache)
     if work.distils:
         TeacherFeatures(known, job)
     if work.factorises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import ablation
 from lorkd_deploy.errors import RecipeError, UsageError
 from lorkd_deploy.evidence.methods.table import METHODS
 from lorkd_deploy.evidence.plan import parse_variants, trainings
@@ -66,3 +67,21 @@ def test_every_training_has_a_folder_and_a_recipe_of_its_own() -> None:
 def test_a_value_that_no_recipe_can_have_is_told_before_anything_is_trained() -> None:
     with pytest.raises(RecipeError, match=r"train\.lr"):
         list(trainings(load_recipe("demo"), parse_variants("mtl+lr=-1"), 1, (10, 10, 10)))
+
+
+def test_the_ablation_leaves_out_what_is_the_default() -> None:
+    recipe = load_recipe(ablation.RECIPE)
+    variants = parse_variants(ablation.METHODS)
+    found = {t.variant: t.recipe for t in trainings(recipe, variants, 1, (100,) * 7)}
+    default = found.pop(ablation.DEFAULT)
+    assert default == recipe.model_dump(mode="json")
+    assert list(found) == list(ablation.LEFT_OUT.values())
+    for name, changed in found.items():
+        differ = {
+            f"{section}.{key}"
+            for section in ("experts", "transfer", "train")
+            for key, value in changed[section].items()
+            if value != default[section][key]
+        }
+        asked = {change.partition("=")[0] for change in name.split("+")[1:]} or {"rank"}
+        assert {key.rpartition(".")[2] for key in differ} == asked, name

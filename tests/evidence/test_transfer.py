@@ -72,7 +72,15 @@ def test_every_start_learns_by_every_fit(
     ]
     assert [(r["shots"], r["images"]) for r in result["results"]] == [(2, 4), (None, 24)]
     assert not result["failed"]
+    tasks = {"cells", "xray", "fundus"}
+    assert {folder: own.keys() for folder, own in result["others"].items()} == {
+        f"shared-experts/shots-{shots}/seed-3": tasks for shots in ("2", "all")
+    }
+    engines = [engine for own in result["others"].values() for engine in own.values()]
+    assert len({engine["before"] for engine in engines}) == 3
+    assert all(engine["before"] == engine["after"] for engine in engines)
     page = (out / "transfer.html").read_text()
+    assert "The engines that were there" in page and engines[0]["before"][:16] in page
     assert "shared+head" in page and "2 images per class (4 training images)" in page
     kept = {file: file.stat().st_mtime_ns for file in out.rglob(ANSWERS)}
     assert len(kept) == 22
@@ -99,6 +107,15 @@ def test_an_expert_on_a_frozen_start_leaves_it_as_it_is(origin: Origin, tmp_path
         assert torch.equal(value, wanted[name]), name
     moved = [v for n, v in student.backbone.expert_state(0).items() if n.endswith(".B")]
     assert moved and all(v.abs().max() > 0 for v in moved)
+
+
+def test_a_w0_that_has_changed_changes_every_engine(origin: Origin) -> None:
+    start = Start("shared", "experts")
+    base = origin._network(start, 3).backbone.base_state()
+    known = origin.engines(start, 3)
+    assert origin.engines(start, 3, base) == known
+    base["0.weight"] = base["0.weight"] + 1e-6
+    assert not set(origin.engines(start, 3, base).values()) & set(known.values())
 
 
 def test_a_start_is_what_it_says(origin: Origin) -> None:

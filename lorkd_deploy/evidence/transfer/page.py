@@ -15,7 +15,7 @@ from lorkd_deploy.reporting.cells import label
 from lorkd_deploy.reporting.files import Written, write_page
 from lorkd_deploy.reporting.markdown import facts, plain, section
 from lorkd_deploy.reporting.plots.figure import Figure
-from lorkd_deploy.reporting.table import Column, Table
+from lorkd_deploy.reporting.table import Cell, Column, Table
 
 _INITS = {
     "expert": "from W0 with that task's expert",
@@ -52,17 +52,19 @@ class TransferPage:
     lead: str
     warnings: tuple[str, ...]
     chapters: tuple[Chapter, ...]
+    others: Table | None
     protocol: tuple[str, ...]
     provenance: tuple[tuple[str, str], ...]
 
     @property
     def tables(self) -> tuple[Table, ...]:
         """Every table, those of the plots too."""
-        return tuple(
+        chapters = (
             table
             for chapter in self.chapters
             for table in (chapter.starts, chapter.dots.data, chapter.differences)
         )
+        return (*chapters, *([self.others] if self.others else []))
 
 
 def transfer_page(result: TransferResult) -> TransferPage:
@@ -76,6 +78,7 @@ def transfer_page(result: TransferResult) -> TransferPage:
         lead=" ".join(_lead(result, found) for found in result.results),
         warnings=warnings(result.seeds, result.failed),
         chapters=tuple(_chapter(result, found) for found in result.results),
+        others=_others(result),
         protocol=_protocol(result),
         provenance=(
             ("Data", ", ".join(f"{key} {value}" for key, value in result.data.items())),
@@ -97,6 +100,8 @@ def as_markdown(page: TransferPage) -> str:
     for chapter in page.chapters:
         parts += [f"## {plain(chapter.title)}", *section(chapter.starts, 3)]
         parts += section(chapter.differences, 3)
+    if page.others:
+        parts += ["## The engines that were there", *section(page.others, 3)]
     parts += ["## How this was done", *map(plain, page.protocol), facts(page.provenance)]
     return "\n\n".join(parts) + "\n"
 
@@ -145,6 +150,38 @@ def _starts(result: TransferResult, found: ShotsResult, key: str) -> Table:
     )
     caption = "Means over the seeds on the test images, with 95 % intervals."
     return Table(f"{key}-starts", "Every start", caption, columns, rows)
+
+
+def _others(result: TransferResult) -> Table | None:
+    """A row for each task that was there: whether learning another one has changed its engine."""
+    found: dict[tuple[str, str], list[bool]] = {}
+    for own in result.others.values():
+        for task, engine in own.items():
+            trainings = found.setdefault((task, engine.before), [])
+            trainings.append(engine.before == engine.after)
+    if not found:
+        return None
+    columns = (
+        Column("task", "Task", numeric=False),
+        Column("weights", "Weights before, SHA-256", numeric=False),
+        Column("trainings", "Trainings of the new task"),
+        Column("same", "With the same bytes after"),
+    )
+    rows = tuple(
+        (
+            label(task),
+            Cell(sha256[:16], sha256),
+            Cell(str(len(same)), len(same)),
+            Cell(str(sum(same)), sum(same), tone="" if all(same) else "bad"),
+        )
+        for (task, sha256), same in found.items()
+    )
+    caption = (
+        "What each engine is built from, W0 and its task's expert fused, before and after a new "
+        "expert was learnt on the frozen W0: where the bytes are the same, so is the engine. A row "
+        "for each W0."
+    )
+    return Table("others", "The engines that were there", caption, columns, rows)
 
 
 def _words(start: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from lorkd_deploy.evidence.comparison import Comparison
+from lorkd_deploy.evidence.transfer.train import Untouched
 from lorkd_deploy.schema import Part
 
 RESULT = "result.json"
@@ -28,7 +31,8 @@ class TransferResult(Part):
 
     `recipe` is that of the new task, `data` the provenance of its images, `seeds` those that every
     start finished. `failed` says by training's folder why it failed; `seconds` are those of all
-    trainings together.
+    trainings together. `others` are, by the folder of a training that learnt an expert on the
+    frozen W0, the engines of the origin's tasks.
     """
 
     schema_version: int = 1
@@ -41,6 +45,7 @@ class TransferResult(Part):
     first: str
     results: tuple[ShotsResult, ...]
     failed: dict[str, str]
+    others: dict[str, dict[str, Untouched]] = Field(default_factory=dict)
     seconds: float
     software: dict[str, str]
     created: str

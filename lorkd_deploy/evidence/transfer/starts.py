@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import BundleError, UsageError, unknown_name
@@ -17,6 +18,7 @@ from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import read_part
 from lorkd_deploy.storage import read_tensors
+from lorkd_deploy.training.networks.network import weights_sha256
 from lorkd_deploy.training.networks.restore import restored
 from lorkd_deploy.training.networks.student import build_backbone, with_experts
 
@@ -104,6 +106,22 @@ class Origin:
             number = [entry.name for entry in self.recipe.tasks].index(task)
             return dict(experts.dense(number).state_dict())
         return _shared(experts)
+
+    def engines(
+        self, start: Start, seed: int, base: Mapping[str, Tensor] | None = None
+    ) -> dict[str, str]:
+        """By task the SHA-256 of what its engine is built from: W0 and its expert, fused.
+
+        With `base`, on that W0 instead: the one that a training for another task has left.
+        """
+        network = self._network(start, seed)
+        experts = network.backbone
+        if base is not None:
+            experts.load_base({name: base[name].cpu() for name in experts.base_state()})
+        return {
+            task.name: weights_sha256(nn.Sequential(*network.dense(number)))
+            for number, task in enumerate(self.recipe.tasks)
+        }
 
     def _network(self, start: Start, seed: int) -> ExpertClassifier:
         if self.bundle is None:

@@ -14,9 +14,10 @@ from lorkd_deploy.data import Split, TaskData
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.train import answers
 from lorkd_deploy.evidence.transfer.starts import Origin, Start
-from lorkd_deploy.experts import TaskNetwork
+from lorkd_deploy.experts import ExpertClassifier, TaskNetwork
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import Run
+from lorkd_deploy.schema import Part
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.fitting.features import TeacherFeatures
 from lorkd_deploy.training.fitting.job import Job
@@ -26,6 +27,13 @@ from lorkd_deploy.training.networks.frozen import freeze
 from lorkd_deploy.training.networks.network import TeacherNetwork
 from lorkd_deploy.training.networks.restore import Teacher, restored_teacher
 from lorkd_deploy.training.networks.student import build_student
+
+
+class Untouched(Part):
+    """The SHA-256 of what a task's engine is built from, before and after another was learnt."""
+
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,25 @@ def few(split: Split, classes: int, shots: int, seed: int) -> Split:
     return split.part(chosen)
 
 
-def train_start(trial: Trial, origin: Origin, setup: Setup, run: Run) -> tuple[Answers, float]:
-    """Its answers on the new test images, and how many seconds training took."""
+Others = dict[str, Untouched]
+
+
+def train_start(
+    trial: Trial, origin: Origin, setup: Setup, run: Run
+) -> tuple[Answers, float, Others]:
+    """Its answers on the new test images, how many seconds training took, and, where an expert was
+    learnt on the frozen W0, the engines of the tasks that have their experts on it.
+    """
     torch.manual_seed(trial.seed)
     fit = _fit_head if trial.start.fit == "head" else _fit_student
     network, used, seconds = fit(trial, origin, Job("decompose", run, setup, resume=True))
     network.cpu().eval()
-    return answers(network, used), seconds
+    others: Others = {}
+    if trial.start == Start("shared", "experts") and isinstance(network, ExpertClassifier):
+        before = origin.engines(trial.start, trial.seed)
+        after = origin.engines(trial.start, trial.seed, network.backbone.base_state())
+        others = {task: Untouched(before=before[task], after=after[task]) for task in before}
+    return answers(network, used), seconds, others
 
 
 def _fit_student(trial: Trial, origin: Origin, job: Job) -> tuple[TaskNetwork, Setup, float]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import Field
 
 from lorkd_deploy.bundle.write import now
 from lorkd_deploy.data import TaskData
@@ -22,7 +23,7 @@ from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.comparison import TestSplit, compared
 from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
-from lorkd_deploy.evidence.transfer.train import Trial, setup_of, train_start
+from lorkd_deploy.evidence.transfer.train import Trial, Untouched, setup_of, train_start
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.models import needs_folder
 from lorkd_deploy.progress import Progress, Silent
@@ -51,6 +52,7 @@ class Trained(Part):
 
     images: int
     seconds: float
+    others: dict[str, Untouched] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -218,10 +220,12 @@ def _trained(work: _Transfer, trial: Trial) -> Trained:
     folder, setup = work.folder / trial.folder, setup_of(trial, work.recipe, work.data)
     with claimed(folder, setup.recipe, "train") as run:
         if not (folder / TRAINED).exists():
-            found, seconds = train_start(trial, work.origin, setup, run)
+            found, seconds, others = train_start(trial, work.origin, setup, run)
             found.write(folder / ANSWERS)
-            images = len(setup.data[0].train)
-            write_part(folder / TRAINED, Trained(images=images, seconds=round(seconds, 1)))
+            made = Trained(
+                images=len(setup.data[0].train), seconds=round(seconds, 1), others=others
+            )
+            write_part(folder / TRAINED, made)
         return read_part(folder / TRAINED, Trained, BundleError, "delete the training's folder")
 
 
@@ -258,6 +262,7 @@ def _result(work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str])
         first=first,
         results=tuple(results),
         failed=failed,
+        others={trial.folder: own.others for trial, own in done.items() if own.others},
         seconds=sum(trained.seconds for trained in done.values()),
         software=software(),
         created=now(),

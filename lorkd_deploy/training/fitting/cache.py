@@ -26,10 +26,10 @@ def cached(
     """The `.npy` file of `what`, whose name begins with `prefix`; made where it isn't there.
 
     `depends` is all that it depends on, as JSON. Every process calls `make`, and the first one's
-    array is written. Other files of that prefix go.
+    array is written. Other files of that prefix go, unless other jobs share the folder.
     """
     start = f"{prefix}-{sha256_bytes(canonical_json(dict(depends)))[:16]}"
-    file = job.processes.first(lambda: _found(job.cache, prefix, start))
+    file = job.processes.first(lambda: _found(job, prefix, start))
     if file is not None:
         log.debug("%s read: cache/%s", what, file.name)
         return file
@@ -44,17 +44,23 @@ def facts_of(file: Path) -> dict[str, str]:
     return {"file": file.name, "sha256": sha256_file(file)}
 
 
-def _found(folder: Path, prefix: str, start: str) -> Path | None:
-    """The file whose name begins with `start`, whole; else None, and the prefix's others go."""
+def _found(job: Job, prefix: str, start: str) -> Path | None:
+    """The file whose name begins with `start`, whole; else None, and the prefix's others go.
+
+    In a folder that is shared they are other jobs', which may be at work: they stay.
+    """
+    folder, shared = job.cache, job.cache_folder is not None
     for path in sorted(folder.glob(f"{prefix}-{'?' * 16}-{'?' * 16}.npy")):
         if not path.name.startswith(start):
+            if shared:
+                continue
             log.info("%s is of another teacher or recipe: computed again", path.name)
         elif path.name == _file_name(start, sha256_file(path)):
             return path
         else:
             log.warning("%s is damaged: computed again", path.name)
         path.unlink()
-    for unfinished in folder.glob(f".{prefix}-*.tmp"):
+    for unfinished in () if shared else folder.glob(f".{prefix}-*.tmp"):
         unfinished.unlink()  # a killed writer's, of up to gigabytes
     return None
 

@@ -28,7 +28,8 @@ class Job:
     `resume` continues from the last checkpoint, `auto_batch` lets a batch that does not fit into
     memory pass in parts, `allow_missing` lets a frozen teacher have weights that its checkpoint
     lacks, `tensorboard` writes the figures of every step. `identity` is a hash of all that the
-    training depends on, which its checkpoints must share: by default the recipe's.
+    training depends on, which its checkpoints must share: by default the recipe's. `cache_folder`
+    is one for the teacher's features that it shares with other jobs, by default one of its own.
     """
 
     name: Literal["teacher", "decompose"]

@@ -143,3 +143,18 @@ def test_a_writer_that_was_killed_leaves_nothing_to_learn_from(
     _compare(setup, _features(setup, 0, tmp_path), 0)
     assert f"teacher features of {setup.names[0]} read" not in caplog.text
     assert not unfinished.exists()
+
+
+def test_a_folder_that_jobs_share_keeps_every_teachers(setup: Setup, tmp_path: Path) -> None:
+    def shared(seed: int) -> set[Path]:
+        job = Job("decompose", Run(tmp_path, tmp_path), setup, cache_folder=tmp_path / "cache")
+        TeacherFeatures(Teacher(_teacher(setup, seed), LARGER), job)
+        return set((tmp_path / "cache").iterdir())
+
+    first = shared(0)
+    unfinished = tmp_path / "cache" / ".features-cells-another-is-writing.npy.0.tmp"
+    unfinished.touch()
+    both = shared(1)
+    assert first < both and len(both) == 2 * len(first) + 1
+    times = {path: path.stat().st_mtime_ns for path in both}
+    assert {path: path.stat().st_mtime_ns for path in shared(0)} == times

@@ -1,0 +1,108 @@
+"""Each lever of the default training left out alone: a study on the seven tasks.
+
+    LORKD_DATA=FOLDERS python benchmarks/ablation.py --out STUDY --workers 2
+
+The recipe is `seven-tasks`, as the main study has it; the weights of its teacher lie where
+`--teacher` says. STUDY may be the main study's own folder: its trainings of the experts and the
+teacher's features are then used again, and `lorkd study` with its own methods makes its own result
+anew. What is stopped goes on by the same call. Writes benchmarks/results/ablation.json and
+ablation.md, of AUC and accuracy on the test images; differences are the default minus what is left
+out, by the statistics of `lorkd study`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from lorkd_deploy.evidence.page import study_page
+from lorkd_deploy.evidence.report import write_report
+from lorkd_deploy.evidence.result import StudyResult
+from lorkd_deploy.evidence.study import study
+from lorkd_deploy.machine.environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+RECIPE = "seven-tasks"
+DEFAULT = "experts"
+# What is left out, or is as it was before: a method of `lorkd study` with other values.
+LEFT_OUT = {
+    "the experts, at the same cost": "mtl-kd",
+    "AdamW: SGD, as in the paper's recipe": "experts+optimizer=sgd+lr=0.05+weight_decay=0.0001",
+    "alpha / rank = 1: 4": "experts+alpha=64",
+    "rank 16: 4": "experts+rank=4+alpha=4",
+    "what the teacher teaches": "experts+kind=none",
+    "its features: its logits alone": "experts+kind=logits",
+    "its logits: its features alone": "experts+kind=features",
+    "a target that can't shrink: the paper's": "experts+kind=paper",
+    "long training: 6 epochs": "experts+epochs=6+validate_every=6",
+    "the falling rate: a constant one": "experts+schedule=constant",
+    "drawing small tasks more often": "experts+temperature=1",
+    "mirrored images": "experts+flip=false",
+    "shared norms: one per task": "experts+norm=per_task",
+}
+METHODS = ",".join([DEFAULT, *LEFT_OUT.values()])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--teacher", help="the file of the teacher's weights")
+    options = parser.parse_args()
+    changed = [f"teacher.checkpoint={options.teacher}"] if options.teacher else []
+    result = study(
+        RECIPE,
+        options.out,
+        methods=METHODS,
+        seeds=options.seeds,
+        set=changed,
+        workers=options.workers,
+    )
+    write_report(options.out, study_page(result))
+    figures = {
+        "recipe": RECIPE,
+        "measured": time.strftime("%Y-%m-%d"),
+        "result": result.model_dump(mode="json"),
+        "environment": environment().model_dump(mode="json"),
+    }
+    (RESULTS / "ablation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    text = markdown(result)
+    (RESULTS / "ablation.md").write_text(text)
+    print(text)
+    return 0
+
+
+def markdown(result: StudyResult) -> str:
+    """A row for each lever, over all tasks and seeds."""
+    lines = [
+        f"# Each lever alone left out, {RECIPE}, {len(result.seeds)} seeds",
+        "",
+        "| left out | AUC | default minus it | | accuracy | default minus it | |",
+        "|---|---|---|---|---|---|---|",
+        row("nothing", DEFAULT, result),
+    ]
+    lines += [row(what, name, result) for what, name in LEFT_OUT.items() if name in result.variants]
+    lines += [f"\nFailed: {folder}: {why}" for folder, why in result.failed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def row(what: str, name: str, result: StudyResult) -> str:
+    """AUC and accuracy, and the differences with interval and verdict."""
+    cells = [what]
+    for metric in ("auc", "accuracy"):
+        cells.append(f"{result.comparison.figure(name, None, metric).estimate.value:.3f}")
+        if name == DEFAULT:
+            cells += ["", ""]
+            continue
+        found = result.comparison.difference(name, None, metric)
+        range_ = found.estimate.interval
+        shown = f" ({range_.low:+.3f} to {range_.high:+.3f})" if range_ else ""
+        cells += [f"{found.estimate.value:+.3f}{shown}", found.verdict]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
