@@ -27,7 +27,7 @@ from lorkd_deploy.errors import DataError, ImageError
 from lorkd_deploy.image_files import Found, image_files, require_utf8
 from lorkd_deploy.storage import canonical_json, sha256_bytes
 
-COLUMNS = {"root", "image", "label", "findings", "split", "group", "attributes"}
+COLUMNS = ("root", "image", "label", "findings", "split", "group", "attributes")
 log = logging.getLogger(__name__)
 
 
@@ -73,9 +73,9 @@ class DicomData(Columns, DataSource):
         return _divided(self.index(lists, root), self.test_share)
 
     def _of_folder(self, root: Path, read: partial[U8]) -> TaskData:
-        if columns := COLUMNS & self.model_fields_set:
+        if columns := [name for name in COLUMNS if self._names(name)]:
             raise DataError(
-                f"a folder has no columns, and the recipe names {', '.join(sorted(columns))}",
+                f"a folder has no columns, and the recipe names {', '.join(columns)}",
                 where=root,
                 fix="leave them out, or give a CSV file as `path`",
             )
@@ -115,8 +115,12 @@ class DicomData(Columns, DataSource):
                 )
         return found
 
+    def _names(self, key: str) -> bool:
+        """Whether the recipe says more than the default; a run's own recipe has every key."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
     def _split_column(self, table: Table) -> int | None:
-        if "split" in self.model_fields_set or _has(table, "split"):
+        if self._names("split") or _has(table, "split"):
             return super()._split_column(table)
         return None
 

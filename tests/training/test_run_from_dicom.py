@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tiny_recipe import write_recipe
 
 from lorkd_deploy import decompose, export, extract, load_bundle, pack, predict, write_reports
+from lorkd_deploy.deploy.artifact import find_artifacts
 from lorkd_deploy.dicom.rules import DicomRules
 from lorkd_deploy.errors import ImageError
 from lorkd_deploy.storage import read_tensors
@@ -55,6 +56,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_dicom_files_to_an_answered_one_and_its_report(trained: Path, tmp_path: Path) -> None:
     run = trained / "run"
     export(run, "onnx")
+    (engine,) = find_artifacts(run)
+    assert {one.on for one in engine.parity.compared} == {"inputs", "images"}
     bundle = load_bundle(run)
     task = bundle.task("chest-task")
     assert task.dicom == DicomRules.model_validate(RULES)
