@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import NoReturn
 
 import numpy as np
@@ -22,6 +23,20 @@ from lorkd_deploy.errors import ImageError
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IN_WORDS = "PNG, JPEG, BMP, TIFF or WebP"
+# What Pillow and NumPy raise for a damaged file, by its format.
+_DAMAGE = (
+    UnidentifiedImageError,
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    TokenError,
+)
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -147,7 +162,7 @@ def read_image(path: Path) -> U8:
         raise ImageError(
             "the image does not exist", where=path, fix="check the path for a misspelling"
         ) from None
-    except (UnidentifiedImageError, OSError, ValueError, EOFError, SyntaxError) as exc:
+    except _DAMAGE as exc:
         raise ImageError(
             f"the file can't be read as an image: {exc}",
             where=path,

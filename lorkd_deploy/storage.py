@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ from lorkd_deploy.errors import BundleError, LorkdError
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 LOCK = ".lock"
+_DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')  # in a header: quotes in its values have a \
+_ZEROS = b"0" * 64
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -164,31 +167,60 @@ def inside(folder: Path, relative: str) -> Path:
     return candidate
 
 
-def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Tensors, metadata: dict[str, str] | None = None, *, digest: bool = False
+) -> None:
     """Write arrays as safetensors, atomically; equal arrays give equal bytes.
 
-    With two or more metadata entries they don't: safetensors writes those in any order.
+    With two or more metadata entries they don't: safetensors writes those in any order. `digest`
+    puts the SHA-256 of the bytes, with 64 zeros in its place, among them: for a file that no
+    manifest has the hash of.
     """
-    write_atomic(path, tensor_bytes(tensors, metadata))
+    write_atomic(path, tensor_bytes(tensors, metadata, digest=digest))
 
 
-def tensor_bytes(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
+def tensor_bytes(
+    tensors: Tensors, metadata: dict[str, str] | None = None, *, digest: bool = False
+) -> bytes:
     """The bytes that `write_tensors` writes."""
     from safetensors.numpy import save
 
     # Not `ascontiguousarray`, which gives a tensor without dimensions one.
     ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
-    data: bytes = save(ordered, metadata)
-    return data
+    if not digest:
+        plain: bytes = save(ordered, metadata)
+        return plain
+    blank: bytes = save(ordered, {**(metadata or {}), "digest": _ZEROS.decode()})
+    place = _digest(blank)
+    assert place is not None
+    return blank[: place.start(1)] + sha256_bytes(blank).encode() + blank[place.end(1) :]
+
+
+def _digest(data: bytes) -> re.Match[bytes] | None:
+    """The digest in a safetensors file's header, if it has one."""
+    return _DIGEST.search(data, 8, min(len(data), 8 + int.from_bytes(data[:8], "little")))
+
+
+def _changed(data: bytes) -> bool:
+    found = _digest(data)
+    if found is None:
+        return False
+    return sha256_bytes(data[: found.start(1)] + _ZEROS + data[found.end(1) :]) != found[1].decode()
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Every array of a safetensors file; raises `BundleError` where it is missing or damaged."""
+    """Every array of a safetensors file, whose digest is checked where it has one.
+
+    Raises `BundleError` where it is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        return load(path.read_bytes())
+        data = path.read_bytes()
+        if _changed(data):
+            raise BundleError(f"{path.name} has changed since it was written", where=path)
+        return load(data)
     except FileNotFoundError:
         raise BundleError(f"{path.name} is missing", where=path) from None
     except (SafetensorError, ValueError, KeyError) as exc:

@@ -167,7 +167,10 @@ def _refuse_other_files(path: Path) -> None:
     if not start:
         what, fix = "the file is empty", "download or copy it anew"
     elif start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
-        what, fix = _other_archive(path)
+        try:
+            what, fix = _other_archive(path)
+        except Exception as exc:  # zipfile raises nearly everything over a damaged one
+            what, fix = f"the checkpoint can't be read: {exc}", "download or copy it anew"
     elif tarfile.is_tarfile(path):
         what = "the file is a tar archive, in which torch kept weights before its version 0.4"
         fix = "save it anew with torch before version 2.6; or unpack the file that is in it"

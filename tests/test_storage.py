@@ -123,3 +123,20 @@ def test_paths_stay_inside(tmp_path: Path) -> None:
 def test_tensors_keep_their_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", {"a": np.ones((*shape[::-1],), np.float32).T})
     assert read_tensors(tmp_path / "a.safetensors")["a"].shape == shape
+
+
+def test_tensors_with_a_digest_show_every_flipped_bit(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "a.safetensors", {"x": np.arange(6.0), "y": np.ones((2, 2), "i8")}
+    write_tensors(path, tensors, {"index": '{"digest":"' + "0" * 64 + '"}'}, digest=True)
+    assert {name: v.tolist() for name, v in read_tensors(path).items()} == {
+        "x": [0, 1, 2, 3, 4, 5],
+        "y": [[1, 1], [1, 1]],
+    }
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            found = read_tensors(path)
+        except BundleError:
+            continue
+        assert all(np.array_equal(found[name], value) for name, value in tensors.items()), place

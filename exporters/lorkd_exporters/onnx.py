@@ -118,7 +118,11 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
     or a provider, can't run here.
     """
     require_running("onnx", probe())
-    return OnnxRunner(_opened(folder, files, options), options.threads)
+    session = _opened(folder, files, options)
+    try:
+        return OnnxRunner(session, options.threads)
+    except UnicodeDecodeError as exc:  # the runtime looks at names only when they are asked for
+        raise _refused(engine_path(folder, files[0]), exc) from exc
 
 
 def layers(
@@ -247,7 +251,8 @@ def _session(
 def _refused(path: Path, exc: Exception) -> ArtifactError:
     """Why ONNX Runtime doesn't load a model: one that is none, or has what it can't do."""
     said, kind = first_line(exc), type(exc).__name__
-    if kind in {"InvalidProtobuf", "NoModel", "NoSuchFile", "InvalidArgument"}:
+    damage = {"InvalidProtobuf", "NoModel", "NoSuchFile", "InvalidArgument", "UnicodeDecodeError"}
+    if kind in damage:
         return ArtifactError(
             f"{path.name} is damaged or no model: {said}",
             where=path.parent,

@@ -169,7 +169,7 @@ def _keep(key: str, index: Index, stamps: dict[str, int]) -> None:
     meta = {"classes": index.classes, "attributes": values, "folders": stamps}
     try:
         path = folder / "lists" / f"{key}.safetensors"
-        write_tensors(path, dict(_arrays(index)), {"index": json.dumps(meta)})
+        write_tensors(path, dict(_arrays(index)), {"index": json.dumps(meta)}, digest=True)
     except OSError as exc:
         log.warning("the list is read anew each time: %s can't be written: %s", folder, exc)
 

@@ -12,7 +12,7 @@ import numpy as np
 from lorkd_deploy._version import __version__
 from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.manifest import HEAD_TENSORS, Binding
-from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.bundle.read import FRESH_COPY, Bundle
 from lorkd_deploy.bundle.size import check_size
 from lorkd_deploy.deploy.computed import compute_weights
 from lorkd_deploy.errors import BundleError, UsageError
@@ -43,6 +43,25 @@ def onnx_model(
     `BundleError` where the tensors are not
     exactly the template's, `ModelError` for a network above 2 GiB.
     """
+    from google.protobuf.message import DecodeError
+
+    origin = {"lorkd.bundle_sha256": bundle_sha256 or bundle.sha256, "lorkd.version": version}
+    try:
+        return _filled(bundle, engine, tensors, origin, explain=explain)
+    except (DecodeError, UnicodeDecodeError, IndexError) as exc:
+        raise BundleError(
+            f"the bundle's graph template is damaged: {exc}", where=bundle.path, fix=FRESH_COPY
+        ) from exc
+
+
+def _filled(
+    bundle: Bundle,
+    engine: str,
+    tensors: Mapping[str, F32] | None,
+    origin: Mapping[str, str],
+    *,
+    explain: bool,
+) -> bytes:
     import onnx
 
     tasks = bundle.engine(engine)
@@ -60,9 +79,8 @@ def onnx_model(
     for output in model.graph.output:
         if output.name in (bundle.manifest.graph.output, maps):
             output.type.tensor_type.shape.dim[1].dim_value = classes
-    model.producer_name, model.producer_version = "lorkd-deploy", version
-    origin = {"lorkd.bundle_sha256": bundle_sha256 or bundle.sha256, "lorkd.version": version}
-    onnx.helper.set_model_props(model, metadata(bundle, engine) | origin)
+    model.producer_name, model.producer_version = "lorkd-deploy", origin["lorkd.version"]
+    onnx.helper.set_model_props(model, metadata(bundle, engine) | dict(origin))
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import warnings
 import zlib
@@ -86,6 +87,21 @@ def foreign() -> Iterator[None]:
         ) from exc
 
 
+class _Bounded(io.BufferedReader):
+    """A file of which never more is asked than it has: else memory is taken for what a damaged
+    length announces, up to 4 GB.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > 0:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
+def _behind_the_meta_group(tag: int, *_: object) -> bool:
+    return tag >> 16 != 2
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """A DICOM file as a stream that isn't deflated; raises `ImageError` for another kind of file.
@@ -93,12 +109,13 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     pydicom would unpack a deflated one whole, however large it becomes; here it is bounded.
     """
     import pydicom
+    from pydicom.dataset import FileMetaDataset
     from pydicom.errors import InvalidDicomError
     from pydicom.filebase import DicomBytesIO
-    from pydicom.filereader import read_file_meta_info, read_preamble
+    from pydicom.filereader import read_dataset, read_preamble
     from pydicom.filewriter import write_file_meta_info
 
-    with path.open("rb") as stream:
+    with _Bounded(io.FileIO(path)) as stream:
         with foreign():
             try:
                 read_preamble(stream, force=False)
@@ -107,7 +124,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                     "the file is no DICOM file: DICM is missing behind its first 128 bytes",
                     fix=FRESH_COPY,
                 ) from exc
-            meta = read_file_meta_info(path)
+            group = read_dataset(stream, False, True, stop_when=_behind_the_meta_group)
+            meta = FileMetaDataset(group)
             start = 144 + int(meta.get("FileMetaInformationGroupLength", 0))
             kind = str(meta.get("MediaStorageSOPClassUID", ""))
             syntax = str(meta.get("TransferSyntaxUID", ""))

@@ -25,7 +25,7 @@ class Answers:
         features = {
             f"{task}/features": values.astype(np.float16) for task, values in self.features.items()
         }
-        write_tensors(path, {**logits, **features})
+        write_tensors(path, {**logits, **features}, digest=True)
 
     @classmethod
     def read(cls, path: Path) -> Answers:

@@ -65,7 +65,7 @@ def train(given: dict[str, Any], study: str) -> dict[str, Any]:
         network.cpu().eval()
         answers(network, job.setup).write(folder / ANSWERS)
         state = network.state_dict()
-        write_tensors(folder / WEIGHTS, {name: value.numpy() for name, value in state.items()})
+        write_tensors(folder / WEIGHTS, {n: v.numpy() for n, v in state.items()}, digest=True)
         write_history(job.history, fitted, job.device, finished=True)
         done = Trained(
             training=training,

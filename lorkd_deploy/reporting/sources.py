@@ -5,6 +5,7 @@ Only the bundle has to be there. Everything else may be missing, and is then sai
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from lorkd_deploy.profiling.profile import (
 )
 from lorkd_deploy.run import Run
 from lorkd_deploy.storage import read_tensors, sha256_file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,9 @@ def read_sources(run: Run) -> Sources:
 
 def _beside(file: Path, sha256: str | None) -> dict[str, npt.NDArray[Any]]:
     """Single calls or answers, where they lie beside the profile that they belong to."""
-    if sha256 is None or not file.exists() or sha256_file(file) != sha256:
+    if sha256 is None or not file.exists():
+        return {}
+    if sha256_file(file) != sha256:
+        log.warning("%s is not the one that was measured: what it would show is left out", file)
         return {}
     return read_tensors(file)

@@ -97,6 +97,16 @@ def test_another_element_of_2_gb_announced(file: Path) -> None:
     refused(file, ".")
 
 
+@pytest.mark.parametrize("element", [b"\x08\x00\x05\x00CS", b"\x02\x00\x10\x00UI"])
+def test_a_length_of_4_gb_where_pydicom_reads_at_once(file: Path, element: bytes) -> None:
+    made = dataset(np.zeros((64, 64)), stored=8, SpecificCharacterSet="ISO_IR 100")
+    whole = saved(made, file).read_bytes()
+    at = whole.index(element)
+    longer = element[:4] + b"UT\0\0" + struct.pack("<L", 0xFFFFFFF0)
+    file.write_bytes(whole[:at] + longer + whole[at + 8 :])
+    refused(file, ".")
+
+
 def test_an_image_of_65535_times_65535_announced(file: Path) -> None:
     made = dataset(np.zeros((8, 8)), stored=8, Rows=65535, Columns=65535)
     refused(saved(made, file), "too large to be safe: 65535 × 65535 px")

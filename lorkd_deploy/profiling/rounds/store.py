@@ -102,7 +102,9 @@ class KeptRounds:
             for size, part in measured.batches.items()
         }
         write_tensors(
-            folder / _CALLS, {str(size): part.calls for size, part in measured.batches.items()}
+            folder / _CALLS,
+            {str(size): part.calls for size, part in measured.batches.items()},
+            digest=True,
         )
         write_atomic(folder / _ROUND, document_bytes(fields))
 

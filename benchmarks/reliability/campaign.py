@@ -1,0 +1,94 @@
+"""What the campaign's scripts share: a state that is resumed, results with their protocol."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lorkd_deploy.machine.environment import environment
+from lorkd_deploy.machine.packages import software
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+class Campaign:
+    """Counts by part and outcome, and what was missed, in `results/reliability-NAME.json`.
+
+    It is written after every batch, so that the same call goes on where it was stopped: trial `i`
+    is a function of seed and `i` alone.
+    """
+
+    def __init__(self, name: str, seed: int, folder: Path = RESULTS) -> None:
+        self.name, self.seed = name, seed
+        self.file = folder / f"reliability-{name}.json"
+        self.counts: dict[str, dict[str, int]] = {}
+        self.faults: list[dict[str, Any]] = []
+        if self.file.exists():
+            known = json.loads(self.file.read_text(encoding="utf-8"))
+            if known["seed"] == seed:
+                self.counts, self.faults = known["counts"], known["faults"]
+
+    def done(self, part: str) -> int:
+        """How many trials of a part there were."""
+        return sum(self.counts.get(part, {}).values())
+
+    def add(self, part: str, outcome: str, fault: dict[str, Any] | None = None) -> None:
+        """Count one trial; `fault` describes one that should not be."""
+        of = self.counts.setdefault(part, {})
+        of[outcome] = of.get(outcome, 0) + 1
+        if fault is not None:
+            self.faults.append({"part": part, "outcome": outcome, **fault})
+
+    def write(self, title: str, protocol: str) -> None:
+        """Write counts and faults, as JSON and as a table."""
+        machine = environment()
+        document = {
+            "seed": self.seed,
+            "measured": time.strftime("%Y-%m-%d"),
+            "protocol": protocol,
+            "counts": self.counts,
+            "faults": self.faults,
+            "environment": machine.model_dump(mode="json"),
+            "versions": software(),
+            "load_average": os.getloadavg(),
+        }
+        outcomes = sorted({name for of in self.counts.values() for name in of})
+        lines = [
+            f"# {title}",
+            "",
+            f"{protocol} Measured {document['measured']} on {machine.cpu}, "
+            f"{machine.allowed_cpus} CPUs, Python {machine.python}, seed {self.seed}; versions are "
+            f"in `{self.file.name}`. The machine was busy: no times are claimed.",
+            "",
+            "| part | trials | " + " | ".join(outcomes) + " |",
+            "|---|---:|" + "---:|" * len(outcomes),
+            *(
+                f"| {part} | {sum(of.values())} | "
+                + " | ".join(str(of.get(name, 0)) for name in outcomes)
+                + " |"
+                for part, of in self.counts.items()
+            ),
+        ]
+        for fault in self.faults[:20]:
+            lines += ["", f"- {fault}"]
+        _replace(self.file, json.dumps(document, indent=1) + "\n")
+        _replace(self.file.with_suffix(".md"), "\n".join(lines) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def arguments(description: str, count: int) -> argparse.Namespace:
+    """`--count` (of each part), `--seed` and `--results` of a script."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--count", type=int, default=count)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args()

@@ -1,0 +1,278 @@
+"""Damaged and hostile files of every kind: a sentence, in bounded time and memory, and nothing run.
+
+    python benchmarks/reliability/fuzz.py --count 10000
+
+Hypothesis draws a file of the corpus (`inputs.py`) and what is done to it: bytes that are changed,
+taken out, put in or repeated, and for JSON and YAML values that are replaced, with the digest made
+anew. Batches run in processes of their own, whose memory is limited to 1 GiB above what the imports
+took, so that a crash is one outcome among others. Writes results/reliability-fuzz.json and .md; a
+stopped campaign goes on by the same call.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.reliability.campaign import Campaign, arguments
+from benchmarks.reliability.inputs import Kind, kinds
+from lorkd_deploy.errors import LorkdError
+
+BATCH = 250  # examples of a process
+SECONDS = 10
+MEMORY = 1 << 30  # bytes above what the imports took
+FINE = ("read", "refused")
+PROTOCOL = (
+    "Hypothesis changes well-formed files, and each is read as the product reads it, in processes "
+    f"limited to {MEMORY >> 30} GiB above the imports and {SECONDS} s a file. Read: accepted. "
+    "Refused: by a sentence, as the command line prints it. All else is a fault: another error, "
+    "more time or memory, a crash, a file written elsewhere, code that was run (pickles are "
+    "planted)."
+)
+_NUMBERS = (0, 1, 2, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
+_TEXTS = ("", "../../x", "/etc/passwd", "a/b", "\x00", "é", "\ud7ff", "x" * 10_000, "1e999", "~")
+
+
+@st.composite
+def damaged(draw: st.DrawFn, corpus: tuple[bytes, ...]) -> bytes:
+    """One of the files with up to six changes to its bytes."""
+    data = bytearray(corpus[draw(st.integers(0, len(corpus) - 1))])
+    for _ in range(draw(st.integers(1, 6))):
+        place = draw(st.integers(0, max(0, len(data) - 1)))
+        how = draw(st.sampled_from(("flip", "set", "number", "insert", "cut", "end", "repeat")))
+        if how == "flip" and data:
+            data[place] ^= 1 << draw(st.integers(0, 7))
+        elif how == "set":
+            data[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+        elif how == "number":
+            size, order = draw(st.sampled_from((2, 4, 8))), draw(st.sampled_from(("little", "big")))
+            number = draw(st.sampled_from(_NUMBERS)) % 2 ** (8 * size)
+            data[place : place + size] = number.to_bytes(size, order)  # type: ignore[arg-type]
+        elif how == "insert":
+            data[place:place] = draw(st.binary(min_size=1, max_size=40))
+        elif how == "cut":
+            del data[place : place + draw(st.integers(1, 64))]
+        elif how == "end":
+            del data[place:]
+        else:
+            part = data[place : place + draw(st.integers(1, 200))]
+            data[place:place] = part * draw(st.sampled_from((1, 2, 50)))
+    return bytes(data)
+
+
+_scalars = st.one_of(
+    st.none(), st.booleans(), st.sampled_from((*_NUMBERS, -1, -(2**63), 2**70)), st.floats(
+        allow_nan=False, allow_infinity=False), st.sampled_from(_TEXTS), st.text(max_size=8),
+)  # fmt: skip
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@st.composite
+def altered(draw: st.DrawFn, documents: list[Any]) -> Any:
+    """One of the JSON values with up to four places replaced, taken out or added."""
+    whole = [copy.deepcopy(documents[draw(st.integers(0, len(documents) - 1))])]
+    for _ in range(draw(st.integers(1, 4))):
+        places = list(_places(whole[0]))
+        if not places:
+            break
+        holder, key = places[draw(st.integers(0, len(places) - 1))]
+        how = draw(st.sampled_from(("replace", "replace", "remove", "add", "double")))
+        if how == "replace":
+            holder[key] = draw(_values)
+        elif how == "remove":
+            del holder[key]
+        elif how == "add" and isinstance(holder, dict):
+            holder[draw(st.text(min_size=1, max_size=8))] = draw(_values)
+        elif isinstance(holder, list):
+            holder.append(copy.deepcopy(holder[key]))
+    return whole[0]
+
+
+def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
+    for key in range(len(holder)) if isinstance(holder, list) else list(holder):
+        yield holder, key
+        if isinstance(holder[key], dict | list):
+            yield from _places(holder[key])
+
+
+def strategy(kind: Kind) -> st.SearchStrategy[bytes]:
+    """Files of a kind."""
+    bytes_ = damaged(kind.corpus)
+    if kind.document is None:
+        return bytes_
+    documents = [kind.parse(data) for data in kind.corpus]
+    return bytes_ | altered(documents).map(kind.document)
+
+
+class TooSlowError(Exception):
+    """A file took more than its time."""
+
+
+def tried(read: Callable[[bytes], object], data: bytes, strayed: list[str]) -> tuple[str, str]:
+    """The outcome of one file, and what was said."""
+    strayed.clear()
+    signal.alarm(SECONDS)
+    outcome, said = "read", ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read(data)
+    except (LorkdError, OSError) as exc:  # a system's fault is a sentence of the command line
+        outcome, said = "refused", str(exc)
+    except MemoryError as exc:
+        outcome, said = "too large", _place(exc)
+    except TooSlowError:
+        outcome = "too slow"
+    except Exception as exc:
+        outcome, said = "traceback", f"{type(exc).__name__}: {exc} {_place(exc)}"
+    finally:
+        signal.alarm(0)
+    return ("strayed", "; ".join(strayed)) if strayed else (outcome, said)
+
+
+def _place(exc: BaseException) -> str:
+    frames = traceback.extract_tb(exc.__traceback__)[-3:]
+    return " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[list[str]]:
+    """What is written outside `folder`, and what is run, while the block lasts."""
+    strayed: list[str] = []
+    active = [True]
+    inside = str(folder.resolve())
+
+    def hook(event: str, given_: tuple[Any, ...]) -> None:
+        if not active[0]:
+            return
+        if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn"):
+            strayed.append(f"{event} {given_[0]!r}")
+        elif event == "open" and isinstance(given_[0], str):
+            writes = given_[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            path = os.path.realpath(given_[0])
+            if writes and not path.startswith((inside, "/dev/")):
+                strayed.append(f"writes {path}")
+        elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink"):
+            path = os.path.realpath(os.fsdecode(given_[0]))
+            if not path.startswith(inside):
+                strayed.append(f"{event} {path}")
+
+    sys.addaudithook(hook)
+    try:
+        yield strayed
+    finally:
+        active[0] = False
+
+
+def batch(kind: Kind, folder: Path, number: int, count: int, tell: Callable[[Any], None]) -> None:
+    """`count` files by the seed `number`; `tell` gets (outcome, what was said, the file)."""
+
+    def late(*_: object) -> None:
+        raise TooSlowError
+
+    signal.signal(signal.SIGALRM, late)
+    with watched(folder) as strayed:
+
+        @seed(number)
+        @settings(
+            max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(strategy(kind))
+        def one(data: bytes) -> None:
+            tell((None, "", data))  # a crash is this one's
+            tell((*tried(kind.read, data, strayed), data))
+
+        one()
+
+
+def run(campaign: Campaign, found: dict[str, Kind], folder: Path, count: int) -> None:
+    """`count` files of each kind; batches that were done are left out."""
+    for name, kind in found.items():
+        while (done := campaign.done(name)) < count:
+            for outcome, said, data in _in_a_process(
+                kind, folder, campaign.seed + 1000 * done, min(BATCH, count - done)
+            ):
+                fault = None
+                if outcome not in FINE:
+                    fault = {"said": said[:500], "file": data.hex()[:2000]}
+                campaign.add(name, outcome, fault)
+            campaign.write("Damaged and hostile files", PROTOCOL)
+
+
+def _in_a_process(
+    kind: Kind, folder: Path, number: int, count: int
+) -> Iterator[tuple[str, str, bytes]]:
+    """The outcomes of a batch in a child with limited memory; what ends it has crashed."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.close(reading)
+            os.chdir(folder)
+            _limit_memory()
+            with os.fdopen(writing, "w") as stream:
+                batch(kind, folder, number, count, lambda said: _send(stream, said))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writing)
+    begun: bytes | None = None
+    with os.fdopen(reading) as stream:
+        for line in stream:
+            outcome, said, data = json.loads(line)
+            begun = bytes.fromhex(data) if outcome is None else None
+            if outcome is not None:
+                yield outcome, said, bytes.fromhex(data)
+    _, status = os.waitpid(child, 0)
+    if status:
+        yield "crashed", f"the process ended with {status}", begun or b""
+
+
+def _send(stream: Any, said: tuple[str | None, str, bytes]) -> None:
+    stream.write(json.dumps((*said[:2], said[2].hex())) + "\n")
+    stream.flush()
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> int:
+    given_ = arguments(__doc__ or "", 10_000)
+    campaign = Campaign("fuzz", given_.seed, given_.results)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        run(campaign, kinds(folder), folder, given_.count)
+    return bool(campaign.faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
