@@ -122,7 +122,7 @@ def markdown(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"{found['architecture']} at {found['size']} px, task {found['task']}, one thread, one "
-        f"image a call, {found['rounds']} rounds, {found['environment'].get('processor', '')}, "
+        f"image a call, {found['rounds']} rounds, {found['environment']['cpu']}, "
         f"measured {found['measured']}. The protocol stands in `benchmarks/parts_latency.py`."
     )
     if found["load"] > found["quiet"]:
