@@ -18,8 +18,8 @@ from typing import Any, Literal
 from lorkd_deploy.bundle.manifest import MANIFEST, Manifest
 from lorkd_deploy.bundle.read import FRESH_COPY
 from lorkd_deploy.datacheck.result import DATA_CHECK
-from lorkd_deploy.errors import BundleError
-from lorkd_deploy.recipe import Recipe
+from lorkd_deploy.errors import BundleError, RecipeError
+from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import LOCK, exclusive
 
@@ -74,7 +74,7 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
     file = path / RUN
     if file.exists():
         known = read_record(file)
-        if known.recipe_sha256 != recipe.sha256:
+        if known.recipe_sha256 != recipe.sha256 and not is_recipe(known.recipe, recipe):
             changed = list(_differences(known.recipe, recipe.model_dump(mode="json")))
             raise BundleError(
                 "this folder holds a run of another recipe; it differs in:\n    "
@@ -86,6 +86,14 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
     refuse_foreign(path, "run")
     write_part(file, RunRecord(recipe=recipe.model_dump(mode="json"), recipe_sha256=recipe.sha256))
     return Run(path, path / "bundle")
+
+
+def is_recipe(kept: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether a recipe that was kept is `recipe`, but for newer keys at their defaults."""
+    try:
+        return parse_recipe(kept, where="kept").sha256 == recipe.sha256
+    except RecipeError:  # of a key that is no more
+        return False
 
 
 def refuse_foreign(path: Path, what: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.recipe import load_recipe
-from lorkd_deploy.run import claim, claimed, open_run, refuse_other_bundle
-from lorkd_deploy.schema import document_bytes
+from lorkd_deploy.run import RunRecord, claim, claimed, open_run, refuse_other_bundle
+from lorkd_deploy.schema import document_bytes, write_part
 from tests.tiny_bundle import make_bundle
 
 
@@ -51,6 +51,20 @@ def test_another_recipe_is_refused_and_the_difference_shown(tmp_path: Path) -> N
     assert entries(tmp_path) == ["run.json"]
     with pytest.raises(BundleError, match="another recipe"):
         claim(tmp_path, load_recipe("medmnist-small"))
+
+
+def test_a_run_from_before_a_key_was_there_is_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    kept = recipe.model_dump(mode="json")
+    del kept["safety"]
+    record = RunRecord(recipe=kept, recipe_sha256="0" * 64)
+    write_part(tmp_path / "run.json", record)
+    assert claim(tmp_path, recipe).path == tmp_path
+    with pytest.raises(BundleError, match="another recipe"):
+        claim(tmp_path, load_recipe("demo", ["safety.guard=true"]))
+    write_part(tmp_path / "run.json", record.model_copy(update={"recipe": kept | {"gone": 1}}))
+    with pytest.raises(BundleError, match="another recipe"):
+        claim(tmp_path, recipe)
 
 
 def test_a_failure_before_anything_was_made_leaves_no_run(tmp_path: Path) -> None:

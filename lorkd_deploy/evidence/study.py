@@ -33,7 +33,7 @@ from lorkd_deploy.evidence.workers import Cluster, on_cluster, on_this_machine
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe, parse_recipe
-from lorkd_deploy.run import Run, refuse_foreign
+from lorkd_deploy.run import Run, is_recipe, refuse_foreign
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import exclusive
 from lorkd_deploy.training.batches.setup import Setup, open_setup
@@ -132,7 +132,8 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     file = folder / RECORD
     if file.exists():
         again = "choose another --out"
-        if read_part(file, StudyRecord, BundleError, again).recipe_sha256 != recipe.sha256:
+        known = read_part(file, StudyRecord, BundleError, again)
+        if known.recipe_sha256 != recipe.sha256 and not is_recipe(known.recipe, recipe):
             raise BundleError(
                 "this folder holds a study of another recipe",
                 where=folder,
