@@ -47,7 +47,7 @@ def title(sources: Sources) -> str:
 
 def lead(sources: Sources) -> str:
     """`On these test images one expert is better than the foundation model, two are no worse within
-    2 points; of one neither is shown.`"""
+    2 points; of one expert neither is shown.`"""
     points = margin(sources)
     words = Counter(verdict(pair, points).word for pair in chosen(sources))
     said: list[str] = []
@@ -56,8 +56,12 @@ def lead(sources: Sources) -> str:
             who = count(number, "expert") if not said else count(number, "").rstrip("s ")
             said.append(f"{who} {'is' if number == 1 else 'are'} {word} the foundation model")
     parts = [", ".join(said)] if said else []
-    if words[NOT_SHOWN]:
-        parts.append(f"of {count(words[NOT_SHOWN], 'expert')} neither is shown")
+    if unsure := words[NOT_SHOWN]:
+        parts.append(
+            f"of {count(unsure, 'expert')} neither is shown"
+            if said
+            else "it isn't shown whether the experts are as good as the foundation model"
+        )
     return f"On these test images {'; '.join(parts)}." if parts else ""
 
 

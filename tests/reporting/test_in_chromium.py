@@ -202,6 +202,8 @@ def test_it_fits_360_px(chromium: Chromium, page: Path) -> None:
       .filter((e) => e.checkVisibility()).map((e) => e.getBoundingClientRect())
       .filter((box) => box.left < 0 || box.right > 360).length"""
     assert chromium.run(wide) == 0
+    cells = "[...document.querySelectorAll('#verdicts tbody td')].map((e) => e.clientWidth)"
+    assert min(chromium.run(cells)) > 300  # each a line of its own
     top = "document.querySelector('#{}').getBoundingClientRect().top"
     assert chromium.run(top.format("verdicts")) < 640  # before any warning
     assert chromium.run(top.format("verdicts")) < chromium.run(top.format("summary .note"))
