@@ -110,7 +110,10 @@ def _both(sources: Sources, task: TaskEntry) -> dict[str, _Looked]:
 
 
 def _looked(bundle: Bundle, engine: str, task: TaskEntry) -> _Looked | None:
-    known = image_reference(bundle.logits(engine), task.name, bundle.path)
+    tensors = bundle.logits(engine)
+    if f"{task.name}.maps" not in tensors:  # nor, where no test image was there, any reference
+        return None
+    known = image_reference(tensors, task.name, bundle.path)
     if known.maps is None or known.faithful is None:
         return None
     chosen = mapped(len(known.indices))
