@@ -46,7 +46,6 @@ DRAWN = [
     ),
     "departments.0.tasks.0.finding=null",  # the recipe's is a class of its own images
 ]
-DRAWN.append("departments.0.tasks.0.finding=null")  # of the breasts' two classes
 TINY = [
     "preprocess.size=32",
     "teacher.architecture=tests.tiny_backbone:backbone",
