@@ -115,7 +115,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.filewriter import write_file_meta_info
 
-    with _Bounded(io.FileIO(path)) as stream:
+    with _Bounded(path.open("rb", buffering=0)) as stream:
         with foreign():
             try:
                 read_preamble(stream, force=False)

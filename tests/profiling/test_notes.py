@@ -38,7 +38,7 @@ def test_a_disturbed_round_is_told_with_every_bound(tmp_path: Path) -> None:
     found = list(notes_of((), (engine,), protocol, profile.environment, 0))
     (note,) = [text for text in found if "were repeated" in text]
     assert "of 2 engine rounds 1 were repeated" in note and "and 1 of those kept" in note
-    assert all(text in note for text in BOUNDS)
+    assert all(text in protocol.bounds for text in BOUNDS)
     assert "a CPU slowed itself down for heat in 1 of 2 engine rounds" in found
 
 

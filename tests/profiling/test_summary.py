@@ -67,9 +67,8 @@ def test_a_percentile_of_too_few_calls_is_none_and_the_report_says_so(tmp_path: 
     run = build_run(tmp_path / "run", tasks=TASKS[:1])
     file = run / "profile" / PROFILE
     profile = json.loads(file.read_text())
-    for engine in profile["engines"]:
-        for entry in engine["timings"]:
-            entry |= {"calls": 57, "p99": None, "p99_9": None}
+    for entry in profile["engines"][0]["timings"]:  # a column that no engine fills is left out
+        entry |= {"calls": 57, "p99": None, "p99_9": None}
     file.write_bytes(document_bytes(profile))
     files = report(run)
     shown = [file.read_text() for file in (files.markdown, files.html, *files.tables)]

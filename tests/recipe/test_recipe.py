@@ -173,7 +173,10 @@ def test_an_unknown_source_of_data_lists_the_known_ones(file: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(file, ["departments.0.tasks.0.data.source=wsi"])
     assert "departments[0].tasks[0].data" in caught.value.what
-    assert "'csv', 'dicom', 'image-folder', 'list', 'medmnist', 'npz' or 'phantom'" in caught.value.what
+    assert (
+        "'csv', 'dicom', 'image-folder', 'list', 'medmnist', 'npz' or 'phantom'"
+        in caught.value.what
+    )
 
 
 def test_names_are_unique_and_plain(file: Path) -> None:
