@@ -104,7 +104,7 @@ def run_blocks() -> list[Block]:
 
 def test_there_are_commands_of_every_kind() -> None:
     comments = {b.comment for b in COMMANDS}
-    known = {"", LAST, *ELSEWHERE}
+    known = {"", "make", LAST, *ELSEWHERE}
     for comment in comments - known:
         assert comment.startswith(("parsed: needs", "shell: needs")), comment
     assert known <= comments
@@ -167,8 +167,10 @@ def test_the_page_for_a_jetson() -> None:
 
 
 def test_make_knows_its_targets() -> None:
+    (first,) = (b.lines for b in blocks(README) if b.comment == "make")
+    assert list(first) == ["make demo", "make test"]
     (shown,) = (b.lines for b in blocks(CONTRIBUTING) if b.comment == "make")
-    for line in (*shown, "make demo", "make docs"):
+    for line in (*first, *shown, "make docs"):
         done = subprocess.run(
             [*shlex.split(line), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
         )
