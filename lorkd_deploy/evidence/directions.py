@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.comparison import TestSplit
-from lorkd_deploy.evidence.mig import BINS, DIMENSIONS, Disentanglement, Gap, disentanglement
+from lorkd_deploy.evidence.mig import Gap, disentanglement, principal_components, within_tasks
 from lorkd_deploy.evidence.statistics import Estimate, Resampled, estimate
 from lorkd_deploy.schema import Part
 
@@ -44,25 +46,39 @@ def directions(splits: Sequence[TestSplit], answers: Sequence[Answers]) -> Direc
     if not used:
         return None
 
-    def of(own: Answers, bins: int, dimensions: int, n: int) -> Disentanglement:
-        features = [own.features[split.task] for split in used]
-        return disentanglement(features, labels, dimensions=dimensions, bins=bins, n=n)
-
-    found = [of(own, BINS, DIMENSIONS, RESAMPLES) for own in answers]
+    features = {  # of a method that was trained once for all seeds only once
+        id(own): [own.features[split.task] for split in used] for own in answers
+    }
+    known = {seed: disentanglement(own, labels, n=RESAMPLES) for seed, own in features.items()}
+    found = [known[id(own)] for own in answers]
     return Directions(
         within=_over_seeds([own.within for own in found]),
         task=_over_seeds([own.task for own in found]) if len(used) > 1 else None,
         classes=_over_seeds([own.classes for own in found]),
-        settings=tuple(
-            Setting(
-                bins=bins,
-                dimensions=dimensions,
-                within=float(
-                    np.mean([of(own, bins, dimensions, 0).within.value for own in answers])
-                ),
-            )
-            for bins, dimensions in SETTINGS
-        ),
+        settings=_settings(list(features.values()), labels),
+    )
+
+
+def _settings(
+    features: Sequence[Sequence[npt.NDArray[Any]]], labels: Sequence[npt.NDArray[Any]]
+) -> tuple[Setting, ...]:
+    """`features` are `(N_t, F)` of each task, for each training."""
+    most = max(dimensions for _, dimensions in SETTINGS)
+    latents = [[principal_components(values, most) for values in own] for own in features]
+    return tuple(
+        Setting(
+            bins=bins,
+            dimensions=dimensions,
+            within=float(
+                np.mean(
+                    [
+                        within_tasks([z[:, :dimensions] for z in own], labels, bins=bins).value
+                        for own in latents
+                    ]
+                )
+            ),
+        )
+        for bins, dimensions in SETTINGS
     )
 
 

@@ -112,19 +112,31 @@ def disentanglement(
 
     Classes of different tasks are different values of the factor `classes`.
     """
-    within = [
-        gap(principal_components(own, dimensions), known, bins=bins, n=n, seed=seed)
-        for own, known in zip(features, labels, strict=True)
-    ]
+    own = [principal_components(values, dimensions) for values in features]
     shared = principal_components(np.concatenate([np.asarray(f) for f in features]), dimensions)
     task = np.repeat(np.arange(len(labels)), [len(known) for known in labels])
     highest = max(int(np.max(known)) for known in labels) + 1
     classes = task * highest + np.concatenate([np.asarray(known) for known in labels])
     return Disentanglement(
-        Gap(
-            float(np.mean([own.value for own in within])),
-            np.mean([own.draws for own in within], axis=0),
-        ),
+        within_tasks(own, labels, bins=bins, n=n, seed=seed),
         gap(shared, task, bins=bins, n=n, seed=seed),
         gap(shared, classes, bins=bins, n=n, seed=seed),
+    )
+
+
+def within_tasks(
+    latents: Sequence[F64],
+    labels: Sequence[npt.NDArray[Any]],
+    *,
+    bins: int = BINS,
+    n: int = 0,
+    seed: int = 0,
+) -> Gap:
+    """MIG of the class, mean over tasks: latents `(N_t, D)` and class numbers `(N_t,)` of each."""
+    gaps = [
+        gap(own, known, bins=bins, n=n, seed=seed)
+        for own, known in zip(latents, labels, strict=True)
+    ]
+    return Gap(
+        float(np.mean([one.value for one in gaps])), np.mean([one.draws for one in gaps], axis=0)
     )
