@@ -110,9 +110,8 @@ def predict(
     rules = dict(key_value(text, "--dicom") for text in dicom)
     if sr or fhir:
         require_packages()
-    bundle = load_bundle(
-        open_run(run).bundle
-    )  # once, for answers and reports: it takes a hash of every file
+    # Once, for answers and reports: it takes a hash of every file.
+    bundle = load_bundle(open_run(run).bundle)
     predictions = classify(
         run,
         task,

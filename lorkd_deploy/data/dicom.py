@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.data.csv import Columns
-from lorkd_deploy.data.files import Paths
+from lorkd_deploy.data.files import Paths, folder_provenance
 from lorkd_deploy.data.index import SPELLINGS, Index, Meaning, Row, index_rows
 from lorkd_deploy.data.listed import READERS, open_listed
 from lorkd_deploy.data.source import DataSource, TaskData
@@ -25,7 +25,6 @@ from lorkd_deploy.dicom.header import patient_of
 from lorkd_deploy.dicom.pixels import read_dicom
 from lorkd_deploy.errors import DataError, ImageError
 from lorkd_deploy.image_files import Found, image_files, require_utf8
-from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 COLUMNS = ("root", "image", "label", "findings", "split", "group", "attributes")
 log = logging.getLogger(__name__)
@@ -59,15 +58,14 @@ class DicomData(Columns, DataSource):
         kept but which images are one patient's. Without splits they are drawn here, patients
         whole. Raises `DataError` as `csv` does, `ImageError` for a file whose header can't be read.
         """
-        lists = self.lists(folders)
-        read = partial(pixels, rules=self.dicom or DicomRules())
+        lists, rules = self.lists(folders), self.dicom or DicomRules()
+        read = partial(pixels, rules=rules)
         if len(lists) == 1 and (folder := next(iter(lists.values()))).is_dir():
             data = self._of_folder(folder, read)
         else:
             root = self.folder(list(lists.values()), folders)
             data = open_listed(self, lists, root, lambda: self._index(lists, root), read)
-        rules = {"rules_sha256": (self.dicom or DicomRules()).sha256}
-        return replace(data, provenance=data.provenance | rules)
+        return replace(data, provenance=data.provenance | {"rules_sha256": rules.sha256})
 
     def _index(self, lists: Mapping[str, Path], root: Path) -> Index:
         return _divided(self.index(lists, root), self.test_share)
@@ -81,8 +79,7 @@ class DicomData(Columns, DataSource):
             )
         require_utf8(root.resolve())
         found = image_files(root, (), dicom=True)
-        names = [path.relative_to(root).as_posix() for path in found.files]
-        rows = list(_rows(root, names, found))
+        rows = list(_rows(root, found))
         if not rows:
             others = f"; {found.in_words}" if found.left_out else ""
             raise DataError(
@@ -92,15 +89,8 @@ class DicomData(Columns, DataSource):
             )
         index = index_rows(rows, root, Meaning(classes=self.classes), root)
         index = _divided(index, self.test_share).with_drawn("val", self.val_share)
-        listing = [[row.path, (root / row.path).stat().st_size] for row in rows]
-        provenance: dict[str, Any] = {
-            "source": self.source,
-            "name": root.resolve().name,
-            "listing_sha256": sha256_bytes(canonical_json(listing)),  # of names and sizes in bytes
-        }
-        if found.left_out:
-            log.warning("%s: %s", root, found.in_words)
-            provenance["left_out"] = found.counts
+        files = (root / row.path for row in rows)
+        provenance = folder_provenance(self.source, root, files, found)
         return TaskData(index.classes, index.kind, **index.splits(read), provenance=provenance)
 
     def lists(self, folders: Sequence[Path]) -> dict[str, Path]:
@@ -134,17 +124,18 @@ def _has(table: Table, name: str) -> bool:
     return name in (column.lower() for column in table.columns)
 
 
-def _rows(root: Path, names: Sequence[str], found: Found) -> Iterator[Row]:
+def _rows(root: Path, found: Found) -> Iterator[Row]:
     """Class and split of each file, by its folders; others are added to what was left out."""
     divided = (root / "train").is_dir()
-    for number, name in enumerate(names, 1):
+    for number, path in enumerate(found.files, 1):
+        name = path.relative_to(root).as_posix()
         parts = name.split("/")
         if len(parts) < (3 if divided else 2):
-            found.leave_out("beside the folders of the classes", root / name)
+            found.leave_out("beside the folders of the classes", path)
         elif not divided:
             yield Row(number, name, "train", parts[:1])
         elif parts[0].lower() not in SPELLINGS:
-            found.leave_out("beside the folders of the splits", root / name)
+            found.leave_out("beside the folders of the splits", path)
         else:
             yield Row(number, name, parts[0], parts[1:2])
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.errors import ImageError
-from lorkd_deploy.image_files import read_image
+from lorkd_deploy.image_files import Found, read_image
+from lorkd_deploy.storage import canonical_json, sha256_bytes
 
 # What a network's file system answers while it is away, and a moment later doesn't.
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOTCONN,
@@ -58,6 +59,24 @@ class Paths(Sequence[Path]):
     def part(self, indices: I64) -> Paths:
         """The paths at `indices`, in that order; the text is shared."""
         return Paths(self.root, self.text, self.starts[indices], self.ends[indices])
+
+
+def folder_provenance(
+    source: str, root: Path, files: Iterable[Path], left_out: Found
+) -> dict[str, Any]:
+    """What a record says of a folder of images: a hash of its `files`' names and sizes in bytes,
+    and how many were left out, which is warned of.
+    """
+    listing = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in files]
+    provenance: dict[str, Any] = {
+        "source": source,
+        "name": root.resolve().name,
+        "listing_sha256": sha256_bytes(canonical_json(listing)),
+    }
+    if left_out.left_out:
+        log.warning("%s: %s", root, left_out.in_words)
+        provenance["left_out"] = left_out.counts
+    return provenance
 
 
 class ImageFiles(Sequence[U8]):

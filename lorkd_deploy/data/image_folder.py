@@ -4,21 +4,17 @@ folders in these: `train/CLASS/PATIENT/*.png`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from lorkd_deploy.arrays import I64
-from lorkd_deploy.data.files import ImageFiles, Paths
+from lorkd_deploy.data.files import ImageFiles, Paths, folder_provenance
 from lorkd_deploy.data.source import SPLITS, DataSource, Split, TaskData, locate
 from lorkd_deploy.errors import DataError
 from lorkd_deploy.image_files import SUFFIXES, Found, image_files, require_utf8
-from lorkd_deploy.storage import canonical_json, sha256_bytes
-
-log = logging.getLogger(__name__)
 
 
 class ImageFolderData(DataSource):
@@ -39,7 +35,6 @@ class ImageFolderData(DataSource):
         require_utf8(root.resolve())
         classes = _folders(root / "train")
         found_in: dict[str, tuple[list[Path], I64]] = {}
-        listing: list[list[Any]] = []
         left_out = Found()
         for name in SPLITS:
             found = _folders(root / name)
@@ -48,7 +43,6 @@ class ImageFolderData(DataSource):
             labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(f) for f in files])
             paths = [path for group in files for path in group]
             found_in[name] = (paths, labels)
-            listing += [[p.relative_to(root).as_posix(), p.stat().st_size] for p in paths]
             loose = [path for path in sorted((root / name).iterdir()) if _loose(path)]
             if loose:
                 left_out.leave_out("beside the folders of the classes", *loose)
@@ -57,14 +51,8 @@ class ImageFolderData(DataSource):
             name: Split(ImageFiles(_compact(root, paths)), labels, groups.get(root / name))
             for name, (paths, labels) in found_in.items()
         }
-        provenance: dict[str, Any] = {
-            "source": self.source,
-            "name": root.resolve().name,
-            "listing_sha256": sha256_bytes(canonical_json(listing)),  # of names and sizes in bytes
-        }
-        if left_out.left_out:
-            log.warning("%s: %s", root, left_out.in_words)
-            provenance["left_out"] = left_out.counts
+        every = [path for paths, _ in found_in.values() for path in paths]
+        provenance = folder_provenance(self.source, root, every, left_out)
         return TaskData(tuple(classes), "multiclass", **splits, provenance=provenance)
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -163,15 +163,21 @@ def _inflate(stream: BinaryIO, plain: BinaryIO) -> None:
                 )
 
 
-def read_header(stream: BinaryIO) -> FileDataset:
+def read_header(stream: BinaryIO, only: Sequence[str] | None = None) -> FileDataset:
     """The dataset up to the pixel data, where `stream` stands afterwards.
 
-    Long elements stay in the file. Raises `ImageError` for a damaged one.
+    `only` are the elements that it has, unset: all. Long ones stay in the file.
+    Raises `ImageError` for a damaged one.
     """
     import pydicom
 
     with foreign():
-        return pydicom.dcmread(stream, defer_size=LARGEST_ELEMENT, stop_before_pixels=True)
+        return pydicom.dcmread(
+            stream,
+            defer_size=LARGEST_ELEMENT,
+            stop_before_pixels=True,
+            specific_tags=None if only is None else list(only),
+        )
 
 
 def patient_of(path: Path) -> str:
@@ -179,16 +185,9 @@ def patient_of(path: Path) -> str:
 
     It is never shown nor written. Raises `ImageError`, which names the file, for a damaged one.
     """
-    import pydicom
-
     try:
         with opened(path) as stream, foreign():
-            found = pydicom.dcmread(
-                stream,
-                defer_size=LARGEST_ELEMENT,
-                stop_before_pixels=True,
-                specific_tags=["PatientID"],
-            )
+            found = read_header(stream, only=["PatientID"])
             return str(found.get("PatientID") or "").strip()
     except ImageError as exc:
         raise ImageError(exc.what, where=path, fix=exc.fix) from exc
