@@ -14,7 +14,7 @@ from tokenize import TokenError
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from lorkd_deploy.arrays import U8
 from lorkd_deploy.dicom import is_dicom
@@ -23,20 +23,10 @@ from lorkd_deploy.errors import ImageError
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 IN_WORDS = "PNG, JPEG, BMP, TIFF or WebP"
-# What Pillow and NumPy raise for a damaged file, by its format.
-_DAMAGE = (
-    UnidentifiedImageError,
-    OSError,
-    ValueError,
-    EOFError,
-    SyntaxError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    TokenError,
-)
+# What NumPy raises for a damaged array: its header is read as Python source.
+NUMPY_DAMAGE = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, struct.error,
+                TokenError)  # fmt: skip
+_DAMAGE = (*NUMPY_DAMAGE, KeyError, IndexError)  # and Pillow for an image, by its format
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lorkd_deploy.errors import LorkdError
-from lorkd_deploy.storage import canonical_json, sha256_bytes, write_atomic
+from lorkd_deploy.storage import ZEROS, as_written, canonical_json, with_digest, write_atomic
 
 DIGEST = "digest"
 UPGRADE = "upgrade lorkd-deploy on this machine"
-_ZEROS = b"0" * 64
 # Keys of the file itself are indented by one space, and no JSON text holds a line break.
 _DIGEST_LINE = re.compile(rb'^ "digest": "([0-9a-f]{64})",?$', re.MULTILINE)
 
@@ -36,10 +35,8 @@ PartT = TypeVar("PartT", bound=Part)
 
 def document_bytes(value: Mapping[str, Any]) -> bytes:
     """`value` as a JSON file with the digest of itself; a digest in `value` is replaced."""
-    blank = canonical_json({**value, DIGEST: _ZEROS.decode()})
-    found = _DIGEST_LINE.search(blank)
-    assert found is not None
-    return blank[: found.start(1)] + sha256_bytes(blank).encode() + blank[found.end(1) :]
+    blank = canonical_json({**value, DIGEST: ZEROS.decode()})
+    return with_digest(blank, _DIGEST_LINE.search(blank))
 
 
 def write_part(path: Path, part: Part) -> None:
@@ -69,8 +66,7 @@ def read_document(path: Path, error: type[LorkdError], again: str) -> dict[str, 
             fix=again,
         )
     digest = lines[0]
-    blank = data[: digest.start(1)] + _ZEROS + data[digest.end(1) :]
-    right = value.pop(DIGEST, None) == digest[1].decode() == sha256_bytes(blank)
+    right = value.pop(DIGEST, None) == digest[1].decode() and as_written(data, digest)
     if len(lines) > 1 or not right:
         raise error(f"{path.name} has changed since it was written", where=path, fix=again)
     return value

@@ -25,7 +25,7 @@ from lorkd_deploy.errors import BundleError, LorkdError
 Tensors = Mapping[str, npt.NDArray[Any]]
 LOCK = ".lock"
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')  # in a header: quotes in its values have a \
-_ZEROS = b"0" * 64
+ZEROS = b"0" * 64  # in the place of a file's digest, while it is computed
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -46,6 +46,18 @@ def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys, so that equal values give equal bytes and equal hashes."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
+
+
+def with_digest(blank: bytes, place: re.Match[bytes] | None) -> bytes:
+    """`blank` with its SHA-256 in place of the 64 zeros that are the first group of `place`."""
+    assert place is not None
+    return blank[: place.start(1)] + sha256_bytes(blank).encode() + blank[place.end(1) :]
+
+
+def as_written(data: bytes, digest: re.Match[bytes]) -> bool:
+    """Whether `data` is what `with_digest` gave; `digest` is the one that was found in it."""
+    blank = data[: digest.start(1)] + ZEROS + data[digest.end(1) :]
+    return sha256_bytes(blank) == digest[1].decode()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -190,22 +202,13 @@ def tensor_bytes(
     if not digest:
         plain: bytes = save(ordered, metadata)
         return plain
-    blank: bytes = save(ordered, {**(metadata or {}), "digest": _ZEROS.decode()})
-    place = _digest(blank)
-    assert place is not None
-    return blank[: place.start(1)] + sha256_bytes(blank).encode() + blank[place.end(1) :]
+    blank: bytes = save(ordered, {**(metadata or {}), "digest": ZEROS.decode()})
+    return with_digest(blank, _digest(blank))
 
 
 def _digest(data: bytes) -> re.Match[bytes] | None:
     """The digest in a safetensors file's header, if it has one."""
     return _DIGEST.search(data, 8, min(len(data), 8 + int.from_bytes(data[:8], "little")))
-
-
-def _changed(data: bytes) -> bool:
-    found = _digest(data)
-    if found is None:
-        return False
-    return sha256_bytes(data[: found.start(1)] + _ZEROS + data[found.end(1) :]) != found[1].decode()
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -218,7 +221,8 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
 
     try:
         data = path.read_bytes()
-        if _changed(data):
+        found = _digest(data)
+        if found is not None and not as_written(data, found):
             raise BundleError(f"{path.name} has changed since it was written", where=path)
         return load(data)
     except FileNotFoundError:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -19,26 +17,14 @@ from pydantic import Field
 from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.data.source import SPLITS, DataSource, OnRequest, Split, TaskData, locate
 from lorkd_deploy.errors import DataError
+from lorkd_deploy.image_files import NUMPY_DAMAGE
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import SMALLEST_SIDE
 from lorkd_deploy.storage import sha256_file
 
 _KEYS = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
 _GROUPS = {f"{split}_groups" for split in SPLITS}
-_DAMAGE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    OverflowError,
-    TokenError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_DAMAGE = (*NUMPY_DAMAGE, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class NpzData(DataSource):
