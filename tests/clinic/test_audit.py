@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,27 +121,20 @@ def test_a_disk_that_takes_no_more_leaves_the_log_whole(tmp_path: Path) -> None:
     assert verify_log(path).lines == 4
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
-    if subprocess.run(made, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk needs root; the limit of a file's size is tried above")
-    try:
-        path, written = disk / "log.jsonl", 0
-        with pytest.raises(LorkdError, match="the disk is full") as raised:
-            while written < 1000:
-                logged(path, 1)
-                written += 1
-        assert raised.value.where == str(path) and 10 < written < 1000
-        assert path.stat().st_blocks * 512 >= 12 << 10  # it was the disk's end, nothing else's
-        found = verify_log(path)
-        assert (found.lines, found.torn) == (written, False)
-        subprocess.run(["mount", "-o", "remount,size=64k", str(disk)], check=True)
-        logged(path, 1)
-        assert verify_log(path).lines == written + 1
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_is_told_and_nothing_is_lost(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("16k")
+    path, written = disk / "log.jsonl", 0
+    with pytest.raises(LorkdError, match="the disk is full") as raised:
+        while written < 1000:
+            logged(path, 1)
+            written += 1
+    assert raised.value.where == str(path) and 10 < written < 1000
+    assert path.stat().st_blocks * 512 >= 12 << 10  # it was the disk's end, nothing else's
+    found = verify_log(path)
+    assert (found.lines, found.torn) == (written, False)
+    subprocess.run(["mount", "-o", "remount,size=64k", str(disk)], check=True)
+    logged(path, 1)
+    assert verify_log(path).lines == written + 1
 
 
 def test_what_can_not_be_a_log_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,28 +218,14 @@ def test_an_archive_that_aborts_is_tried_again(department: Path, tmp_path: Path)
     assert count(tmp_path / "pacs") == 2 and not count(tmp_path / "out" / "unsent")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 192 kB, full but for what the listener needs to begin."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk is mounted by root alone, and not in every container")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
 def test_a_disk_that_is_really_full(
-    department: Path, tmp_path: Path, small_disk: Path, caplog: Any
+    department: Path, tmp_path: Path, small_disk: Callable[[str], Path], caplog: Any
 ) -> None:
     """What doesn't fit is refused and no part of it stays; what was accepted is answered later."""
     files = [tmp_path / f"{number}.dcm" for number in range(4)]
     uids = [scan(file, number) for number, file in enumerate(files)]
-    out = small_disk / "out"
-    filler = small_disk / "filler"
+    disk = small_disk("192k")
+    out, filler = disk / "out", disk / "filler"
     with listening(department, out) as port:
         assert statuses(port, files[0]) == [0x0000]
         until(lambda: count(out / "sr") == 2 and not count(out / "incoming"))
