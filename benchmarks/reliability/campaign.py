@@ -6,11 +6,14 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lorkd_deploy.machine.environment import environment
-from lorkd_deploy.machine.packages import software
+from lorkd_deploy.storage import write_atomic
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -23,7 +26,7 @@ class Campaign:
     """
 
     def __init__(self, name: str, seed: int, folder: Path = RESULTS) -> None:
-        self.name, self.seed = name, seed
+        self.name, self.seed, self.machine = name, seed, environment()
         self.file = folder / f"reliability-{name}.json"
         self.counts: dict[str, dict[str, int]] = {}
         self.faults: list[dict[str, Any]] = []
@@ -43,9 +46,22 @@ class Campaign:
         if fault is not None:
             self.faults.append({"part": part, "outcome": outcome, **fault})
 
+    def trials(
+        self, parts: Sequence[str], count: int, batch: int, title: str, protocol: str
+    ) -> Iterator[tuple[int, str, np.random.Generator]]:
+        """Number, part and chance of those of `count` trials that weren't done, the parts in turn.
+
+        Each is counted by `add` before the next one is taken; results are written every `batch`.
+        """
+        for number in range(sum(map(self.done, parts)), count):
+            chance = np.random.default_rng([self.seed, number])
+            yield number, parts[number % len(parts)], chance
+            if number % batch == batch - 1 or number == count - 1:
+                self.write(title, protocol)
+
     def write(self, title: str, protocol: str) -> None:
         """Write counts and faults, as JSON and as a table."""
-        machine = environment()
+        machine = self.machine
         document = {
             "seed": self.seed,
             "measured": time.strftime("%Y-%m-%d"),
@@ -53,7 +69,6 @@ class Campaign:
             "counts": self.counts,
             "faults": self.faults,
             "environment": machine.model_dump(mode="json"),
-            "versions": software(),
             "load_average": os.getloadavg(),
         }
         outcomes = sorted({name for of in self.counts.values() for name in of})
@@ -75,14 +90,8 @@ class Campaign:
         ]
         for fault in self.faults[:20]:
             lines += ["", f"- {fault}"]
-        _replace(self.file, json.dumps(document, indent=1) + "\n")
-        _replace(self.file.with_suffix(".md"), "\n".join(lines) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+        write_atomic(self.file, (json.dumps(document, indent=1) + "\n").encode())
+        write_atomic(self.file.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
 
 
 def arguments(description: str, count: int) -> argparse.Namespace:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from lorkd_deploy import cli
+
+
+def limited(kind: int, value: int) -> Callable[[], None]:
+    """A limit of a process."""
+    return lambda: resource.setrlimit(kind, (value, value))
+
+
+def memory(mebibytes: int) -> Callable[[], None]:
+    """So much above what it has."""
+
+    def limit() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limited(resource.RLIMIT_AS, pages * resource.getpagesize() + (mebibytes << 20))()
+
+    return limit
 
 
 class Ended(NamedTuple):

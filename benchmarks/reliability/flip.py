@@ -192,17 +192,13 @@ def run(campaign: Campaign, parts: dict[str, Part], count: int) -> None:
     logger.addHandler(warnings)
     logger.propagate = False
     try:
-        names = list(parts)
         right = {name: part.opened() for name, part in parts.items()}
-        done = sum(campaign.done(name) for name in names)
-        for trial in range(done, count):
-            name = names[trial % len(names)]
-            rng = np.random.default_rng([campaign.seed, trial])
+        for trial, name, rng in campaign.trials(
+            list(parts), count, BATCH, "Single-bit flips", PROTOCOL
+        ):
             outcome, where = flip(parts[name], rng, warnings, right[name])
             bad = outcome in ("missed", "traceback")
             campaign.add(name, outcome, {"trial": trial, **where} if bad else None)
-            if trial % BATCH == BATCH - 1 or trial == count - 1:
-                campaign.write("Single-bit flips", PROTOCOL)
     finally:
         logger.removeHandler(warnings)
         logger.propagate = True

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -32,6 +31,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.reliability.campaign import Campaign, arguments
+from benchmarks.reliability.children import memory
 from benchmarks.reliability.inputs import Kind, kinds
 from lorkd_deploy.errors import LorkdError
 
@@ -232,7 +232,7 @@ def _in_a_process(
         try:
             os.close(reading)
             os.chdir(folder)
-            _limit_memory()
+            memory(MEMORY >> 20)()
             with os.fdopen(writing, "w") as stream:
                 batch(kind, folder, number, count, lambda said: _send(stream, said))
             status = 0
@@ -256,12 +256,6 @@ def _in_a_process(
 def _send(stream: Any, said: tuple[str | None, str, bytes]) -> None:
     stream.write(json.dumps((*said[:2], said[2].hex())) + "\n")
     stream.flush()
-
-
-def _limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def main() -> int:

@@ -147,17 +147,13 @@ def run(campaign: Campaign, folder: Path, count: int) -> None:
         if ended.code:
             raise LorkdError(f"{name} fails undisturbed: {ended.said[-500:]}")
         wanted[name], seconds[name] = contents(at, stage.results), ended.seconds
-    names = list(STAGES)
-    for number in range(sum(map(campaign.done, names)), count):
-        name = names[number % len(names)]
-        after = 1.2 * seconds[name] * np.random.default_rng([campaign.seed, number]).random()
+    for number, name, rng in campaign.trials(list(STAGES), count, BATCH, "kill -9", PROTOCOL):
+        after = 1.2 * seconds[name] * rng.random()
         at = folder / "trial"
         wrong = trial(STAGES[name], start, at, after, wanted[name])
         shutil.rmtree(at)
         fault = {"trial": number, "after": round(after, 3), "what": wrong} if wrong else None
         campaign.add(name, "wrong" if wrong else "fine", fault)
-        if number % BATCH == BATCH - 1 or number == count - 1:
-            campaign.write("kill -9", PROTOCOL)
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.reliability.campaign import Campaign, arguments
-from benchmarks.reliability.children import Child, Ended
+from benchmarks.reliability.children import Child, Ended, limited, memory
 from benchmarks.reliability.kill import STAGES, contents, material
 from lorkd_deploy.errors import LorkdError
 
@@ -36,21 +36,6 @@ PROTOCOL = (
     "code 1 and no traceback, the former results whole. Wrong: all else. Not here: the condition "
     "can't be made on this machine."
 )
-
-
-def limited(kind: int, value: int) -> Callable[[], None]:
-    """A limit of a process."""
-    return lambda: resource.setrlimit(kind, (value, value))
-
-
-def memory(mebibytes: int) -> Callable[[], None]:
-    """So much above what it has."""
-
-    def limit() -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limited(resource.RLIMIT_AS, pages * resource.getpagesize() + (mebibytes << 20))()
-
-    return limit
 
 
 @contextmanager
@@ -85,7 +70,8 @@ class Trials:
             ended = Child(stage.command(at), limit).wait()
             wrong = judged(ended)
             if not wrong and ended.code:
-                lost = [n for n, data in before.items() if contents(at, (n,)).get(n) != data]
+                after = contents(at, stage.results)
+                lost = [file for file, data in before.items() if after.get(file) != data]
                 wrong = f"lost or changed: {', '.join(lost)}" if lost else ""
             self.count(f"{name}, {condition}", wrong, ended)
 

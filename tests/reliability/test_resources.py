@@ -9,15 +9,15 @@ import pytest
 
 from benchmarks.reliability import resources
 from benchmarks.reliability.campaign import Campaign
-from benchmarks.reliability.children import Ended
+from benchmarks.reliability.children import Ended, limited, memory
 
 
 def test_too_little_is_a_sentence_and_works_afterwards(tmp_path: Path) -> None:
     campaign = Campaign("resources", seed=0, folder=tmp_path)
     trials = resources.Trials(campaign, tmp_path)
     at = trials.fresh(tmp_path / "at")
-    trials.under("no disk", at, resources.limited(resource.RLIMIT_FSIZE, 512))
-    trials.under("no memory", at, resources.memory(8))
+    trials.under("no disk", at, limited(resource.RLIMIT_FSIZE, 512))
+    trials.under("no memory", at, memory(8))
     trials.under("afterwards", at)
     assert campaign.faults == []
     for name in resources.STAGES:
