@@ -117,7 +117,6 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
     `ArtifactError` for a missing or damaged model, `RuntimeUnavailableError` where ONNX Runtime,
     or a provider, can't run here.
     """
-    require_running("onnx", probe())
     session = _opened(folder, files, options)
     try:
         return OnnxRunner(session, options.threads)
@@ -129,7 +128,6 @@ def layers(
     folder: Path, files: Sequence[str], options: RunOptions, batch: F32, calls: int
 ) -> list[LayerTime]:
     """Each node of the optimised graph by ONNX Runtime's own profile; raises as `open` does."""
-    require_running("onnx", probe())
     with tempfile.TemporaryDirectory() as place:
         session = _opened(folder, files, options, profile=Path(place) / "profile")
         name = session.get_inputs()[0].name
@@ -141,6 +139,7 @@ def layers(
 def _opened(
     folder: Path, files: Sequence[str], options: RunOptions, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
+    require_running("onnx", probe())
     given = dict(options.options)
     if CHOSEN in files and "providers" not in given:
         given |= read_document(

@@ -116,7 +116,6 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
     Raises `ArtifactError` for a missing or damaged file, `RuntimeUnavailableError` where OpenVINO,
     the device or the arithmetic isn't here.
     """
-    require_running("openvino", probe())
     compiled, facts, cache = _opened(folder, files, options)
     if cache is not None:
         facts["from_cache"] = bool(compiled.get_property("LOADED_FROM_CACHE"))
@@ -127,7 +126,6 @@ def layers(
     folder: Path, files: Sequence[str], options: RunOptions, batch: F32, calls: int
 ) -> list[LayerTime]:
     """Each node that was executed, by OpenVINO's performance counters; raises as `open` does."""
-    require_running("openvino", probe())
     compiled, _, _ = _opened(folder, files, options, counting=True)
     request = compiled.create_infer_request()
     told = []
@@ -141,6 +139,8 @@ def _opened(
     folder: Path, files: Sequence[str], options: RunOptions, *, counting: bool = False
 ) -> tuple[openvino.CompiledModel, dict[str, Any], Path | None]:
     """The compiled model, what it really is, and the folder of its runtime's cache."""
+    found = probe()  # once: asking the device takes tens of milliseconds
+    require_running("openvino", found)
     given = parse_options("openvino", Opening, options.options)
     paths = [engine_path(folder, name) for name in files]
     import openvino
@@ -164,7 +164,7 @@ def _opened(
     compiled = _compiled(core, model, device, settings, folder)
     facts = {
         "runtime": "openvino",
-        "version": probe().version,
+        "version": found.version,
         "provider": device,
         "precision": written["precision"],
         "inference_precision": hint,

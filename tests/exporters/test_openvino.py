@@ -44,6 +44,22 @@ def test_fp32_is_not_the_cpus_silent_bf16(source: Path, tmp_path: Path, batch: A
         assert np.abs(runner(batch) - expected).max() < 2e-6 * np.abs(expected).max()
 
 
+def test_opening_asks_the_device_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = made(source, tmp_path, EngineSpec("fp32"))
+    answers: list[Any] = []
+    probe = target.probe
+
+    def asked() -> Any:
+        answers.append(probe())
+        return answers[-1]
+
+    monkeypatch.setattr(target, "probe", asked)
+    target.open(tmp_path, files, RunOptions()).close()
+    assert len(answers) == 1
+
+
 @bf16
 def test_bf16_is_what_is_asked_for(source: Path, tmp_path: Path, batch: Any) -> None:
     files = made(source, tmp_path, EngineSpec("bf16"))
