@@ -46,14 +46,15 @@ class Prediction(Answer):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """An image at network size, uint8 `(S, S, 3)`, as it was stored, `(H, W)` or `(H, W, 3)`, and
-    where it comes from."""
+    """An image at network size, uint8 `(S, S, 3)`, and where it comes from; `stored` is it as it
+    was read, `(H, W)` or `(H, W, 3)`, where that was asked for: it can be hundreds of times larger.
+    """
 
     file: Path
     pixels: U8
-    stored: U8
     dicom: DicomHeader | None = None
     frame: int | None = None
+    stored: U8 | None = None
 
 
 class Classifier(Closing):
@@ -106,17 +107,22 @@ class Classifier(Closing):
         """The way of 8-bit pixels to the network's input."""
         return self.artifact.preprocess
 
-    def prepare(self, file: Path) -> Prepared:
-        """Read one file; raises `ImageError`, which names it, for one that can't be used."""
+    def prepare(self, file: Path, *, stored: bool = False) -> Prepared:
+        """Read one file, and keep it as it is `stored` if asked for.
+
+        Raises `ImageError`, which names it, for one that can't be used.
+        """
+        header = frame = None
         try:
             if file.suffix.lower() not in (*SUFFIXES, ".npy") and is_dicom(file):
                 image = read_dicom(file, self.rules)
-                pixels = self.preprocess.geometry(image.pixels)
-                return Prepared(file, pixels, image.pixels, image.header, image.frame)
-            stored = read_image(file)
-            return Prepared(file, self.preprocess.geometry(stored), stored)
+                read, header, frame = image.pixels, image.header, image.frame
+            else:
+                read = read_image(file)
+            pixels = self.preprocess.geometry(read)
         except ImageError as exc:
             raise ImageError(exc.what, where=file, fix=exc.fix) from exc
+        return Prepared(file, pixels, header, frame, read if stored else None)
 
     def batches(
         self, files: Sequence[Path], explain: Path | None = None
@@ -127,7 +133,8 @@ class Classifier(Closing):
         and name.
         """
         for start in range(0, len(files), BATCH):
-            images = [self.prepare(file) for file in files[start : start + BATCH]]
+            chosen = files[start : start + BATCH]
+            images = [self.prepare(file, stored=explain is not None) for file in chosen]
             batch = self.preprocess.normalise(np.stack([image.pixels for image in images]))
             if explain is None:
                 yield batch, self.answers(images, batch)
@@ -160,6 +167,7 @@ class Classifier(Closing):
         for place, (image, (answer, activation)) in enumerate(zip(images, answers, strict=True)):
             prediction = self._of(image, answer)
             if activation is not None:
+                assert image.stored is not None  # `batches` has asked for it
                 file = folder / f"{start + place + 1:04}-{image.file.stem}.png"
                 write_atomic(file, png(overlay(image.stored, activation, self.preprocess)))
                 prediction = prediction.model_copy(update={"overlay": str(file)})

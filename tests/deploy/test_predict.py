@@ -89,6 +89,13 @@ def test_many_images_go_in_batches(
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
+def test_a_large_image_is_let_go_unless_it_is_asked_for(exported: Path, images: Path) -> None:
+    with classifier_module.Classifier(exported, "eye") as classifier:
+        assert classifier.prepare(images / "c.png").stored is None
+        kept = classifier.prepare(images / "c.png", stored=True).stored
+    assert kept is not None and np.array_equal(kept, np.asarray(Image.open(images / "c.png")))
+
+
 def test_files_in_the_order_they_were_given_and_what_is_left_out(
     exported: Path, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
