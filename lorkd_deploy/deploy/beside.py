@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,21 +11,10 @@ from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.reference import mapped
 from lorkd_deploy.deploy.guarded import TaskGuard
 from lorkd_deploy.deploy.parity import GuardCompared, MapsCompared, compare_guard
+from lorkd_deploy.deploy.sample import Sample
 from lorkd_deploy.precisions.table import Tolerance
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import MAPS, Runner
-
-
-class Given(NamedTuple):
-    """Network inputs of one sample in `batches`, and what the trained model gives of its images
-    beside logits: `guard` `(n,)`, `maps` `(n', K, h, w)` of those at `mapped(n)`; None where the
-    bundle has none. `images` is n, `columns` are those of an engine's maps."""
-
-    on: Literal["inputs", "images"]
-    batches: Iterable[F32]
-    images: int
-    columns: slice
-    guard: F32 | None
-    maps: F32 | None
 
 
 class Beside(NamedTuple):
@@ -42,7 +31,11 @@ class Beside(NamedTuple):
 
 
 def compare_beside(
-    runner: Runner, samples: Sequence[Given], guard: TaskGuard | None, allowed: Tolerance
+    runner: Runner,
+    samples: Sequence[Sample],
+    preprocess: Preprocess,
+    guard: TaskGuard | None,
+    allowed: Tolerance,
 ) -> Beside:
     """Run the engine on each of `samples`, all outputs at once, and compare these.
 
@@ -55,14 +48,14 @@ def compare_beside(
         has_maps = sample.maps is not None and len(sample.maps)
         if not has_guard and not has_maps:
             continue
-        outputs = [runner.outputs(batch) for batch in sample.batches]
+        outputs = [runner.outputs(batch) for batch in sample.batches(preprocess)]
         if guard is not None and sample.guard is not None and has_guard:
             scores = np.concatenate([guard.scores(given) for given in outputs])
             found = scores[: len(sample.guard)]
             guards.append(compare_guard(sample.on, sample.guard, found, allowed))
         if sample.maps is not None and has_maps and MAPS in outputs[0]:
             whole = np.concatenate([given[MAPS][:, sample.columns] for given in outputs])
-            chosen = whole[mapped(sample.images)]
+            chosen = whole[mapped(len(sample.expected))]
             maps.append(compare_maps(sample.on, sample.maps, chosen, allowed))
     return Beside(tuple(guards), tuple(maps))
 

@@ -6,9 +6,8 @@ bundle, or opened as the bundle's recipe says and recognised by their hashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -24,17 +23,16 @@ from lorkd_deploy.bundle.reference import (
     inputs_reference,
 )
 from lorkd_deploy.data import image_sha256
-from lorkd_deploy.deploy.beside import Beside, Given, compare_beside
+from lorkd_deploy.deploy.beside import Beside, compare_beside
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED, Stage, opened_stage
 from lorkd_deploy.deploy.guarded import task_guard
 from lorkd_deploy.deploy.parity import Compared, Link, Parity, compare
+from lorkd_deploy.deploy.sample import Sample, in_two_sizes
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.precisions.table import Tolerance, precision_of
 from lorkd_deploy.recipe import ParitySpec
 from lorkd_deploy.runtime import Runner
 from lorkd_deploy.storage import Tensors, sha256_bytes
-
-BATCH = 32
 
 
 class _NotHereError(LorkdError):
@@ -43,35 +41,6 @@ class _NotHereError(LorkdError):
 
 class _RefutedError(LorkdError):
     """An image is certainly not the one that the reference was made with."""
-
-
-class Sample(NamedTuple):
-    """Images uint8 `(n, S, S, 3)` that every side gets, and the trained model's logits for them:
-    float32 `(n, K)`, of all tasks, or of the one task whose test images they are."""
-
-    on: Literal["inputs", "images"]
-    images: U8
-    expected: F32
-    tasks: tuple[tuple[TaskEntry, slice], ...]
-    labels: I64 | None = None
-    guard: F32 | None = None  # the scores of a guard, (n,)
-    maps: F32 | None = None  # of some of the images: `bundle.reference.mapped`
-
-
-def _in_two_sizes(sample: Sample) -> Sample:
-    """`sample` with enough images for batches of one and of more, so that an engine whose answer
-    depends on the batch shows it: of two images or fewer all come again, among others.
-    """
-    images, labels = sample.images, sample.labels
-    if not 0 < len(images) <= 2:
-        return sample
-    return sample._replace(
-        images=np.concatenate([images, images, 255 - images[-1:]]),
-        expected=np.concatenate([sample.expected, sample.expected]),
-        labels=None if labels is None else np.concatenate([labels, labels]),
-        guard=None if sample.guard is None else np.concatenate([sample.guard, sample.guard]),
-        maps=None if sample.maps is None else np.concatenate([sample.maps, sample.maps]),
-    )
 
 
 class Reference:
@@ -138,7 +107,7 @@ class Reference:
         tensors = self.bundle.logits(engine)
         tasks = tuple(columns_of(self.bundle.engine(engine)))
         samples = [
-            _in_two_sizes(
+            in_two_sizes(
                 Sample(
                     "inputs",
                     self._inputs,
@@ -168,7 +137,7 @@ class Reference:
         if images is None:
             images, labels = self._opened(task, chosen)
         tasks = ((task, columns),)
-        return _in_two_sizes(
+        return in_two_sizes(
             Sample("images", images, chosen.logits, tasks, labels, chosen.guard, chosen.maps)
         )
 
@@ -261,26 +230,10 @@ class Reference:
     ) -> Beside:
         """What the engine gives beside its logits, held against the reference."""
         guard = task_guard(self.bundle, self.bundle.engine(engine)[0].name)
-        given = [
-            Given(
-                sample.on,
-                self._batches(sample.images),
-                len(sample.expected),
-                slice(sample.tasks[0][1].start, sample.tasks[-1][1].stop),
-                sample.guard,
-                sample.maps,
-            )
-            for sample in samples
-        ]
-        return compare_beside(runner, given, guard, allowed)
+        return compare_beside(runner, samples, self.bundle.manifest.preprocess, guard, allowed)
 
     def _logits(self, runner: Runner, sample: Sample) -> F32:
         """Logits `(n, K)` of the images whose logits are expected."""
-        logits = np.concatenate([runner(batch) for batch in self._batches(sample.images)])
+        batches = sample.batches(self.bundle.manifest.preprocess)
+        logits = np.concatenate([runner(batch) for batch in batches])
         return logits[: len(sample.expected)]
-
-    def _batches(self, images: U8) -> Iterator[F32]:
-        """Network inputs of images; the first one alone, as devices run it."""
-        starts = [0, *range(1, len(images), BATCH)]
-        for start, stop in zip(starts, [*starts[1:], len(images)], strict=True):
-            yield self.bundle.manifest.preprocess.normalise(images[start:stop])
