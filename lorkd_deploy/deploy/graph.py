@@ -15,6 +15,7 @@ from lorkd_deploy.bundle.manifest import HEAD_TENSORS, Binding
 from lorkd_deploy.bundle.read import FRESH_COPY, Bundle
 from lorkd_deploy.bundle.size import check_size
 from lorkd_deploy.deploy.computed import compute_weights
+from lorkd_deploy.deploy.nodes import keep
 from lorkd_deploy.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -104,20 +105,7 @@ def require_maps(bundle: Bundle) -> None:
 
 def leave_out(graph: onnx.GraphProto, output: str) -> None:
     """Take an output away, and what leads to no other."""
-    import onnx
-
-    outputs = [value for value in graph.output if value.name != output]
-    needed = {value.name for value in outputs}
-    nodes = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
-    weights = [value for value in graph.initializer if value.name in needed]
-    left = onnx.GraphProto(node=nodes[::-1], initializer=weights, output=outputs)
-    for field in ("node", "initializer", "output"):
-        graph.ClearField(field)
-    graph.MergeFrom(left)
+    keep(graph, [value for value in graph.output if value.name != output])
 
 
 def metadata(bundle: Bundle, engine: str) -> dict[str, str]:

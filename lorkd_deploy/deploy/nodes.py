@@ -3,7 +3,7 @@ behind one of them, so that any runtime can be asked for what it computes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,27 +61,32 @@ class Cuttable:
         """The model that gives `tensor`, one row per image, as float32 `(N, anything)`."""
         import onnx
 
-        needed = self.ancestors(tensor) | {tensor}
         cut = onnx.ModelProto()
         cut.CopyFrom(self.model)
-        graph = cut.graph
-        nodes = [node for node in graph.node if needed & set(node.output)]
-        kept = {name for node in nodes for name in node.input}
-        weights = [weight for weight in graph.initializer if weight.name in kept]
-        last = tensor
+        graph, last, to = cut.graph, tensor, onnx.TensorProto.FLOAT
         if tensor in self._half:
             last = f"{OUTPUT}.float"
-            nodes.append(onnx.helper.make_node("Cast", [tensor], [last], to=onnx.TensorProto.FLOAT))
-        nodes.append(onnx.helper.make_node("Flatten", [last], [OUTPUT], axis=1))
-        for field in ("node", "initializer", "output", "value_info"):
-            del getattr(graph, field)[:]
-        graph.node.extend(nodes)
-        graph.initializer.extend(weights)
+            graph.node.append(onnx.helper.make_node("Cast", [tensor], [last], to=to))
+        graph.node.append(onnx.helper.make_node("Flatten", [last], [OUTPUT], axis=1))
         shape = [graph.input[0].type.tensor_type.shape.dim[0].dim_param or None, None]
-        value = onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape)
-        graph.output.append(value)
+        keep(graph, [onnx.helper.make_tensor_value_info(OUTPUT, to, shape)])
+        del graph.value_info[:]
         data: bytes = cut.SerializeToString(deterministic=True)
         return data
+
+
+def keep(graph: onnx.GraphProto, outputs: Sequence[onnx.ValueInfoProto]) -> None:
+    """Leave nothing in `graph` but what leads to `outputs`, which become its own."""
+    needed = {value.name for value in outputs}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(name for name in node.input if name)  # "": an optional one is left out
+            nodes.append(node)
+    weights = [value for value in graph.initializer if value.name in needed]
+    for field, kept in (("node", nodes[::-1]), ("initializer", weights), ("output", outputs)):
+        del getattr(graph, field)[:]
+        getattr(graph, field).extend(kept)
 
 
 def layer_of(
