@@ -107,10 +107,8 @@ def one_task(network: TaskNetwork, task: int = 0) -> nn.Module:
     """What is deployed for one task: `(N, 3, S, S)` → logits `(N, K)`."""
     if isinstance(network, FactorisedNetwork):
         return network.dense(task)
-    if isinstance(network, ExpertClassifier):
-        return nn.Sequential(*network.dense(task))
-    assert isinstance(network, TeacherNetwork)
-    return nn.Sequential(network.backbone, network.heads.head(task))
+    assert isinstance(network, ExpertClassifier | TeacherNetwork)
+    return nn.Sequential(*network.dense(task))
 
 
 def stored_parameters(network: TaskNetwork) -> int:

@@ -20,15 +20,15 @@ from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.bundling.safe import Known, guard_features
 from lorkd_deploy.training.networks.deployable import Guarded
 from lorkd_deploy.training.networks.evaluate import task_logits
-from lorkd_deploy.training.networks.explained import Explained, dense
-from lorkd_deploy.training.networks.network import network_input
+from lorkd_deploy.training.networks.explained import Explained
+from lorkd_deploy.training.networks.network import TeacherNetwork, network_input
 
 log = logging.getLogger(__name__)
 
 
 def reference_logits(
     setup: Setup,
-    model: TaskNetwork,
+    model: ExpertClassifier | TeacherNetwork,
     pictures: U8,
     engines: Mapping[str, Sequence[int]] | None = None,
     guards: Sequence[Known | None] = (),
@@ -50,17 +50,15 @@ def reference_logits(
         inputs_guard = inputs_maps = None
         if guards and (known := guards[tasks[0]]) is not None:
             # An expert's engine: the teacher's, of several tasks, has no guard.
-            assert isinstance(model, ExpertClassifier)
             network = Guarded(*model.dense(tasks[0])).eval()
             name, test = setup.names[tasks[0]], setup.test[tasks[0]]
             rows = images[name].indices
             images[name] = images[name]._replace(guard=_scores(network, known, test[rows], setup))
             inputs_guard = _scores(network, known, pictures, setup)
         if maps:
-            of_tasks = {task: Explained(*dense(model, task), setup.preprocess) for task in tasks}
-            inputs_maps = np.concatenate(
-                [one.maps(pictures[mapped(len(pictures))]) for one in of_tasks.values()], axis=1
-            )
+            of_tasks = {task: Explained(*model.dense(task), setup.preprocess) for task in tasks}
+            chosen = pictures[mapped(len(pictures))]
+            inputs_maps = np.concatenate([one.maps(chosen) for one in of_tasks.values()], axis=1)
             for task, one in of_tasks.items():
                 log.info("maps of %s: their deletion and insertion curves", setup.names[task])
                 images[setup.names[task]] = _explained(
@@ -73,9 +71,9 @@ def reference_logits(
 def _explained(one: Explained, given: ImageReference, test: Images, kind: Kind) -> ImageReference:
     """`given` with the maps of those of its images that have any, and what these are worth."""
     chosen = mapped(len(given.indices))
-    pictures, logits = test[given.indices[chosen]], given.logits[chosen]
     if not len(chosen):
         return given
+    pictures, logits = test[given.indices[chosen]], given.logits[chosen]
     maps = one.maps(pictures)
     return given._replace(maps=maps, faithful=one.faithful(pictures, maps, logits, kind))
 

@@ -12,12 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 from lorkd_deploy.arrays import F32, F64, U8
 from lorkd_deploy.errors import ModelError
-from lorkd_deploy.experts import ExpertClassifier, TaskNetwork
 from lorkd_deploy.experts.uses import evaluated
 from lorkd_deploy.metrics.score import Kind, probabilities
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.safety.explanation import faithfulness
-from lorkd_deploy.training.networks.network import TeacherNetwork, network_input
+from lorkd_deploy.training.networks.network import network_input
 
 _POOLINGS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
 NO_MAPS = "leave maps out (safety.explain: false), or choose a network that ends in a pooling"
@@ -94,26 +93,19 @@ class Explained:
             place = int(row.argmax())
 
             def answer(parts: U8, column: int = place) -> F64:
-                return self._answers(parts, kind)[:, column]
+                return probabilities(self.logits(parts), kind)[:, column]
 
             found.append(faithfulness(image, of_classes[place], answer))
         return np.array(found, np.float32)
 
     @torch.no_grad()
-    def _answers(self, images: U8, kind: Kind) -> F64:
+    def logits(self, images: U8) -> F32:
+        """Logits `(n, K)` of images `(n, S, S, 3)`, in one forward."""
         with evaluated(self.backbone):
-            return probabilities(self.head(self.backbone(self._input(images))).numpy(), kind)
+            return np.asarray(self.head(self.backbone(self._input(images))).numpy(), np.float32)
 
     def _input(self, images: U8) -> Tensor:
         return network_input(images, self.preprocess, self.backbone)
-
-
-def dense(model: TaskNetwork, task: int) -> tuple[nn.Module, nn.Linear]:
-    """Backbone and head of one task, as plain modules."""
-    if isinstance(model, ExpertClassifier):
-        return model.dense(task)
-    assert isinstance(model, TeacherNetwork)
-    return model.backbone, model.heads.head(task)
 
 
 def _none(backbone: nn.Module, why: str) -> ModelError:

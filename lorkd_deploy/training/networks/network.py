@@ -33,6 +33,10 @@ class TeacherNetwork(TaskNetwork):
         features = self.backbone(x)
         return Outputs(features, self.heads(features, task))
 
+    def dense(self, task: int) -> tuple[nn.Module, nn.Linear]:
+        """The backbone and the task's head themselves, which are plain already."""
+        return self.backbone, self.heads.head(task)
+
 
 def weights_sha256(module: nn.Module) -> str:
     """Of the names and values of all that `module` computes with."""
