@@ -14,6 +14,7 @@ from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.schema import Part
 
 _Z = 1.959964  # of a normal distribution 95 % lie within so many standard deviations
+_MEAN = Metric("mean", lambda _, values, counts: counts @ values[:, 0] / counts.sum(axis=1))
 _CHUNK = 1 << 21  # resampled images held at a time: 16 MiB of float64
 
 
@@ -56,6 +57,11 @@ def around(metric: Metric, labels: npt.NDArray[Any], probs: F64) -> Interval:
 def where_defined(metric: Metric, labels: npt.NDArray[Any], probs: F64) -> Interval | None:
     """`around`, or None where the metric is undefined on these labels."""
     return None if np.isnan(metric(labels, probs)) else around(metric, labels, probs)
+
+
+def of_mean(values: F64) -> Interval:
+    """The mean of one value per image, `(n,)`, n ≥ 1, none of them NaN."""
+    return around(_MEAN, np.zeros(len(values), np.int64), values[:, None])
 
 
 def resamples(images: int, n: int, seed: int) -> Iterator[F64]:

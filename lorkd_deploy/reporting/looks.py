@@ -15,8 +15,7 @@ from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.bundle.reference import image_reference, mapped
 from lorkd_deploy.data import image_sha256
 from lorkd_deploy.deploy.overlay import painted
-from lorkd_deploy.metrics.interval import Interval, around
-from lorkd_deploy.metrics.score import Metric
+from lorkd_deploy.metrics.interval import Interval, of_mean
 from lorkd_deploy.profiling.scoring import open_task
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION
 from lorkd_deploy.reporting.samples import png_link
@@ -59,14 +58,14 @@ def figures(sources: Sources, task: TaskEntry) -> Iterator[tuple[str, Interval, 
             if len(values):
                 height, width = one.maps.shape[1:]
                 on = f"{len(values)} of {len(one.maps)} test images, maps of {height} × {width}"
-                yield f"map, {measure}, {model}", _mean(values), on
+                yield f"map, {measure}, {model}", of_mean(values), on
         if len(found) == 2:
             now, before = found[EXPERT], found[FOUNDATION]
             paired = (now.figures - before.figures)[:, place]
             paired = paired[~np.isnan(paired)]
             if len(paired):
                 words = f"map, {measure}, {EXPERT} minus {FOUNDATION}"
-                yield words, _mean(paired), f"{len(paired)} test images, paired"
+                yield words, of_mean(paired), f"{len(paired)} test images, paired"
 
 
 def looks(sources: Sources, task: TaskEntry) -> tuple[Look, ...]:
@@ -128,10 +127,3 @@ def _looked(bundle: Bundle, engine: str, task: TaskEntry) -> _Looked | None:
         classes=classes,
         figures=np.column_stack([areas, known.faithful]).astype(np.float64),
     )
-
-
-def _mean(values: F64) -> Interval:
-    def weighted(_: I64, column: F64, counts: F64) -> F64:
-        return np.asarray(counts @ column[:, 0] / counts.sum(axis=1), np.float64)
-
-    return around(Metric("mean", weighted), np.zeros(len(values), np.int64), values[:, None])

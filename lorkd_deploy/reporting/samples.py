@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from lorkd_deploy.arrays import F64, I64, U8
+from lorkd_deploy.deploy.overlay import png
 from lorkd_deploy.metrics.decisions import decided
 from lorkd_deploy.profiling.scoring import open_task
 from lorkd_deploy.reporting.answers import Answers
@@ -84,6 +83,4 @@ def _named(answers: Answers, answer: I64, probabilities: F64 | None) -> str:
 
 def png_link(image: U8) -> str:
     """An image uint8 `(H, W)` or `(H, W, 3)` as a data link."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"

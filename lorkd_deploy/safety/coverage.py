@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.metrics.interval import Interval, around
-from lorkd_deploy.metrics.score import Kind, Metric
+from lorkd_deploy.metrics.interval import Interval, of_mean
+from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.schema import Part
 
 REPORTED = (0.9, 0.95)  # the coverages that are tried on the test split
@@ -106,17 +106,10 @@ def outcomes(probs: F64, labels: I64, kind: Kind, scores: F64) -> tuple[Covered,
     right = nonconformity(probs, labels)
     for coverage in (c for c in REPORTED if c <= most(len(scores))):
         limit = quantile(scores, coverage)
-        given = np.stack([right <= limit, referred(answer_sets(probs, limit, kind))], axis=1)
-        columns = (around(_share(k), labels, given.astype(np.float64)) for k in (0, 1))
-        found.append(Covered(coverage=coverage, found=next(columns), referred=next(columns)))
+        sides = right <= limit, referred(answer_sets(probs, limit, kind))
+        covered, asked = (of_mean(side.astype(np.float64)) for side in sides)
+        found.append(Covered(coverage=coverage, found=covered, referred=asked))
     return tuple(found)
-
-
-def _share(column: int) -> Metric:
-    def weighted(_: I64, values: F64, counts: F64) -> F64:
-        return np.asarray(counts @ values[:, column] / counts.sum(axis=1), np.float64)
-
-    return Metric("share", weighted)
 
 
 def rank_of(images: int, coverage: float) -> int:

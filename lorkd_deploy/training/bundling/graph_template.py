@@ -18,11 +18,11 @@ from torch import Tensor, fx, nn
 from lorkd_deploy.bundle.manifest import HEAD, FoldEntry, GraphEntry
 from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.uses import COUNTER
-from lorkd_deploy.runtime import FEATURES, MAPS
+from lorkd_deploy.runtime import FEATURES, MAPS, OUTPUT
 from lorkd_deploy.storage import sha256_bytes
 from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
 from lorkd_deploy.training.bundling.maps import add_maps
-from lorkd_deploy.training.bundling.tracing import INPUT, OUTPUT, exported, traced
+from lorkd_deploy.training.bundling.tracing import INPUT, exported, traced
 from lorkd_deploy.training.networks.deployable import Deployable, Guarded
 
 _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)

@@ -21,7 +21,7 @@ from lorkd_deploy.errors import ModelError, is_out_of_memory
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
-INPUT, OUTPUT = "input", "output"
+INPUT = "input"
 log = logging.getLogger(__name__)
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='\w+\.(\w+)'")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
