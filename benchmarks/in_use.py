@@ -30,8 +30,7 @@ from lorkd_deploy.bundle.manifest import HEAD, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.errors import ModelError
 from lorkd_deploy.machine.environment import environment
-from lorkd_deploy.metrics.interval import around
-from lorkd_deploy.metrics.score import Metric
+from lorkd_deploy.metrics.interval import of_mean
 from lorkd_deploy.run import open_run
 from lorkd_deploy.safety.explanation import area
 from lorkd_deploy.safety.held_out import halves
@@ -40,15 +39,12 @@ from lorkd_deploy.training.networks.restore import restored
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 COLUMNS = ("area", "deletion", "insertion", "deletion, random", "insertion, random")
-MEAN = Metric("mean", lambda _, values, counts: counts @ values[:, 0] / counts.sum(axis=1))
 
 
 def interval(values: Any) -> dict[str, float] | None:
     """The mean of what is a number, with its interval."""
     kept = values[~np.isnan(values)]
-    if not len(kept):
-        return None
-    return around(MEAN, np.zeros(len(kept), np.int64), kept[:, None]).model_dump()
+    return of_mean(kept).model_dump() if len(kept) else None
 
 
 def experts(bundle: Bundle) -> Callable[[int], Explained]:
@@ -62,7 +58,7 @@ def experts(bundle: Bundle) -> Callable[[int], Explained]:
 def foundation(bundle: Bundle, names: list[str]) -> Callable[[int], Explained]:
     """The teacher's, by the place of the task in the decomposition."""
     known = bundle.manifest
-    backbone = models.build(known.architecture).eval()
+    backbone = models.build(known.architecture, known.network_config).eval()
     backbone.load_state_dict({k: torch.tensor(v) for k, v in bundle.base.items()}, strict=False)
 
     def made(place: int) -> Explained:
@@ -80,11 +76,8 @@ def foundation(bundle: Bundle, names: list[str]) -> Callable[[int], Explained]:
 def figures(one: Explained, pictures: list[Any], kind: Any) -> Any:
     """`COLUMNS` of each image, `(n, 5)`."""
     images = np.stack([one.preprocess.geometry(picture) for picture in pictures])
-    with torch.no_grad():
-        logits = np.concatenate([
-            one.head(one.backbone(torch.from_numpy(one.preprocess.normalise(part)))).numpy()
-            for part in np.array_split(images, -(-len(images) // 16))
-        ])  # fmt: skip
+    parts = np.array_split(images, -(-len(images) // 16))
+    logits = np.concatenate([one.logits(part) for part in parts])
     maps = one.maps(images)
     side = one.preprocess.size
     areas = [area(of[row.argmax()], side) for of, row in zip(maps, logits, strict=True)]

@@ -36,6 +36,7 @@ from lorkd_deploy.deploy.artifact import engine_tasks
 from lorkd_deploy.deploy.auto import interleaved
 from lorkd_deploy.deploy.graph import leave_out, onnx_model
 from lorkd_deploy.machine.environment import environment
+from lorkd_deploy.profiling.resampling import by_rounds
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import FEATURES, MAPS, EngineSpec, Runner, RunOptions, exporter
 
@@ -81,9 +82,7 @@ def built(bundle: Bundle, task: str, target: str, left: tuple[str, ...], folder:
 def ratio(own: Any, other: Any) -> dict[str, float]:
     """Median of `own / other` by round, with its interval."""
     each = np.asarray(own) / np.asarray(other)
-    drawn = np.random.default_rng(0).integers(0, len(each), (2000, len(each)))
-    low, high = np.percentile(np.median(each[drawn], axis=1), [2.5, 97.5])
-    return {"value": float(np.median(each)), "low": float(low), "high": float(high)}
+    return by_rounds(each, value=float(np.median(each))).model_dump()
 
 
 def of_target(bundle: Bundle, task: str, target: str, rounds: int) -> dict[str, Any]:
