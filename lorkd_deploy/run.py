@@ -71,11 +71,11 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
     belong to no run; nothing is written then.
     """
     path = Path(out)
-    file = path / RUN
+    file, asked = path / RUN, recipe.model_dump(mode="json")
     if file.exists():
-        known = read_record(file)
-        if known.recipe_sha256 != recipe.sha256 and not is_recipe(known.recipe, recipe):
-            changed = list(_differences(known.recipe, recipe.model_dump(mode="json")))
+        known = with_newer_keys(read_record(file).recipe)
+        if known != asked:
+            changed = list(_differences(known, asked))
             raise BundleError(
                 "this folder holds a run of another recipe; it differs in:\n    "
                 + "\n    ".join(changed[:10] + ["…"] * (len(changed) > 10)),
@@ -84,16 +84,20 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
             )
         return Run(path, path / "bundle")
     refuse_foreign(path, "run")
-    write_part(file, RunRecord(recipe=recipe.model_dump(mode="json"), recipe_sha256=recipe.sha256))
+    write_part(file, RunRecord(recipe=asked, recipe_sha256=recipe.sha256))
     return Run(path, path / "bundle")
 
 
-def is_recipe(kept: dict[str, Any], recipe: Recipe) -> bool:
-    """Whether a recipe that was kept is `recipe`, but for newer keys at their defaults."""
+def with_newer_keys(kept: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe as it would be kept today: keys that came since are at their defaults.
+
+    One that today's package refuses, for a key that is no more, stays as it is, and so differs from
+    all of today's.
+    """
     try:
-        return parse_recipe(kept, where="kept").sha256 == recipe.sha256
-    except RecipeError:  # of a key that is no more
-        return False
+        return parse_recipe(kept, where="kept").model_dump(mode="json")
+    except RecipeError:
+        return kept
 
 
 def refuse_foreign(path: Path, what: str) -> None:

@@ -60,8 +60,9 @@ def test_a_run_from_before_a_key_was_there_is_the_same(tmp_path: Path) -> None:
     record = RunRecord(recipe=kept, recipe_sha256="0" * 64)
     write_part(tmp_path / "run.json", record)
     assert claim(tmp_path, recipe).path == tmp_path
-    with pytest.raises(BundleError, match="another recipe"):
+    with pytest.raises(BundleError, match="another recipe") as caught:
         claim(tmp_path, load_recipe("demo", ["safety.guard=true"]))
+    assert caught.value.what.endswith("it differs in:\n    safety.guard: False, now True")
     write_part(tmp_path / "run.json", record.model_copy(update={"recipe": kept | {"gone": 1}}))
     with pytest.raises(BundleError, match="another recipe"):
         claim(tmp_path, recipe)

@@ -33,7 +33,7 @@ from lorkd_deploy.evidence.workers import Cluster, on_cluster, on_this_machine
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import Recipe, load_recipe, parse_recipe
-from lorkd_deploy.run import Run, is_recipe, refuse_foreign
+from lorkd_deploy.run import Run, refuse_foreign, with_newer_keys
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import exclusive
 from lorkd_deploy.training.batches.setup import Setup, open_setup
@@ -129,11 +129,10 @@ def study(
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
-    file = folder / RECORD
+    file, asked = folder / RECORD, recipe.model_dump(mode="json")
     if file.exists():
-        again = "choose another --out"
-        known = read_part(file, StudyRecord, BundleError, again)
-        if known.recipe_sha256 != recipe.sha256 and not is_recipe(known.recipe, recipe):
+        known = read_part(file, StudyRecord, BundleError, "choose another --out")
+        if with_newer_keys(known.recipe) != asked:
             raise BundleError(
                 "this folder holds a study of another recipe",
                 where=folder,
@@ -142,8 +141,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             )
         return
     refuse_foreign(folder, "study")
-    raw = recipe.model_dump(mode="json")
-    write_part(file, StudyRecord(recipe=raw, recipe_sha256=recipe.sha256))
+    write_part(file, StudyRecord(recipe=asked, recipe_sha256=recipe.sha256))
 
 
 def _prepare(work: _Study, recipe: str | Path, changed: Sequence[str]) -> None:
