@@ -13,6 +13,7 @@ from lorkd_deploy import models
 from lorkd_deploy.experts import add_experts
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.recipe.networks import ExpertSpec
+from lorkd_deploy.training.processes import best_device
 
 SIZES = (224, 160, 128, 96, 64)  # px, of the network's input
 MEASURED_AT = SIZES[-1]
@@ -56,15 +57,14 @@ class Plan:
 
 def networks() -> Networks:
     """Those for this machine."""
-    if torch.cuda.is_available():
+    if best_device().type == "cuda":
         return Networks("torchvision:resnet50", "torchvision:shufflenet_v2_x1_0")
     return Networks("torchvision:resnet18", "torchvision:shufflenet_v2_x0_5")
 
 
 def measured(chosen: Networks, tasks: int, progress: Progress | None = None) -> Pace:
     """A few steps of both networks on random images, on the device that a training would use."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = ExpertSpec()
+    device, spec = best_device(), ExpertSpec()
     with bar(progress, "measuring this machine", 2) as shown:
         teacher = _step(models.build(chosen.teacher), None, device)
         shown.advance()
