@@ -112,10 +112,14 @@ def test_an_expert_on_a_frozen_start_leaves_it_as_it_is(origin: Origin, tmp_path
 def test_a_w0_that_has_changed_changes_every_engine(origin: Origin) -> None:
     start = Start("shared", "experts")
     base = origin._network(start, 3).backbone.base_state()
-    known = origin.engines(start, 3)
-    assert origin.engines(start, 3, base) == known
+    known = origin.engines(start, 3, base)
+    assert all(engine.before == engine.after for engine in known.values())
     base["0.weight"] = base["0.weight"] + 1e-6
-    assert not set(origin.engines(start, 3, base).values()) & set(known.values())
+    changed = origin.engines(start, 3, base)
+    assert {task: engine.before for task, engine in changed.items()} == {
+        task: engine.before for task, engine in known.items()
+    }
+    assert not {e.after for e in changed.values()} & {e.after for e in known.values()}
 
 
 def test_a_start_is_what_it_says(origin: Origin) -> None:

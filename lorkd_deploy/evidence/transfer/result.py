@@ -7,10 +7,16 @@ from typing import Any
 from pydantic import Field
 
 from lorkd_deploy.evidence.comparison import Comparison
-from lorkd_deploy.evidence.transfer.train import Untouched
 from lorkd_deploy.schema import Part
 
 RESULT = "result.json"
+
+
+class Untouched(Part):
+    """The SHA-256 of what a task's engine is built from, before and after another was learnt."""
+
+    before: str
+    after: str
 
 
 class ShotsResult(Part):

@@ -13,6 +13,7 @@ from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.errors import BundleError, UsageError, unknown_name
 from lorkd_deploy.evidence.study import RECORD, StudyRecord
 from lorkd_deploy.evidence.train import FOUNDATION, WEIGHTS, read_record
+from lorkd_deploy.evidence.transfer.result import Untouched
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel
 from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.run import open_run
@@ -107,21 +108,17 @@ class Origin:
             return dict(experts.dense(number).state_dict())
         return _shared(experts)
 
-    def engines(
-        self, start: Start, seed: int, base: Mapping[str, Tensor] | None = None
-    ) -> dict[str, str]:
-        """By task the SHA-256 of what its engine is built from: W0 and its expert, fused.
+    def engines(self, start: Start, seed: int, base: Mapping[str, Tensor]) -> dict[str, Untouched]:
+        """By task what its engine is built from, W0 and its expert, fused.
 
-        With `base`, on that W0 instead: the one that a training for another task has left.
+        First as it is, then on `base`, the W0 that a training for another task has left.
         """
         network = self._network(start, seed)
-        experts = network.backbone
-        if base is not None:
-            experts.load_base({name: base[name].cpu() for name in experts.base_state()})
-        return {
-            task.name: weights_sha256(nn.Sequential(*network.dense(number)))
-            for number, task in enumerate(self.recipe.tasks)
-        }
+        experts, names = network.backbone, [task.name for task in self.recipe.tasks]
+        before = _fused(network)
+        experts.load_base({name: base[name].cpu() for name in experts.base_state()})
+        found = zip(names, before, _fused(network), strict=True)
+        return {name: Untouched(before=own, after=after) for name, own, after in found}
 
     def _network(self, start: Start, seed: int) -> ExpertClassifier:
         if self.bundle is None:
@@ -155,6 +152,12 @@ def _trained(folder: Path) -> ExpertClassifier:
     network = ExpertClassifier(experts, heads[0].shape[1], [len(head) for head in heads])
     network.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
     return network
+
+
+def _fused(network: ExpertClassifier) -> list[str]:
+    """The SHA-256 of each task's dense network with its head."""
+    tasks = range(network.backbone.tasks)
+    return [weights_sha256(nn.Sequential(*network.dense(number))) for number in tasks]
 
 
 def _shared(experts: ExpertModel) -> dict[str, Tensor]:

@@ -13,11 +13,11 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.data import Split, TaskData
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.train import answers
+from lorkd_deploy.evidence.transfer.result import Untouched
 from lorkd_deploy.evidence.transfer.starts import Origin, Start
 from lorkd_deploy.experts import ExpertClassifier, TaskNetwork
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import Run
-from lorkd_deploy.schema import Part
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.fitting.features import TeacherFeatures
 from lorkd_deploy.training.fitting.job import Job
@@ -26,14 +26,7 @@ from lorkd_deploy.training.fitting.student import fit_student
 from lorkd_deploy.training.networks.frozen import freeze
 from lorkd_deploy.training.networks.network import TeacherNetwork
 from lorkd_deploy.training.networks.restore import Teacher, restored_teacher
-from lorkd_deploy.training.networks.student import build_student
-
-
-class Untouched(Part):
-    """The SHA-256 of what a task's engine is built from, before and after another was learnt."""
-
-    before: str
-    after: str
+from lorkd_deploy.training.networks.student import build_backbone, build_student
 
 
 @dataclass(frozen=True)
@@ -91,9 +84,7 @@ def train_start(
     network.cpu().eval()
     others: Others = {}
     if trial.start == Start("shared", "experts") and isinstance(network, ExpertClassifier):
-        before = origin.engines(trial.start, trial.seed)
-        after = origin.engines(trial.start, trial.seed, network.backbone.base_state())
-        others = {task: Untouched(before=before[task], after=after[task]) for task in before}
+        others = origin.engines(trial.start, trial.seed, network.backbone.base_state())
     return answers(network, used), seconds, others
 
 
@@ -113,7 +104,7 @@ def _fit_head(trial: Trial, origin: Origin, job: Job) -> tuple[TaskNetwork, Setu
         known = restored_teacher(load_bundle(origin.teacher), setup, heads=False)
         setup = replace(setup, own_preprocess=known.preprocess)
     else:
-        backbone = models.build(setup.recipe.student.architecture)
+        backbone = build_backbone(setup.recipe.student)
         backbone.load_state_dict(origin.state(trial.start, trial.seed))
         features = models.feature_dim(backbone, setup.preprocess.size)
         network = TeacherNetwork(backbone, features, setup.classes).eval().requires_grad_(False)

@@ -21,9 +21,9 @@ from lorkd_deploy.data import TaskData
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.comparison import TestSplit, compared
-from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult
+from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult, Untouched
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
-from lorkd_deploy.evidence.transfer.train import Trial, Untouched, setup_of, train_start
+from lorkd_deploy.evidence.transfer.train import Trial, setup_of, train_start
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.models import needs_folder
 from lorkd_deploy.progress import Progress, Silent
