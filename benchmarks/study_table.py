@@ -19,6 +19,7 @@ from lorkd_deploy.evidence.methods.table import METHODS
 from lorkd_deploy.evidence.page import lead, seeds_in_words
 from lorkd_deploy.evidence.result import RESULT, StudyResult
 from lorkd_deploy.evidence.statistics import Estimate
+from lorkd_deploy.evidence.tables import interval
 from lorkd_deploy.schema import read_part
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ def table(result: StudyResult) -> str:
         difference, word = "", ""
         if name != result.first:
             found = result.comparison.difference(name, None, METRIC)
-            difference, word = _shown(found.estimate, sign="+"), f"*{found.verdict}*"
+            difference, word = _shown(found.estimate, signed=True), f"*{found.verdict}*"
         shown = f"**{METHODS[name].title}**" if name == result.first else METHODS[name].title
         latency = "–" if cost.latency is None else f"{cost.latency:.1f}"
         lines.append(
@@ -82,12 +83,9 @@ def table(result: StudyResult) -> str:
     return "\n".join(lines)
 
 
-def _shown(estimate: Estimate, sign: str = "") -> str:
-    value = f"{estimate.value:{sign}.3f}"
-    bounds = estimate.interval
-    if bounds is not None:
-        value += f" ({bounds.low:{sign}.3f} to {bounds.high:{sign}.3f})"
-    return value.replace("-", "−")
+def _shown(estimate: Estimate, *, signed: bool = False) -> str:
+    cell = interval(estimate, signed=signed)
+    return cell.text if estimate.interval is None else f"{cell.text} ({cell.note})"
 
 
 if __name__ == "__main__":

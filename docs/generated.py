@@ -105,11 +105,16 @@ def _references(value: Any, repeated: int = 0) -> Iterator[tuple[str, int]]:
     """The objects that a key may hold, and how many lists, or keys of one's own, deep."""
     if "$ref" in value:
         yield value["$ref"].rpartition("/")[2], repeated
-    for choice in [*value.get("anyOf", ()), *value.get("oneOf", ()), *value.get("allOf", ())]:
+    for choice in _choices(value):
         yield from _references(choice, repeated)
     for deeper in (value.get("items"), value.get("additionalProperties")):
         if isinstance(deeper, dict):
             yield from _references(deeper, repeated + 1)
+
+
+def _choices(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas of a key that may hold one of several."""
+    return [*value.get("anyOf", ()), *value.get("oneOf", ()), *value.get("allOf", ())]
 
 
 def _kind(section: dict[str, Any]) -> str:
@@ -144,8 +149,7 @@ def _type(value: dict[str, Any]) -> str:
         return " or ".join(f"`{one}`" for one in value["enum"])
     if "$ref" in value:
         return "a section"
-    choices = [*value.get("anyOf", ()), *value.get("oneOf", ()), *value.get("allOf", ())]
-    if choices:
+    if choices := _choices(value):
         return " or ".join(
             dict.fromkeys(_type(one) for one in choices if one.get("type") != "null")
         )

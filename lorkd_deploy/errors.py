@@ -39,6 +39,11 @@ def with_fix(what: str, fix: str | None) -> str:
     return what if fix is None else f"{what}; to do: {fix}"
 
 
+def first_line(exc: BaseException) -> str:
+    """What another package's exception says, on one line; its kind, where it says nothing."""
+    return (str(exc).splitlines() or [type(exc).__name__])[0]
+
+
 class UsageError(LorkdError):
     """The command or call itself is wrong: an unknown name, options that contradict."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorkd_deploy.errors import ModelError
+from lorkd_deploy.errors import ModelError, first_line
 
 log = logging.getLogger(__name__)
 _SHOWN = 8  # names in an error
@@ -81,7 +81,7 @@ def read_weights(
     broken = [
         name
         for name, value in state.items()
-        if not _finite(value) and not (name in own and torch.equal(own[name], value))
+        if not is_finite(value) and not (name in own and torch.equal(own[name], value))
     ]
     if broken:
         raise ModelError(
@@ -115,7 +115,8 @@ def some(names: list[str]) -> str:
     return (", ".join(names[:_SHOWN]) or "none") + more
 
 
-def _finite(value: Tensor) -> bool:
+def is_finite(value: Tensor) -> bool:
+    """Whether no value of it is infinite or NaN in float32."""
     if not value.is_floating_point():
         return True
     return bool(value.to(torch.float32).isfinite().all())  # as it is used
@@ -144,8 +145,7 @@ def _loaded(path: Path) -> Any:
     except OSError:
         raise
     except Exception as exc:  # each format has its own errors for a damaged file
-        first = (str(exc).splitlines() or [type(exc).__name__])[0]
-        raise ModelError(f"the checkpoint can't be read: {first}", where=path) from exc
+        raise ModelError(f"the checkpoint can't be read: {first_line(exc)}", where=path) from exc
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -61,16 +61,12 @@ def forest(result: StudyResult, metric: str, title: str) -> Figure:
     axis = svg.scale([0.0, *ends], f"{title} of {result.first} minus another's, over all tasks")
     drawn = []
     for second, of in found.items():
-        low, value, high = (
-            axis.at(v) for v in (bounds[second].low, bounds[second].value, bounds[second].high)
-        )
+        own = bounds[second]
         tone = {"better": "s2", "worse": "s1"}.get(of.verdict, "soft")
-        said = (
-            f"{bounds[second].value:+.4f}, {bounds[second].low:+.4f} to {bounds[second].high:+.4f}"
-        )
+        said = f"{own.value:+.4f}, {own.low:+.4f} to {own.high:+.4f}"
         whisker = [
-            svg.line((low, 0), (high, 0), "stroke thick"),
-            svg.mark("circle", value, 0, "dot", said),
+            svg.line((axis.at(own.low), 0), (axis.at(own.high), 0), "stroke thick"),
+            svg.mark("circle", axis.at(own.value), 0, "dot", said),
         ]
         drawn.append((second, tone, whisker))
     zero = svg.line((axis.at(0), 0), (axis.at(0), _ROW * len(seconds)), "axis")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.errors import ModelError, UsageError, first_line
 from lorkd_deploy.models.function import from_function
 from lorkd_deploy.models.open_clip import from_open_clip
 from lorkd_deploy.models.pooling import checked_pooling
@@ -83,9 +83,8 @@ def feature_dim(module: nn.Module, size: int) -> int:
     except ModelError:
         raise
     except Exception as exc:
-        first = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise ModelError(
-            f"{kind} can't be run on images of {size} × {size} pixels: {first}",
+            f"{kind} can't be run on images of {size} × {size} pixels: {first_line(exc)}",
             fix="choose the image size that the architecture was made for (preprocess.size)",
         ) from exc
     finally:

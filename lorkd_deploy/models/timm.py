@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lorkd_deploy.errors import ModelError, unknown_name
+from lorkd_deploy.errors import ModelError, first_line, unknown_name
 from lorkd_deploy.models.pooling import cannot_pool
 
 _POOLS = {"cls": "token", "mean": "avg", "map": "map"}  # timm's words for it
@@ -36,5 +36,4 @@ def pool_by(module: Any, pooling: str, where: str) -> None:
     try:
         module.reset_classifier(0, _POOLS[pooling])
     except Exception as exc:  # an assertion, or what a kind of network raises for an unknown word
-        why = str(exc).splitlines() or [type(exc).__name__]
-        raise cannot_pool(where, pooling, why[0]) from exc
+        raise cannot_pool(where, pooling, first_line(exc)) from exc

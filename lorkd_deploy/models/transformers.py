@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorkd_deploy.errors import ModelError, UsageError, unknown_name
+from lorkd_deploy.errors import ModelError, UsageError, first_line, unknown_name
 from lorkd_deploy.models.folder import FolderNetwork
 from lorkd_deploy.models.pooling import cannot_pool
+from lorkd_deploy.weight_files import is_finite
 
 _MODEL = "model."  # what the names of this module's tensors begin with
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -160,22 +161,21 @@ def load_pretrained(network: TransformersNetwork, folder: Path) -> tuple[list[st
             dtype=torch.float32,
         )
     except Exception as exc:  # the library's, safetensors' and torch's own
-        first = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise ModelError(
-            f"the weights can't be loaded: {first}",
+            f"the weights can't be loaded: {first_line(exc)}",
             where=folder,
             fix="check that config.json and the weights are of one model, and whole",
         ) from exc
     state = loaded.state_dict()
     _refuse_infinite(state, folder)
-    network.model.load_state_dict({k: state[k] for k in network.model.state_dict()})
     own = network.model.state_dict().keys()
+    network.model.load_state_dict({name: state[name] for name in own})
     missing = [_MODEL + name for name in sorted(found["missing_keys"]) if name in own]
     return missing, sorted(found["unexpected_keys"])
 
 
 def _refuse_infinite(state: Mapping[str, Tensor], folder: Path) -> None:
-    broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    broken = [n for n, v in state.items() if not is_finite(v)]
     if broken:
         raise ModelError(
             f"{len(broken)} tensors hold values that are not finite, first {broken[0]!r}",

@@ -10,7 +10,7 @@ import torch
 from lorkd_deploy import models
 from lorkd_deploy.bundle.manifest import HEAD, HEAD_TENSORS, Manifest, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.errors import ModelError, UsageError
+from lorkd_deploy.errors import ModelError, UsageError, first_line
 from lorkd_deploy.experts import ExpertClassifier, add_experts
 from lorkd_deploy.experts.probe import probe_images
 from lorkd_deploy.preprocess import Preprocess
@@ -49,9 +49,8 @@ def restored(
         for index, task in enumerate(tasks):
             _load(classifier, index, experts[task.name], (task.alpha or alpha) / alpha)
     except (UsageError, ModelError, RuntimeError) as exc:  # ranks, names or shapes that differ
-        said = (str(exc).splitlines() or [""])[0]
         raise ModelError(
-            f"the network that was decomposed can't be built again: {said}",
+            f"the network that was decomposed can't be built again: {first_line(exc)}",
             where=manifest.architecture,
             fix="use the package versions and the code that made the bundle",
         ) from exc
