@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import typer
 from PIL import Image
 
 from lorkd_deploy import cli, init
-from lorkd_deploy.data import open_data
+from lorkd_deploy.data import SPLITS, open_data
 from lorkd_deploy.data.phantom import PhantomData
 from lorkd_deploy.errors import DataError, UsageError
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.training.proposal import pace
 from lorkd_deploy.training.proposal.images import as_name
 from lorkd_deploy.training.proposal.pace import Networks, Pace, fitting
+from tests.dicom.files import dataset, saved
 
 FAST = Pace(teacher=0.0004, student=0.0001)
 
@@ -59,6 +61,28 @@ def test_a_folder_without_splits_becomes_a_recipe_and_lists(scans: Path, tmp_pat
     assert made.teacher_epochs == recipe.teacher.train.epochs
     assert made.epochs == recipe.train.epochs > 24  # few images: more passes
     assert made.minutes < 15
+
+
+def test_a_folder_of_dicom_files_becomes_a_recipe(tmp_path: Path) -> None:
+    """Its list has no column of patients: the headers say who they are."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        made = dataset(
+            rng.integers(0, 4096, (48, 48)),
+            PatientID=f"p{number // 2}",
+            WindowCenter=2048,
+            WindowWidth=4096,
+        )
+        kind = ("benign", "malign")[number // 2 % 2]
+        saved(made, tmp_path / f"ct/{kind}/S{number}/IM{number}")
+    made = init(tmp_path / "ct", "chest", tmp_path / "mine.yaml")
+    assert made.lists == (tmp_path / "mine-ct.csv",)
+    source = load_recipe(tmp_path / "mine.yaml").tasks[0].data
+    assert source.source == "dicom"
+    data = open_data(source)
+    assert [len(data.classes), *(len(getattr(data, s)) > 0 for s in SPLITS)] == [2, 1, 1, 1]
+    patients = [set(np.asarray(getattr(data, split).groups)) for split in SPLITS]
+    assert not any(a & b for a, b in combinations(patients, 2))
 
 
 def test_columns_are_found_and_a_leak_is_said(scans: Path, tmp_path: Path) -> None:

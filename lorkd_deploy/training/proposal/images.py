@@ -11,7 +11,9 @@ from typing import Any
 from lorkd_deploy.data import TaskData
 from lorkd_deploy.data.table import Table, open_table
 from lorkd_deploy.datacheck.division import split_data
+from lorkd_deploy.dicom import is_dicom
 from lorkd_deploy.errors import DataError, UsageError
+from lorkd_deploy.image_files import image_files
 from lorkd_deploy.progress import Progress
 
 # What columns are called, the likeliest first.
@@ -45,11 +47,15 @@ def data_section(
 
 
 def _of_folder(folder: Path, lists: Path, progress: Progress | None) -> dict[str, Any]:
+    files = image_files(folder, dicom=True).files
+    dicom = bool(files) and all(map(is_dicom, files))
     if (folder / "train").is_dir():
-        return {"source": "image-folder", "path": str(folder)}
+        return {"source": "dicom" if dicom else "image-folder", "path": str(folder)}
     split_data(folder, lists, progress=progress)
-    section = {"source": "csv", "path": str(lists.resolve()), "root": str(folder)}
-    return section | {"group": "group"}
+    section = {"path": str(lists.resolve()), "root": str(folder)}
+    if dicom:  # whose they are their headers say
+        return {"source": "dicom"} | section
+    return {"source": "csv"} | section | {"group": "group"}
 
 
 def _of_csv(
