@@ -44,9 +44,6 @@ LONGEST = (
     "test_gates.py",
     "test_odd_networks.py",
     "test_fuzz.py",
-    "test_kill.py",
-    "test_flip.py",
-    "test_resources.py",
 )
 HAS_TORCH = find_spec("torch") is not None
 
