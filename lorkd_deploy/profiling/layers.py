@@ -24,18 +24,10 @@ def layered(engines: Sequence[Artifact], protocol: Protocol) -> dict[str, tuple[
     try:
         with EngineProcess(engines[0], protocol.threads, protocol.cpus) as process:
             for engine in engines:
-                answer, _ = process.ask(
-                    "layers",
-                    target=engine.target,
-                    folder=str(engine.folder),
-                    files=list(engine.file_names),
-                    threads=protocol.threads,
-                    shape=[min(protocol.batch_sizes), *engine.input_shape],
-                    calls=CALLS,
-                )
+                told = process.layers(engine, min(protocol.batch_sizes), CALLS)
                 found[engine.name] = tuple(
                     Layer(name=name, kind=kind, precision=precision, ms=ms)
-                    for name, kind, precision, ms in answer["layers"]
+                    for name, kind, precision, ms in told
                 )
     except WorkerError as exc:
         log.warning("where the time goes isn't known of every engine: %s", exc)

@@ -70,16 +70,14 @@ class EngineProcess:
 
     def open(self, another: Artifact | None = None) -> dict[str, Any]:
         """Load the engine, or `another` beside it; → what `worker.Session.open` says."""
-        engine = another or self.engine
-        answer, _ = self.ask(
-            "open",
-            target=engine.target,
-            folder=str(engine.folder),
-            files=list(engine.file_names),
-            threads=self.threads,
-            options={},
-        )
+        answer, _ = self.ask("open", **self._of(another or self.engine), options={})
         return dict(answer)
+
+    def layers(self, engine: Artifact, batch: int, calls: int) -> list[list[Any]]:
+        """What `worker.Session.layers` says of `engine`, which isn't left open."""
+        shape = [batch, *engine.input_shape]
+        answer, _ = self.ask("layers", **self._of(engine), shape=shape, calls=calls)
+        return list(answer["layers"])
 
     def infer(self, images: F32) -> F32:
         """Logits float32 `(N, K)` of the network inputs float32 `(N, 3, H, W)`."""
@@ -109,6 +107,16 @@ class EngineProcess:
             self._process.wait()
         self._process.stdout.close()
         self._stderr.close()
+
+    def _of(self, engine: Artifact) -> dict[str, Any]:
+        """A request's fields that say which engine; from now on an error names this one."""
+        self.engine = engine
+        return {
+            "target": engine.target,
+            "folder": str(engine.folder),
+            "files": list(engine.file_names),
+            "threads": self.threads,
+        }
 
     def _ended(self, do: str) -> WorkerError:
         self._process.kill()

@@ -140,6 +140,19 @@ def test_an_engine_that_fails_is_named_and_its_reason_given(
             process.infer(np.zeros((1, 3, 8, 8), np.float32))
 
 
+def test_of_several_engines_in_one_process_the_one_that_fails_is_named(
+    trial_engine: Write, tmp_path: Path
+) -> None:
+    first = trial(trial_engine, tmp_path / "e")
+    second = trial(trial_engine, tmp_path / "f", raises_at=1).model_copy(update={"engine": "cold"})
+    with EngineProcess(first, 1, None) as process:
+        process.open()
+        process.open(second)
+        with pytest.raises(WorkerError, match=r"ward/cold/trial-fp32 failed .*too large") as caught:
+            process.ask("first", shape=[1, 3, 8, 8], seed=0)
+    assert caught.value.where == str(tmp_path / "f")
+
+
 def test_an_exporters_own_advice_reaches_the_user(trial_engine: Write, tmp_path: Path) -> None:
     engine = trial(trial_engine, tmp_path / "e", refuse=True)
     with (
