@@ -104,7 +104,7 @@ def _source(task: TaskEntry) -> str:
 
 def intended_use(tasks: list[TaskEntry]) -> str:
     """What the engines of some tasks are for, in a sentence."""
-    names = ", ".join(plain(task.name) for task in tasks)
+    names = ", ".join(task.name for task in tasks)
     return (
         f"Research and engineering: classifying images like those of the data below ({names}), on "
         "hardware of your own, to study how a decomposed model behaves."
@@ -114,7 +114,7 @@ def intended_use(tasks: list[TaskEntry]) -> str:
 def _use(tasks: list[TaskEntry]) -> list[str]:
     return [
         "## Intended use",
-        intended_use(tasks),
+        plain(intended_use(tasks)),
         "Not intended: diagnosis, triage or treatment of patients; images of a different kind, "
         "device or preparation than the data below; any use that needs a cleared medical device.",
     ]

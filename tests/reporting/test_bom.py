@@ -12,6 +12,7 @@ from lorkd_deploy.cli import main
 from lorkd_deploy.deploy.artifact import find_artifacts
 from lorkd_deploy.errors import BundleError, UsageError
 from lorkd_deploy.reporting.bom import bom
+from lorkd_deploy.reporting.report import report
 from lorkd_deploy.storage import sha256_file
 from tests.deploy.made_run import make_run
 from tests.reporting.run_folder import TASKS, build_run
@@ -83,6 +84,16 @@ def test_the_model_card_says_what_was_measured_and_on_what(run: Path) -> None:
     assert data["ref"] in needs["task:cells"] and "task:cells" in needs["department"]
     packages = {c["purl"] for c in document["components"] if "purl" in c}
     assert packages and all(purl in needs["task:cells"] for purl in packages)
+
+
+def test_a_name_is_text_and_not_markdown(tmp_path: Path) -> None:
+    department, _, *rest = TASKS[0]
+    run = build_run(tmp_path / "run", tasks=((department, "ultra_sound", *rest),))
+    (file,) = bom(run)
+    (card,) = [c["modelCard"] for c in valid(file.read_text())["components"] if "modelCard" in c]
+    assert "the data below (ultra_sound), on" in card["considerations"]["useCases"][1]
+    (card,) = report(run).model_cards
+    assert "the data below (ultra\\_sound), on" in card.read_text()
 
 
 def test_the_command_and_what_it_refuses(
