@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lorkd_deploy.bundle.manifest import TaskEntry
+from lorkd_deploy.profiling.scoring import open_task
 from lorkd_deploy.reporting.answers import Answers, answers_of
 from lorkd_deploy.reporting.looks import Look, looks
 from lorkd_deploy.reporting.plots.curves import calibration, roc
@@ -31,6 +32,8 @@ from lorkd_deploy.reporting.tables.subgroups import gaps, subgroups
 from lorkd_deploy.reporting.words import describe
 
 DepartmentTable = Callable[[Sources, str], Table | None]
+Samples = tuple[tuple[str, tuple[Sample, ...]], ...]  # for each task, its name and images
+Looks = tuple[tuple[str, tuple[Look, ...]], ...]  # the same, with both models' maps
 
 # How right the answers are: what a department asks first. The model cards have these too.
 ANSWERS: tuple[DepartmentTable, ...] = (accuracy, decisions, against, in_use, subgroups, gaps)
@@ -53,8 +56,8 @@ class Chapter:
     answers: tuple[Table, ...]
     confusion: tuple[Table, ...]
     curves: tuple[Figure, ...]
-    samples: tuple[tuple[str, tuple[Sample, ...]], ...]  # for each task, its name and images
-    looks: tuple[tuple[str, tuple[Look, ...]], ...]  # the same, with both models' maps
+    samples: Samples
+    looks: Looks
     machine: tuple[Table, ...]
     latency: tuple[Figure, ...]
 
@@ -82,6 +85,7 @@ def chapter(sources: Sources, department: str, key: str, *, images: bool) -> Cha
         place = f"{key}-{number}" if len(kept) > 1 else key
         curves += [plot(answers).below(place) for plot in (roc, calibration)]
         matrices += [table.below(place) for table in confusion(answers)]
+    of_answers, of_maps = _pictures(sources, tasks, kept) if images else ((), ())
     plot = distribution(sources, department)
     return Chapter(
         name=department,
@@ -89,22 +93,26 @@ def chapter(sources: Sources, department: str, key: str, *, images: bool) -> Cha
         answers=tuple(t.below(key) for t in tables_of(sources, department, ANSWERS)),
         confusion=tuple(matrices),
         curves=tuple(curves),
-        samples=_samples(sources, kept) if images else (),
-        looks=_looks(sources, tasks) if images else (),
+        samples=of_answers,
+        looks=of_maps,
         machine=tuple(t.below(key) for t in tables_of(sources, department, MACHINE)),
         latency=(plot.below(key),) if plot else (),
     )
 
 
-def _samples(
-    sources: Sources, kept: Sequence[Answers]
-) -> tuple[tuple[str, tuple[Sample, ...]], ...]:
-    shown = [(answers.task.name, samples(sources, answers)) for answers in kept]
-    return tuple((task, images) for task, images in shown if images)
-
-
-def _looks(
-    sources: Sources, tasks: Sequence[TaskEntry]
-) -> tuple[tuple[str, tuple[Look, ...]], ...]:
-    shown = [(task.name, looks(sources, task)) for task in tasks]
-    return tuple((task, images) for task, images in shown if images)
+def _pictures(
+    sources: Sources, tasks: Sequence[TaskEntry], kept: Sequence[Answers]
+) -> tuple[Samples, Looks]:
+    """What there is to see of each task whose images are here; they are opened once for both."""
+    answered = {answers.task.name: answers for answers in kept}
+    of_answers, of_maps = [], []
+    for task in tasks:
+        data = open_task(sources.bundle, task)
+        if data is None:
+            continue
+        own = answered.get(task.name)
+        if own and (images := samples(sources, own, data)):
+            of_answers.append((task.name, images))
+        if maps := looks(sources, task, data):
+            of_maps.append((task.name, maps))
+    return tuple(of_answers), tuple(of_maps)

@@ -13,10 +13,9 @@ from lorkd_deploy.arrays import F32, F64, I64
 from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.bundle.reference import image_reference, mapped
-from lorkd_deploy.data import image_sha256
+from lorkd_deploy.data import TaskData, image_sha256
 from lorkd_deploy.deploy.overlay import painted
 from lorkd_deploy.metrics.interval import Interval, of_mean
-from lorkd_deploy.profiling.scoring import open_task
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION
 from lorkd_deploy.reporting.samples import png_link
 from lorkd_deploy.reporting.sources import Sources
@@ -68,10 +67,10 @@ def figures(sources: Sources, task: TaskEntry) -> Iterator[tuple[str, Interval, 
                 yield words, of_mean(paired), f"{len(paired)} test images, paired"
 
 
-def looks(sources: Sources, task: TaskEntry) -> tuple[Look, ...]:
-    """A few test images with both models' maps; none where the images or the maps aren't here."""
-    found, data = _both(sources, task), open_task(sources.bundle, task)
-    if not found or data is None:
+def looks(sources: Sources, task: TaskEntry, data: TaskData) -> tuple[Look, ...]:
+    """A few test images of a task's `data` with both models' maps; none where there are no maps."""
+    found = _both(sources, task)
+    if not found:
         return ()
     one = found[EXPERT]
     shown = []

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorkd_deploy.arrays import F64, I64, U8
+from lorkd_deploy.data import TaskData
 from lorkd_deploy.deploy.overlay import png
 from lorkd_deploy.metrics.decisions import decided
-from lorkd_deploy.profiling.scoring import open_task
 from lorkd_deploy.reporting.answers import Answers
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION
 from lorkd_deploy.reporting.sources import Sources
@@ -29,18 +29,17 @@ class Sample:
     said: tuple[tuple[str, str, bool], ...]
 
 
-def samples(sources: Sources, answers: Answers) -> tuple[Sample, ...]:
-    """Up to eight images of a task, at the network's size; none where its data is not here.
+def samples(sources: Sources, answers: Answers, data: TaskData) -> tuple[Sample, ...]:
+    """Up to eight test images of a task, at the network's size; none where `data` isn't what was
+    answered.
 
     The first four on which the models disagree, then others evenly over the test split.
     """
-    manifest = sources.manifest
-    data = open_task(sources.bundle, answers.task)
-    if data is None or len(data.test) != len(answers.labels):
+    if len(data.test) != len(answers.labels):
         return ()
+    geometry = sources.manifest.preprocess.geometry
     return tuple(
-        _sample(answers, index, manifest.preprocess.geometry(data.test.images[index]))
-        for index in _chosen(answers)
+        _sample(answers, index, geometry(data.test.images[index])) for index in _chosen(answers)
     )
 
 
