@@ -43,12 +43,8 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
         yield running
 
 
-def opened(chromium: Chromium, page: Path, *, width: int = 1280, dark: bool = False) -> None:
-    chromium.open(page, width=width, dark=dark)
-
-
 def test_it_is_quiet_and_asks_for_nothing(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     assert chromium.run("document.querySelectorAll('.plot').length") == 2 + 5 * len(TASKS)
     asked = [url for url in chromium.requests() if not url.startswith(("data:", "blob:"))]
     assert asked == [page.as_uri()]
@@ -57,7 +53,7 @@ def test_it_is_quiet_and_asks_for_nothing(chromium: Chromium, page: Path) -> Non
 
 
 def test_plots_are_drawn_with_titled_marks(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     marks = "document.querySelectorAll('#plot-{} div:not([hidden]) > .drawing title').length"
     assert chromium.run(marks.format("latency")) == 2 * len(TASKS)
     assert chromium.run(marks.format("memory")) == 2 * len(TASKS)
@@ -72,7 +68,7 @@ def test_plots_are_drawn_with_titled_marks(chromium: Chromium, page: Path) -> No
 
 
 def test_tables_sort_by_value_with_the_keyboard(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     before = [float(value) for value in chromium.run(COLUMN.format(3))]
     assert before != sorted(before)
     chromium.run("document.querySelectorAll('#verdicts th button')[3].focus()")
@@ -86,7 +82,7 @@ def test_tables_sort_by_value_with_the_keyboard(chromium: Chromium, page: Path) 
 
 
 def test_predictive_values_follow_the_prevalence(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     cells = "[...document.querySelectorAll('#predictive tbody tr')].map((row) => [...row.cells]{})"
     numbers = chromium.run(cells.format(".map((c) => c.dataset.value)"))
     texts = cells.format(".map((c) => c.textContent)")
@@ -107,7 +103,7 @@ def test_predictive_values_follow_the_prevalence(chromium: Chromium, page: Path)
 
 
 def test_a_table_is_copied_as_markdown(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     text = chromium.run("markdown(document.querySelector('#engines-table table'))")
     head, rule, *rows = text.splitlines()
     assert head.startswith("| Department | Model | Runtime | Precision | Batch |")
@@ -117,7 +113,7 @@ def test_a_table_is_copied_as_markdown(chromium: Chromium, page: Path) -> None:
 
 
 def test_a_plot_is_saved_with_its_colours_and_legend(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     text = chromium.run("saved(document.getElementById('plot-latency'))")
     assert "var(--" not in text and "class=" not in text
     assert text.count("</title>") == 2 * len(TASKS)
@@ -126,7 +122,7 @@ def test_a_plot_is_saved_with_its_colours_and_legend(chromium: Chromium, page: P
 
 
 def test_every_column_of_every_table_sorts(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     # What a column shows after one click and after two; what has no value stays at the end.
     script = """[...document.querySelectorAll('table')].flatMap((table) => {
       const name = table.closest('[id]').id;
@@ -161,7 +157,7 @@ def test_every_column_of_every_table_sorts(chromium: Chromium, page: Path) -> No
 
 
 def test_every_control_is_reached_in_order(chromium: Chromium, tmp_path: Path) -> None:
-    opened(chromium, report(build_run(tmp_path / "run", tasks=TASKS[:2])).html)
+    chromium.open(report(build_run(tmp_path / "run", tasks=TASKS[:2])).html)
     # Of radio buttons of one name the keyboard's Tab reaches the chosen one, the arrows the rest.
     controls = """[...document.querySelectorAll('a[href], button, input, [tabindex]')].filter(
       (e) => e.checkVisibility() && !e.disabled && (e.type !== 'radio' || e.checked))"""
@@ -181,7 +177,7 @@ def test_every_control_is_reached_in_order(chromium: Chromium, tmp_path: Path) -
 
 
 def test_every_control_is_named(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     unnamed = (
         "[...document.querySelectorAll('a, button, input, [tabindex]')].filter(e => !(e.innerText"
         " || e.getAttribute('aria-label') || (e.labels && e.labels[0]?.innerText))).length"
@@ -197,7 +193,7 @@ def test_every_control_is_named(chromium: Chromium, page: Path) -> None:
 
 
 def test_it_fits_360_px(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page, width=360)
+    chromium.open(page, width=360)
     assert chromium.run("document.documentElement.scrollWidth") == 360
     wide = """[...document.querySelectorAll('.drawing text, .bar a')]
       .filter((e) => e.checkVisibility()).map((e) => e.getBoundingClientRect())
@@ -213,7 +209,7 @@ def test_it_fits_360_px(chromium: Chromium, page: Path) -> None:
 def test_the_first_screen_is_the_summary_and_what_to_know(
     chromium: Chromium, plain_page: Path
 ) -> None:
-    opened(chromium, plain_page)
+    chromium.open(plain_page)
     bottom = "document.querySelector('#verdicts').getBoundingClientRect().bottom"
     assert chromium.run("document.querySelectorAll('#verdicts tbody tr').length") == 4
     assert chromium.run("document.querySelectorAll('#summary .note li').length") >= 2
@@ -225,13 +221,13 @@ def test_light_and_dark(chromium: Chromium, page: Path) -> None:
     colours = """[getComputedStyle(document.body).backgroundColor,
       getComputedStyle(document.body).color,
       getComputedStyle(document.querySelector('#plot-latency .title')).fill]"""
-    opened(chromium, page, dark=True)
+    chromium.open(page, dark=True)
     dark = chromium.run(colours)
     assert dark[1] == dark[2]
     chromium.run("document.getElementById('theme').click()")
     light = chromium.run(colours)
     assert light[1] == light[2] and not set(light) & set(dark)
-    opened(chromium, page)
+    chromium.open(page)
     assert chromium.run(colours) == light
 
 
@@ -246,26 +242,26 @@ def test_texts_have_enough_contrast(chromium: Chromium, page: Path) -> None:
         .map((s) => lum(getComputedStyle(document.querySelector(s)).color))
         .map((l) => (Math.max(l, ground) + 0.05) / (Math.min(l, ground) + 0.05)); })()"""
     for dark in (False, True):
-        opened(chromium, page, dark=dark)
+        chromium.open(page, dark=dark)
         assert min(chromium.run(script)) >= 4.5
 
 
 def test_it_prints_light_and_comes_back(chromium: Chromium, page: Path) -> None:
-    opened(chromium, page, dark=True)
+    chromium.open(page, dark=True)
     ink = "getComputedStyle(document.body).color"
     before = chromium.run(ink)
     chromium.call("Emulation.setEmulatedMedia", media="print")
     printed = chromium.run(f"[{ink}, getComputedStyle(document.querySelector('.title')).fill]")
     assert printed[0] == printed[1] != before
     assert chromium.pdf(**A4).startswith(b"%PDF")
-    opened(chromium, page, dark=True)
+    chromium.open(page, dark=True)
     assert chromium.run(ink) == before
     assert chromium.complaints() == []
 
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_department_is_one_page_of_a4(chromium: Chromium, plain_page: Path, number: int) -> None:
-    opened(chromium, plain_page)
+    chromium.open(plain_page)
     chromium.run(f"location.hash = 'department-{number}'")
     chromium.run(f"document.querySelector('#department-{number} .to-print a').click()")
     chromium.wait(f"document.getElementById('sheet-{number}').checkVisibility()")
@@ -285,7 +281,7 @@ def test_a_department_is_one_page_of_a4(chromium: Chromium, plain_page: Path, nu
 
 @pytest.mark.parametrize("paper", [695, 717], ids=["A4", "US letter"])  # CSS px between margins
 def test_nothing_is_wider_than_the_paper(chromium: Chromium, plain_page: Path, paper: int) -> None:
-    opened(chromium, plain_page, width=paper)
+    chromium.open(plain_page, width=paper)
     chromium.call("Emulation.setEmulatedMedia", media="print")
     wide = f"""[...document.querySelectorAll('main *')]
       .filter((e) => e.getBoundingClientRect().right > {paper} + 1)
@@ -296,7 +292,7 @@ def test_nothing_is_wider_than_the_paper(chromium: Chromium, plain_page: Path, p
 
 
 def test_downloads_work_offline(chromium: Chromium, page: Path, tmp_path: Path) -> None:
-    opened(chromium, page)
+    chromium.open(page)
     chromium.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     chromium.run("document.querySelector('#verdicts .get[download$=\".json\"]').click()")
     file = tmp_path / "verdicts.json"
