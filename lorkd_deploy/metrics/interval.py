@@ -100,15 +100,15 @@ def paired_shares(gained: float, lost: float, of: float) -> Interval:
         return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
 
     value = (gained - lost) / of
-    low, high = (_crossing(score, value, end, _Z) for end in (-1.0, 1.0))
+    low, high = (_crossing(score, value, end) for end in (-1.0, 1.0))
     return Interval(value=value, low=low, high=high)
 
 
-def _crossing(score: Callable[[float], float], inner: float, outer: float, z: float) -> float:
-    """Where |score|, which grows from `inner` to `outer`, reaches `z`: by bisection."""
+def _crossing(score: Callable[[float], float], inner: float, outer: float) -> float:
+    """Where |score|, which grows from `inner` to `outer`, reaches `_Z`: by bisection."""
     for _ in range(60):
         middle = (inner + outer) / 2
-        if abs(score(middle)) < z:
+        if abs(score(middle)) < _Z:
             inner = middle
         else:
             outer = middle

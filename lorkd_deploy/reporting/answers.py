@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.bundle.manifest import TaskEntry
-from lorkd_deploy.profiling.profile import answers_name, labels_name
+from lorkd_deploy.profiling.profile import EngineProfile, answers_name, labels_name
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION
 from lorkd_deploy.reporting.sources import Pair, Sources
 
@@ -31,12 +31,16 @@ def answers_of(sources: Sources, task: TaskEntry) -> Answers | None:
 
 def answers_of_pair(sources: Sources, pair: Pair) -> Answers | None:
     """The answers of one engine and its teacher; None where the engine's weren't kept."""
-    labels = sources.answers.get(labels_name(pair.task.name))
-    models = {}
-    for model, engine in ((FOUNDATION, pair.teacher), (EXPERT, pair.expert)):
-        name = answers_name(pair.task.name, engine.engine) if engine else None
-        if name in sources.answers:
-            models[model] = sources.answers[name]
-    if labels is None or EXPERT not in models:
+    own = kept(sources, pair.task, pair.expert)
+    if own is None:
         return None
-    return Answers(pair.task, pair.target, labels, models)
+    theirs = kept(sources, pair.task, pair.teacher)
+    models = {FOUNDATION: theirs[1]} if theirs else {}
+    return Answers(pair.task, pair.target, own[0], models | {EXPERT: own[1]})
+
+
+def kept(sources: Sources, task: TaskEntry, engine: EngineProfile | None) -> tuple[I64, F64] | None:
+    """A task's labels and what one engine answered; None where the benchmark didn't keep both."""
+    labels = sources.answers.get(labels_name(task.name))
+    given = sources.answers.get(answers_name(task.name, engine.engine)) if engine else None
+    return None if labels is None or given is None else (labels, given)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.profiling.figures import Figure, Value
+from lorkd_deploy.profiling.figures import RATIO, Figure, Value
 from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
-from lorkd_deploy.profiling.profile import EngineProfile
+from lorkd_deploy.profiling.profile import BatchRatio, EngineProfile
 from lorkd_deploy.profiling.resampling import Spread
 from lorkd_deploy.reporting.table import Cell, Column, Tone
 
@@ -13,6 +15,7 @@ UNMEASURED = "not measured here"
 FEW_CALLS = "too few calls"  # for so high a percentile
 FOUNDATION = "Foundation model"
 EXPERT = "Expert"
+_OF_SPEED: dict[str, Tone] = {"faster": "good", "slower": "bad"}
 
 
 def label(text: object, *, tone: Tone = "", note: str = "") -> Cell:
@@ -89,12 +92,9 @@ def _digits(figure: Figure, value: float) -> str:
     return significant(scaled) if figure.decimals is None else f"{scaled:.{figure.decimals}f}"
 
 
-def beside_cell(figure: Figure, expert: float | None, teacher: float | None) -> Cell:
-    """An expert's value in its unit, the foundation model's below it."""
-    if expert is None:
-        return number(None)
-    note = "" if teacher is None else f"of {in_unit(figure, teacher)}"
-    return Cell(in_unit(figure, expert), expert, note)
+def ratio_cell(found: BatchRatio) -> Cell:
+    """An expert's speed-up at one batch size, coloured where a difference is shown."""
+    return replace(figure_cell(RATIO, found.ratio), tone=_OF_SPEED.get(found.verdict, ""))
 
 
 def difference_cell(

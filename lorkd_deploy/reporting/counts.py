@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.metrics.decisions import decided
 from lorkd_deploy.metrics.interval import Interval, wilson
 from lorkd_deploy.metrics.score import one_against_rest
-from lorkd_deploy.profiling.profile import EngineProfile, answers_name, labels_name
+from lorkd_deploy.profiling.profile import EngineProfile
+from lorkd_deploy.reporting.answers import kept
 from lorkd_deploy.reporting.sources import Sources
 
 
@@ -41,7 +41,7 @@ def counts(sources: Sources, task: TaskEntry, engine: EngineProfile | None) -> t
     """One for a task with two classes, at the threshold of its decisions table; one per finding of
     a multi-label task; none of several classes, or where the answers weren't kept or show one side
     only."""
-    given = _kept(sources, task, engine) if engine else None
+    given = kept(sources, task, engine)
     score = engine.score(task.name) if engine else None
     if given is None or score is None or (task.kind == "multiclass" and len(task.classes) != 2):
         return ()
@@ -69,21 +69,13 @@ def counts(sources: Sources, task: TaskEntry, engine: EngineProfile | None) -> t
 def right(sources: Sources, task: TaskEntry, engine: EngineProfile) -> tuple[int, int] | None:
     """How many of a task's answers are right, and of how many; None where none were scored."""
     score = engine.score(task.name)
-    given = _kept(sources, task, engine)
+    given = kept(sources, task, engine)
     if score is None:
         return None
     if given is None:
         return round(score.accuracy.value * score.images), score.images
     labels, probabilities = given
     return int((decided(probabilities, labels) == labels).sum()), labels.size
-
-
-def _kept(sources: Sources, task: TaskEntry, engine: EngineProfile) -> tuple[I64, F64] | None:
-    """Labels and probabilities, where the benchmark kept both."""
-    names = labels_name(task.name), answers_name(task.name, engine.engine)
-    if not all(name in sources.answers for name in names):
-        return None
-    return sources.answers[names[0]], sources.answers[names[1]]
 
 
 def finding_of(sources: Sources, task: TaskEntry) -> int:

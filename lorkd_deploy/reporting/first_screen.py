@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
-from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.reporting.shown_engine import chosen
-from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.verdicts import BETTER, NO_WORSE, NOT_SHOWN, WORSE, margin, verdict
-from lorkd_deploy.reporting.words import count, extent
+from lorkd_deploy.reporting.words import count, extent, spelled
 
 
 def dateline(sources: Sources) -> str:
@@ -28,13 +26,9 @@ def title(sources: Sources) -> str:
     """The finding in one line; a speed-up only where every interval shows one."""
     departments = count(len(sources.manifest.departments), "department").capitalize()
     pairs = chosen(sources)
-    ratios = _speed_ups(pairs)
-    if (
-        ratios
-        and len(ratios) == len(pairs)
-        and all(p.ratio.verdict == "faster" for p in pairs if p.ratio)
-    ):
-        span = extent([ratio.value for ratio in ratios], 2)
+    ratios = [pair.ratio for pair in pairs if pair.ratio]
+    if ratios and len(ratios) == len(pairs) and all(r.verdict == "faster" for r in ratios):
+        span = extent([r.ratio.value for r in ratios], 2)
         return f"{departments}, each on engines {span} times as fast as the foundation model"
     if sources.teachers():
         return f"{departments} beside the foundation model"
@@ -53,7 +47,7 @@ def lead(sources: Sources) -> str:
     said: list[str] = []
     for word in (BETTER, NO_WORSE.format(margin=points), WORSE):
         if number := words[word]:
-            who = count(number, "expert") if not said else count(number, "").rstrip("s ")
+            who = spelled(number) if said else count(number, "expert")
             said.append(f"{who} {'is' if number == 1 else 'are'} {word} the foundation model")
     parts = [", ".join(said)] if said else []
     if unsure := words[NOT_SHOWN]:
@@ -88,11 +82,6 @@ def decomposed(sources: Sources) -> str:
 def _short(architecture: str) -> str:
     """`torchvision:resnet50` as a reader calls it."""
     return architecture.partition(":")[2].replace(":", ", ")
-
-
-def _speed_ups(pairs: Sequence[Pair]) -> list[Interval]:
-    """Teacher's median over the expert's of every engine where both were measured."""
-    return [pair.ratio.ratio for pair in pairs if pair.ratio]
 
 
 def _several(sources: Sources) -> bool:

@@ -91,7 +91,7 @@ def page(sources: Sources, *, images: bool = False, changed: RunChanges | None =
     changed since another run."""
     plots = tuple(tradeoffs(sources))
     shown = {measure for figure in plots for measure in figure.drawings}
-    findings = worth(sources)
+    first, findings = verdicts(sources), worth(sources)
     of_engines = (
         engines(sources),
         layers(sources),
@@ -103,7 +103,7 @@ def page(sources: Sources, *, images: bool = False, changed: RunChanges | None =
         dateline=first_screen.dateline(sources),
         title=first_screen.title(sources),
         lead=first_screen.lead(sources),
-        verdicts=verdicts(sources),
+        verdicts=first,
         about=first_screen.decomposed(sources),
         worth=findings,
         predictive=predictive(findings),
@@ -117,7 +117,7 @@ def page(sources: Sources, *, images: bool = False, changed: RunChanges | None =
             chapter(sources, name, f"department-{number}", images=images)
             for number, name in enumerate(sources.manifest.departments, 1)
         ),
-        sheets=sheets(sources),
+        sheets=sheets(sources, first, findings),
         engines=tuple(table for table in of_engines if table),
         parity_intro=PARITY,
         parity=parity(sources).without_gaps(),

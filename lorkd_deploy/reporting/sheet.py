@@ -14,8 +14,7 @@ from lorkd_deploy.reporting.shown_engine import chosen
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Column, Table
 from lorkd_deploy.reporting.tables.confusion import confusion
-from lorkd_deploy.reporting.tables.predictive import predictive, worth
-from lorkd_deploy.reporting.tables.verdicts import verdicts
+from lorkd_deploy.reporting.tables.predictive import Worth, predictive
 
 MOST_CLASSES = 8  # of which the matrix fits beside the figures
 
@@ -41,21 +40,24 @@ class Sheet:
     parts: tuple[Part, ...]
 
 
-def sheets(sources: Sources) -> tuple[Sheet, ...]:
-    """One for each department, of the engines that the first table shows."""
-    first = verdicts(sources)
+def sheets(sources: Sources, first: Table, worth: Sequence[Worth]) -> tuple[Sheet, ...]:
+    """One for each department, of the engines that the `first` table shows and what `worth` says of
+    these."""
     titles = [column.title for column in first.columns[1:]]
     parts: dict[str, list[Part]] = {}
     for pair, row in zip(chosen(sources), first.rows, strict=True):
         facts = tuple((t, c.text, c.note) for t, c in zip(titles, row[1:], strict=True))
-        parts.setdefault(pair.task.department, []).append(_part(sources, pair, facts))
+        own = tuple(entry for entry in worth if entry.task == pair.task.name)
+        parts.setdefault(pair.task.department, []).append(_part(sources, pair, facts, own))
     return tuple(
         Sheet(f"sheet-{number}", name, tuple(parts[name]))
         for number, name in enumerate(sources.manifest.departments, 1)
     )
 
 
-def _part(sources: Sources, pair: Pair, facts: tuple[tuple[str, str, str], ...]) -> Part:
+def _part(
+    sources: Sources, pair: Pair, facts: tuple[tuple[str, str, str], ...], worth: tuple[Worth, ...]
+) -> Part:
     kept = answers_of_pair(sources, pair)
     matrices: Sequence[Table] = list(confusion(kept)) if kept else ()
     fits = len(pair.task.classes) <= MOST_CLASSES
@@ -63,7 +65,7 @@ def _part(sources: Sources, pair: Pair, facts: tuple[tuple[str, str, str], ...])
         pair.task.name,
         facts,
         _figures(pair),
-        predictive(worth(sources, [pair])),
+        predictive(worth),
         matrices[-1] if matrices and fits else None,
         (roc(kept), calibration(kept)) if kept else (),
     )

@@ -26,8 +26,8 @@ def chosen(sources: Sources) -> list[Pair]:
     shown = []
     for task in sources.manifest.tasks:
         own = sources.pairs_of(task)
-        proven = [pair for pair in own if _proven(pair)]
-        taken = fastest(proven, partial(_lost, own=own), _milliseconds)
+        accepted = [pair for pair in own if proven(pair)]
+        taken = fastest(accepted, partial(_lost, own=own), _milliseconds)
         shown.append(taken or min(own, key=_milliseconds))
     return shown
 
@@ -38,13 +38,14 @@ def fault(pair: Pair, own: Sequence[Pair]) -> str:
     It has to be proven to be its model, and about as accurate as the best fp32 engine of `own`, its
     task's (the best of all where none is fp32). Without a test split parity alone decides.
     """
-    if not _proven(pair):
+    if not proven(pair):
         return "parity not proven"
     lost = _lost(pair, own)
     return f"loses {lost:.1f} points" if too_much(lost) else ""
 
 
-def _proven(pair: Pair) -> bool:
+def proven(pair: Pair) -> bool:
+    """Whether the engine is proven to be its model."""
     return pair.artifact is not None and pair.artifact.parity.status == "passed"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lorkd_deploy.reporting import cautions
-from lorkd_deploy.reporting.shown_engine import fault
+from lorkd_deploy.reporting.shown_engine import fault, proven
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.verdicts import NOT_SHOWN, WORSE, Verdict, images_needed, margin
 
@@ -24,9 +24,9 @@ def _measure(sources: Sources, pair: Pair) -> Iterator[str]:
         yield "answers to the test images, which aren't on this machine"
     if pair.expert and (why := fault(pair, sources.pairs_of(pair.task))):
         yield (
-            f"an engine: this one's {why} (`lorkd verify`)"
-            if "parity" in why
-            else f"an engine: this one {why}"
+            f"an engine: this one {why}"
+            if proven(pair)
+            else f"an engine: this one's {why} (`lorkd verify`)"
         )
     if pair.ratio and pair.ratio.verdict == "too few rounds":
         yield "speed in five rounds"

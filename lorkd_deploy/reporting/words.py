@@ -21,8 +21,12 @@ _SMALL = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 def count(number: int, one: str) -> str:
     """`one department`, `four departments`, `12 departments`."""
-    word = _SMALL[number] if number < len(_SMALL) else str(number)
-    return f"{word} {one if number == 1 else one + 's'}"
+    return f"{spelled(number)} {one if number == 1 else one + 's'}"
+
+
+def spelled(number: int) -> str:
+    """`one`, `four`, `12`."""
+    return _SMALL[number] if number < len(_SMALL) else str(number)
 
 
 def listed(values: Sequence[int]) -> str:

@@ -123,13 +123,12 @@ def coloured(colour: str, *parts: str) -> str:
     return tag("g", "".join(parts), style=f"--c:var(--{colour})")
 
 
-def below(axis: Scale, height: float, *, grid: bool = True) -> str:
+def below(axis: Scale, height: float) -> str:
     """The horizontal axis at `height`, with vertical lines up to the top of the plot."""
     parts = [line((0, height), (1, height), "axis")]
     for value in axis.ticks:
         place = axis.at(value)
-        if grid:
-            parts.append(line((place, 0), (place, height), "grid"))
+        parts.append(line((place, 0), (place, height), "grid"))
         parts.append(text(_written(value, axis), across(place), height + 18, anchor="middle"))
     if axis.title:
         parts.append(text(axis.title, "50%", height + 38, anchor="middle", class_="title"))

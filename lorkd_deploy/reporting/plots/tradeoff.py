@@ -11,7 +11,6 @@ from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import in_unit, label, number, significant
 from lorkd_deploy.reporting.plots import svg
 from lorkd_deploy.reporting.plots.figure import Figure, Key
-from lorkd_deploy.reporting.plots.svg import scale
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -112,9 +111,9 @@ def _drawn(pairs: list[Pair], cost: Cost, quality: AnswersFigure, looks: Looks) 
     lines = [(pair, marks) for pair in pairs if (marks := _marks(pair, cost, quality))]
     all_marks = [mark for _, marks in lines for mark in marks]
     up = f"{quality.title}, {quality.unit}" if quality.unit else quality.title
-    x = scale([mark.x for mark in all_marks], cost.axis, log=True)
+    x = svg.scale([mark.x for mark in all_marks], cost.axis, log=True)
     ends = [quality.scale * v for mark in all_marks for v in (mark.y.low, mark.y.high)]
-    y = scale(ends, up)
+    y = svg.scale(ends, up)
     parts = [svg.beside(y, HEIGHT), svg.below(x, HEIGHT)]
     for pair, marks in lines:
         places = [(x.at(m.x), HEIGHT * (1 - y.at(quality.scale * m.y.value))) for m in marks]

@@ -21,18 +21,19 @@ from lorkd_deploy.profiling.profile import EngineProfile, Profile
 from lorkd_deploy.profiling.timing import Timing
 from lorkd_deploy.reporting.cells import (
     FEW_CALLS,
-    FOUNDATION,
     between,
     column,
     difference_cell,
+    engine_name,
     figure_cell,
     label,
     number,
+    ratio_cell,
     significant,
 )
 from lorkd_deploy.reporting.shown_engine import fault
 from lorkd_deploy.reporting.sources import Sources
-from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
+from lorkd_deploy.reporting.table import Cell, Column, Table
 
 CAPTION = (
     "Times are in ms per batch, over every call of every round, none trimmed; in small print the "
@@ -47,7 +48,6 @@ NAMES = (
     Column("batch", "Batch"),
 )
 OF_REST = (START, SIZE, JOULES, ACCURACY, AUC)  # the same at every batch
-_TONES: dict[str, Tone] = {"faster": "good", "slower": "bad"}
 
 
 def engines(sources: Sources) -> Table | None:
@@ -63,8 +63,9 @@ def engines(sources: Sources) -> Table | None:
         Column("note", "Note", numeric=False),
     )
     faults = {
-        pair.expert.engine: fault(pair, sources.pairs_of(pair.task))
-        for pair in sources.pairs()
+        pair.expert.engine: fault(pair, own)
+        for own in map(sources.pairs_of, sources.manifest.tasks)
+        for pair in own
         if pair.expert
     }
     rows = [
@@ -82,11 +83,10 @@ def engines(sources: Sources) -> Table | None:
 
 
 def _names(engine: EngineProfile, timing: Timing) -> tuple[Cell, ...]:
-    teacher = engine.kind == "teacher"
     best = "its best" if timing.batch == engine.best_batch else ""
     return (
-        label("all" if teacher else engine.department),
-        label(FOUNDATION if teacher else f"Expert {', '.join(engine.tasks)}"),
+        label("all" if engine.kind == "teacher" else engine.department),
+        label(engine_name(engine)),
         label(engine.target),
         label(engine.precision),
         number(timing.batch, note=best),
@@ -105,14 +105,14 @@ def _figures(of: Measured) -> Iterator[Cell]:
 
 
 def _speed_up(of: Measured) -> Cell:
-    """Beside the teacher at this batch, coloured where a difference is shown."""
+    """Beside the teacher at this batch, with the verdict where it isn't faster."""
     ratios = of.comparison.latency if of.comparison else ()
     found = next((entry for entry in ratios if entry.batch == of.timing.batch), None)
     if found is None:
         return Cell("–", tone="quiet")
-    cell = figure_cell(RATIO, found.ratio)
-    note = cell.note if found.verdict == "faster" else f"{cell.note}; {found.verdict}"
-    return replace(cell, note=note, tone=_TONES.get(found.verdict, ""))
+    cell = ratio_cell(found)
+    further = "" if found.verdict == "faster" else f"; {found.verdict}"
+    return replace(cell, note=cell.note + further)
 
 
 def _at_best(profile: Profile) -> str:

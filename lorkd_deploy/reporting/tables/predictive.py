@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.reporting.cells import label
+from lorkd_deploy.profiling.figures import ACCURACY
+from lorkd_deploy.reporting.cells import figure_cell, in_unit, label
 from lorkd_deploy.reporting.counts import Counts, counts
 from lorkd_deploy.reporting.shown_engine import chosen
-from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 TITLE = "What a yes and a no are worth"
@@ -63,11 +64,11 @@ def _range(hit: Interval, spared: Interval, share: float) -> Interval:
     return Interval(value=value, low=low, high=high)
 
 
-def worth(sources: Sources, pairs: list[Pair] | None = None) -> tuple[Worth, ...]:
+def worth(sources: Sources) -> tuple[Worth, ...]:
     """Every finding of the shown engines; none of a task with several classes."""
     return tuple(
         Worth(pair.task.name, found)
-        for pair in (chosen(sources) if pairs is None else pairs)
+        for pair in chosen(sources)
         for found in counts(sources, pair.task, pair.expert)
     )
 
@@ -80,7 +81,7 @@ def predictive(found: tuple[Worth, ...]) -> Table | None:
             label(entry.of.finding),
             _share(entry.of.sensitivity),
             _share(entry.of.specificity),
-            Cell(f"{100 * entry.prevalence:.1f} %", entry.prevalence, "of the test images"),
+            Cell(in_unit(ACCURACY, entry.prevalence), entry.prevalence, "of the test images"),
             _share(entry.of_yes(entry.prevalence)),
             _share(entry.of_no(entry.prevalence)),
         )
@@ -90,5 +91,4 @@ def predictive(found: tuple[Worth, ...]) -> Table | None:
 
 
 def _share(found: Interval) -> Cell:
-    value, low, high = (f"{100 * v:.1f}" for v in (found.value, found.low, found.high))
-    return Cell(f"{value} %", found.value, f"{low} to {high} %")
+    return figure_cell(ACCURACY, found)  # a share of the images, as accuracy is

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.profiling.figures import ACCURACY, P50, RATIO, SIZE
-from lorkd_deploy.reporting.cells import figure_cell, in_unit, label, number, signed, significant
+from lorkd_deploy.reporting.cells import (
+    difference_cell,
+    in_unit,
+    label,
+    number,
+    ratio_cell,
+    significant,
+)
 from lorkd_deploy.reporting.counts import Counts, counts, right
 from lorkd_deploy.reporting.shown_engine import RULE, chosen
 from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 from lorkd_deploy.reporting.to_do import to_do
-from lorkd_deploy.reporting.verdicts import margin, verdict
+from lorkd_deploy.reporting.verdicts import Verdict, margin, verdict
 from lorkd_deploy.reporting.words import source_of
 
 TITLE = "Is it as good as the foundation model?"
@@ -48,7 +56,7 @@ def _row(sources: Sources, pair: Pair, points: float) -> tuple[Cell, ...]:
     missing = to_do(sources, pair, found)
     return (
         label(task.department, note="" if task.name == task.department else task.name),
-        label(found.word, tone=found.tone, note=_difference(pair, points)),
+        label(found.word, tone=found.tone, note=_difference(found)),
         in_counts(sources, pair),
         _speed_up(pair),
         _engine(pair),
@@ -57,15 +65,11 @@ def _row(sources: Sources, pair: Pair, points: float) -> tuple[Cell, ...]:
     )
 
 
-def _difference(pair: Pair, points: float) -> str:
-    found = verdict(pair, points).difference
-    if found is None:
+def _difference(found: Verdict) -> str:
+    if found.difference is None:
         return ""
-    value, low, high = (
-        signed(ACCURACY.scale * v, ACCURACY.decimals or 0)
-        for v in (found.value, found.low, found.high)
-    )
-    return f"accuracy {value} points ({low} to {high})"
+    cell = difference_cell(ACCURACY, found.difference, unit="points")
+    return f"accuracy {cell.text} ({cell.note})"
 
 
 def in_counts(sources: Sources, pair: Pair) -> Cell:
@@ -87,8 +91,12 @@ def in_counts(sources: Sources, pair: Pair) -> Cell:
 
 def _summed(found: Sequence[Counts]) -> tuple[int, int, int, int]:
     """Found, shown, alarms and absent, over all findings."""
-    parts = [(each.found, each.shown, each.alarms, each.absent) for each in found]
-    return tuple(map(sum, zip(*parts, strict=True))) if parts else (0, 0, 0, 0)  # type: ignore
+    return (
+        sum(each.found for each in found),
+        sum(each.shown for each in found),
+        sum(each.alarms for each in found),
+        sum(each.absent for each in found),
+    )
 
 
 def _speed_up(pair: Pair) -> Cell:
@@ -97,9 +105,7 @@ def _speed_up(pair: Pair) -> Cell:
         return number(None)
     own = significant(pair.expert.latency.p50.value)
     note = f"{own} of {in_unit(P50, pair.teacher.latency.p50.value)}"
-    cell = figure_cell(RATIO, ratio.ratio)
-    tone = {"faster": "good", "slower": "bad"}.get(ratio.verdict, "")
-    return Cell(cell.text, cell.value, note, tone)  # type: ignore[arg-type]
+    return replace(ratio_cell(ratio), note=note)
 
 
 def _engine(pair: Pair) -> Cell:
