@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 def layered(engines: Sequence[Artifact], protocol: Protocol) -> dict[str, tuple[Layer, ...]]:
     """Engine → its layers in the order in which they run, at the smallest batch, all in one
-    process after the rounds; none of a target that doesn't tell, or of an engine that failed, which
-    is no reason to lose what was measured."""
+    process after the rounds; none of a target that doesn't tell, and none from an engine on that
+    failed, which is no reason to lose what was measured."""
     found: dict[str, tuple[Layer, ...]] = {}
     if not engines:
         return found
