@@ -117,10 +117,10 @@ def test_two_exports_at_once_one_wins_and_the_other_is_told(
     building, told = threading.Event(), threading.Event()
     real = build_module.onnx_model
 
-    def slow(*args: Any) -> bytes:
+    def slow(*args: Any, **options: Any) -> bytes:
         building.set()
         assert told.wait(timeout=60)
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(build_module, "onnx_model", slow)
     first = threading.Thread(target=export, args=(run,), kwargs={"task": ["eye"]})

@@ -98,10 +98,10 @@ def test_a_fused_model_that_is_wrong_is_told_apart_from_its_target(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Within what fp16 may differ, and far outside of what fusing may.
-    def faulty(bundle: Bundle, engine: str) -> bytes:
+    def faulty(bundle: Bundle, engine: str, **options: Any) -> bytes:
         tensors = {name: value.copy() for name, value in bundle.fuse(engine).items()}
         tensors["head.bias"][0] += 2e-3
-        return onnx_model(bundle, engine, tensors=tensors)
+        return onnx_model(bundle, engine, tensors=tensors, **options)
 
     monkeypatch.setattr(build_module, "onnx_model", faulty)
     with pytest.raises(GateError, match="the fused model itself, before any target: eye, 8 gen"):

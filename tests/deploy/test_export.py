@@ -45,9 +45,9 @@ def hashes(folder: Path) -> dict[str, str]:
 def wrong(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Export with tensors that `change(bundle, tensors)` has damaged after fusion."""
 
-    def faulty(bundle: Bundle, engine: str) -> bytes:
+    def faulty(bundle: Bundle, engine: str, **options: Any) -> bytes:
         tensors = {name: value.copy() for name, value in bundle.fuse(engine).items()}
-        return onnx_model(bundle, engine, tensors=change(bundle, tensors) or tensors)
+        return onnx_model(bundle, engine, tensors=change(bundle, tensors) or tensors, **options)
 
     monkeypatch.setattr(build_module, "onnx_model", faulty)
 
@@ -239,7 +239,7 @@ def test_stopped_or_out_of_space_leaves_the_state_before(
     export(run, task=["lung"])
     before = hashes(run / "export")
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(build_module, moment, stop)

@@ -80,7 +80,7 @@ def test_the_target_says_what_to_use_beside_float16(
     parsed = onnx.load_from_string(model)
     parsed.graph.initializer[-1].raw_data = np.full(3, 7e4, np.float32).tobytes()
     large = parsed.SerializeToString()
-    monkeypatch.setattr("lorkd_deploy.deploy.build.onnx_model", lambda *_: large)
+    monkeypatch.setattr("lorkd_deploy.deploy.build.onnx_model", lambda *_, **__: large)
     with pytest.raises(ModelError) as caught:
         export(run, precision="fp16", task=["eye"])
     assert str(caught.value.fix).endswith(": fp32, int8")

@@ -414,7 +414,10 @@ def test_above_what_onnx_holds_a_student_is_refused_and_a_teacher_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     setup = SimpleNamespace(
-        preprocess=SimpleNamespace(size=8), recipe=SimpleNamespace(export=SimpleNamespace(opset=18))
+        preprocess=SimpleNamespace(size=8),
+        recipe=SimpleNamespace(
+            export=SimpleNamespace(opset=18), safety=SimpleNamespace(explain=False)
+        ),
     )
     large, head = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), nn.Linear(4, 2)
     monkeypatch.setattr(size, "LIMIT", 4 * 192 * 4)
