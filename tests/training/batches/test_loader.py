@@ -156,12 +156,12 @@ def test_as_many_threads_as_this_process_has_cpus_for(monkeypatch: pytest.Monkey
     assert threads() == 1
 
 
-@pytest.mark.parametrize(("seconds", "waiting", "level"), [(100, 6, "WARNING"), (100, 4, "INFO"),
-    (1, 0.5, "INFO")])  # fmt: skip
+@pytest.mark.parametrize(("seconds", "waiting", "level"), [(100, 6, "WARNING"), (100, 4, "DEBUG"),
+    (1, 0.5, "DEBUG")])  # fmt: skip
 def test_a_training_that_waited_too_long_is_warned_about(
     seconds: float, waiting: float, level: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "lorkd_deploy")
+    caplog.set_level(logging.DEBUG, "lorkd_deploy")
     fitted = Fitted(10, [], seconds, waiting)
     write_history(tmp_path / "history.json", fitted, torch.device("cpu"), finished=False)
     assert not caplog.records
