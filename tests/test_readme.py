@@ -136,7 +136,7 @@ def test_every_lorkd_line_parses(line: str) -> None:
         command = line.partition(" > ")[0]
         assert command.startswith(parse(command))
     else:
-        words = {"make", "pip", "python", "python3", "lorkd-env/bin/python", "scp"}
+        words = {"make", "pip", "python", "python3", "lorkd-env/bin/python", "scp", "hf"}
         assert shlex.split(line)[0] in words
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 from pydantic import Field
 
+from lorkd_deploy.arrays import F32
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.runtime import (
     EngineFiles,
     EngineSpec,
+    LayerTime,
     NoOptions,
     Probe,
     PythonSample,
@@ -85,3 +87,13 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.T
     import tensorrt
 
     return _tensorrt.TensorRtRunner(tensorrt, path, options.threads)
+
+
+def layers(
+    folder: Path, files: Sequence[str], options: RunOptions, batch: F32, calls: int
+) -> list[LayerTime]:
+    """Each layer by TensorRT's profiler and inspector, not run by us; raises as `open` does."""
+    import tensorrt
+
+    with open(folder, files, options) as runner:
+        return runner.layers(tensorrt, batch, calls)

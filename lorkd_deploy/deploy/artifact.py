@@ -22,6 +22,7 @@ from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.machine.processor import cpu_model
 from lorkd_deploy.metrics.score import Kind
+from lorkd_deploy.precisions.sensitivity import Sensitivity
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import Runner, RunOptions, exporter
@@ -57,7 +58,8 @@ class Artifact(Part):
     `engine` is the engine's name in the bundle: a task, or `teacher`, which is then the
     department's name too. `files` has the engine first. `facts` is what the runtime says that it
     did: version, provider, threads. `explain`: it gives maps of where it looks beside its logits.
-    `choice` is the table of `--precision auto`, if it chose.
+    `choice` is the table of `--precision auto`, if it chose; `sensitivity` what int8 costs layer by
+    layer, and which of them stay in float32, where `max_drop` was given.
     """
 
     schema_version: int = SCHEMA
@@ -77,6 +79,7 @@ class Artifact(Part):
     environment: dict[str, str]
     explain: bool = False
     choice: Choice | None = None
+    sensitivity: Sensitivity | None = None
     folder: Path = Field(default=Path(), exclude=True)
 
     @property
@@ -105,6 +108,11 @@ class Artifact(Part):
     def file_names(self) -> tuple[str, ...]:
         """Names of the engine's files, the engine first."""
         return tuple(file.name for file in self.files)
+
+    @property
+    def nodes_left(self) -> tuple[str, ...]:
+        """Nodes of the graph that stay in float32 though the engine is in int8."""
+        return self.sensitivity.nodes_left if self.sensitivity else ()
 
     def task(self, name: str) -> EngineTask:
         """One of its tasks; raises `KeyError`."""

@@ -24,6 +24,7 @@ from lorkd_deploy.deploy.chain import Stage, stages
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here
 from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.deploy.sensitivity import sensitivity
 from lorkd_deploy.deploy.source_model import source_model
 from lorkd_deploy.deploy.validation import validation_splits
 from lorkd_deploy.machine.processor import usable_cpus
@@ -40,14 +41,17 @@ TOO_COARSE = (
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """What to build and for which target, as `probe` says of it; engines go below `folder`."""
+    """What to build and for which target, as `probe` says of it; engines go below `folder`.
+
+    `max_drop` are the points of accuracy that precision auto, or one engine in int8, may lose.
+    """
 
     target: str
     spec: EngineSpec
     exporter: Exporter
     probe: Probe
     folder: Path
-    max_drop: float = MAX_DROP
+    max_drop: float | None = None
     explain: bool = False
 
     def build(self, reference: Reference, engine: str) -> Artifact:
@@ -79,7 +83,7 @@ class EngineBuild:
 
         def make(precision: str, folder: Path) -> Artifact:
             spec = replace(self.spec, precision=precision)
-            return replace(self, spec=spec).make(reference, engine, folder)
+            return replace(self, spec=spec, max_drop=None).make(reference, engine, folder)
 
         precisions = [name for name in PRECISIONS if name in self.probe.precisions]
         clear_after_a_kill(place.parent, glob.escape(place.name))
@@ -92,7 +96,7 @@ class EngineBuild:
                 reference.bundle,
                 splits=splits,
                 work=work,
-                max_drop=self.max_drop,
+                max_drop=MAX_DROP if self.max_drop is None else self.max_drop,
             )
             taken = self.folder / artifact.name
             with folder_atomic(taken) as fresh:
@@ -108,7 +112,11 @@ class EngineBuild:
         bundle = reference.bundle
         started = time.perf_counter()
         fused = onnx_model(bundle, engine, explain=self.explain)
-        model = source_model(fused, bundle, engine, self.spec.precision, self.probe)
+        found = None
+        if self.max_drop is not None:
+            found = sensitivity(fused, bundle, engine, self.probe, self.max_drop)
+        left = found.nodes_left if found else ()
+        model = source_model(fused, bundle, engine, self.spec.precision, self.probe, left=left)
         written = self._engine(model, fresh)
         seconds = time.perf_counter() - started
         files = tuple(_file(fresh, name) for name in written.files)
@@ -128,6 +136,7 @@ class EngineBuild:
             parity=parity,
             facts=facts,
             explain=self.explain,
+            sensitivity=found,
             build_seconds=round(seconds, 4),
             environment=environment(),
         )

@@ -134,7 +134,9 @@ def _pair(artifact: Artifact, reference: Reference) -> _Pair:
     rebuilt = own.suffix != ".onnx"
     if rebuilt:
         probe = exporter(artifact.target).probe()
-        cut = Cuttable(source_model(fused, bundle, artifact.engine, artifact.precision, probe))
+        how = artifact.precision, probe
+        model = source_model(fused, bundle, artifact.engine, *how, left=artifact.nodes_left)
+        cut = Cuttable(model)
         run = partial(_rebuilt, artifact, cut)
     else:
         cut = Cuttable(own.read_bytes())

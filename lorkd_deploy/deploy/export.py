@@ -13,13 +13,13 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.size import check_template
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.build import EngineBuild
-from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
+from lorkd_deploy.deploy.candidates import AUTO
 from lorkd_deploy.deploy.graph import require_maps
 from lorkd_deploy.deploy.programs.samples import require_samples, write_sample
 from lorkd_deploy.deploy.programs.triton import require_layout, require_own, write_repository
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, UsageError, unknown_name
-from lorkd_deploy.precisions.table import BASELINE, precision_of
+from lorkd_deploy.precisions.table import BASELINE, INT8, precision_of
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.runtime import ALIASES, EngineSpec, Probe, exporter, require_precision
@@ -46,15 +46,18 @@ def export(
 
     `precision` is one of `precisions/table.py`, or `auto`: each engine is then built in all that
     the target can do here, and the fastest is kept whose accuracy on the validation images is at
-    most `max_drop` points (0.5) below that of fp32; the record holds the table. `options` are the
-    target's own; what they are is in its facts. `teacher` adds the foundation model's engine.
-    `explain` gives each engine a second output, the maps of where it looks.
+    most `max_drop` points (0.5) below that of fp32; the record holds the table. With int8,
+    `max_drop` leaves as many layers in float32 as that takes, which it tries for minutes; without
+    it all are quantised. `options` are the target's own; what they are is in its facts. `teacher`
+    adds the foundation model's engine. `explain` gives each engine a second output, the maps of
+    where it looks.
     Engines go to RUN/export, or to `out`. `layout` "triton" makes a model repository of them too,
     in RUN/triton; then `out` is that repository's place, not the engines'. `sample` "python" or
-    "cpp" writes a program that runs the engine beside each. Raises `DataError` where `auto` has no
-    validation images, `ParityError` with the figures where an engine differs from the model it came
-    from: it is not written, and one that was there before stays. Raises `UsageError` for an unknown
-    name, `RuntimeUnavailableError` for what this machine can't build, `LorkdError` for a full disk.
+    "cpp" writes a program that runs the engine beside each. Raises `DataError` where `auto` or
+    `max_drop` has no validation images, `ParityError` with the figures where an engine differs from
+    the model it came from: it is not written, and one that was there before stays. `GateError`
+    where `max_drop` can't be kept, `UsageError` for an unknown name, `RuntimeUnavailableError` for
+    what this machine can't build, `LorkdError` for a full disk.
     """
     target = ALIASES.get(target, target)
     builder = exporter(target)
@@ -70,11 +73,10 @@ def export(
     if layout is not None:
         require_own(repository, [(r.bundle.department(engine), engine) for r, engine in chosen])
     spec = EngineSpec(precision, dict(options or {}))
-    most = MAX_DROP if max_drop is None else max_drop
     if explain:
         for reference, _ in chosen:
             require_maps(reference.bundle)
-    build = EngineBuild(target, spec, builder, probe, folder, most, explain).build
+    build = EngineBuild(target, spec, builder, probe, folder, max_drop, explain).build
     with (
         bar(progress, f"exporting to {target}", len(chosen)) as shown,
         _full_disk_explained(folder),
@@ -94,14 +96,16 @@ def export(
 
 def _check_precision(target: str, precision: str, probe: Probe, max_drop: float | None) -> None:
     """Raise, before anything is built, where `precision` or `max_drop` can't be meant so."""
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise UsageError(f"max_drop is {max_drop:g}; it is in points, 0 to 100")
     if precision != AUTO:
         require_precision(target, precision, probe)
         precision_of(precision)
-        if max_drop is not None:
-            raise UsageError("max_drop is for precision auto", fix=f"--precision {AUTO}")
+        if max_drop is not None and (precision != INT8 or INT8 not in probe.converted):
+            raise UsageError(
+                f"max_drop is for precisions {AUTO} and {INT8}", fix=f"--precision {AUTO}"
+            )
         return
-    if max_drop is not None and not 0 <= max_drop <= 100:
-        raise UsageError(f"max_drop is {max_drop:g}; it is in points, 0 to 100")
     require_precision(target, BASELINE, probe)
     if not probe.can_run:
         raise RuntimeUnavailableError(

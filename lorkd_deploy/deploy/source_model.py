@@ -7,6 +7,7 @@ differ from build to build; the model's bytes do not. So an engine's record pins
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -39,12 +40,19 @@ class Remade(NamedTuple):
     not_here: str | None = None
 
 
-def source_model(fused: bytes, bundle: Bundle, engine: str, precision: str, probe: Probe) -> bytes:
-    """What a target builds from: `fused`, in the engine's precision where the target wants that.
-
-    Raises what `precisions.table.converted` raises.
+def source_model(
+    fused: bytes,
+    bundle: Bundle,
+    engine: str,
+    precision: str,
+    probe: Probe,
+    *,
+    left: Sequence[str] = (),
+) -> bytes:
+    """What a target builds from: `fused`, in the engine's precision where the target wants that,
+    but for the nodes that `left` names. Raises what `precisions.table.converted` raises.
     """
-    return converted(fused, precision, probe, partial(calibration_images, bundle, engine))
+    return converted(fused, precision, probe, partial(calibration_images, bundle, engine), left)
 
 
 def calibration_images(bundle: Bundle, engine: str) -> F32:
@@ -59,11 +67,17 @@ def calibration_images(bundle: Bundle, engine: str) -> F32:
     parts = []
     for task in tasks:
         data = bundle.own_data(task.name)
-        # Raw bits of PCG64: NumPy keeps this stream from version to version.
-        bits = np.random.PCG64(spec.seed).random_raw(len(data.train))
-        rows = np.sort(np.argsort(bits, kind="stable")[:each]).tolist()
+        rows = drawn(len(data.train), each, spec.seed)
         parts.append(bundle.manifest.preprocess(data.train.images[row] for row in rows))
     return np.concatenate(parts)
+
+
+def drawn(count: int, most: int, seed: int) -> list[int]:
+    """Numbers below `count` in their order, at most `most`, by seed alone."""
+    # Raw bits of PCG64: NumPy keeps this stream from version to version.
+    bits = np.random.PCG64(seed).random_raw(count)
+    rows: list[int] = np.sort(np.argsort(bits, kind="stable")[:most]).tolist()
+    return rows
 
 
 def remade(artifact: Artifact, bundle: Bundle) -> Remade:
@@ -84,7 +98,8 @@ def remade(artifact: Artifact, bundle: Bundle) -> Remade:
         why = f"what {artifact.target} takes for {artifact.precision} is not known here"
         return Remade(fused, None, not_here=f"{why}: {probe.reason}")
     try:
-        source = source_model(fused, bundle, artifact.engine, artifact.precision, probe)
+        how = artifact.precision, probe
+        source = source_model(fused, bundle, artifact.engine, *how, left=artifact.nodes_left)
     except LorkdError as exc:
         return Remade(fused, None, not_here=exc.what)
     if sha256_bytes(source) == artifact.onnx_sha256:

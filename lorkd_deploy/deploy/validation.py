@@ -18,6 +18,7 @@ from lorkd_deploy.errors import DataError
 from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.runtime import Runner
 
+WITHOUT = "choose a --precision, without --max-drop"
 CHUNK = 32  # images that are prepared together and given to every engine
 Accuracies = dict[str, float]  # by task, 0 … 1
 
@@ -42,9 +43,9 @@ def validation_splits(bundle: Bundle, engine: str) -> list[Validation]:
             data = bundle.own_data(task.name)
         except DataError as exc:
             raise DataError(
-                f"--precision auto measures on the validation images of {task.name}: {exc.what}",
+                f"accuracy is measured on the validation images of {task.name}: {exc.what}",
                 where=exc.where,
-                fix=f"{exc.fix}; or choose a --precision" if exc.fix else "choose a --precision",
+                fix=f"{exc.fix}; or {WITHOUT}" if exc.fix else WITHOUT,
             ) from exc
         found.append(Validation(task, data.val, columns))
     return found

@@ -5,11 +5,13 @@ Input and output stay float32, so that every engine is called and judged alike.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,17 +53,34 @@ def float16(model: bytes, *, beside: Sequence[str] = ("fp32",)) -> bytes:
     return _finished(converted, "fp16")
 
 
-def int8(model: bytes, calibration: Callable[[], F32], *, form: Int8 = "any") -> bytes:
+def int8(
+    model: bytes,
+    calibration: Callable[[], F32],
+    *,
+    form: Int8 = "any",
+    left: Sequence[str] = (),
+) -> bytes:
     """The same model with int8 quantise and dequantise nodes around its heavy operators, by NNCF.
 
     `calibration()` are network inputs float32 `(N, 3, S, S)`. `form` is what the target takes
     (`Probe`): left to NNCF, tensors without negative values are UINT8, and the input of a depthwise
-    convolution has one scale per channel. NNCF runs in a process of its own: it would import torch
-    where that is installed, and report to its vendor. Raises `RuntimeUnavailableError` where NNCF
-    isn't installed, `DataError` for no image or values that are not finite.
+    convolution has one scale per channel. The nodes that `left` names stay as they are. Raises
+    `RuntimeUnavailableError` where NNCF isn't installed, `DataError` for no image or values that
+    are not finite.
     """
     import onnx
 
+    with nncf_folder(model, calibration, left) as folder:
+        by_nncf(QUANTIZE, folder, form)
+        quantised = onnx.load(folder / "int8.onnx")
+    return _finished(_signed(quantised) if form == "signed" else quantised, "int8")
+
+
+@contextmanager
+def nncf_folder(
+    model: bytes, calibration: Callable[[], F32], left: Sequence[str]
+) -> Iterator[Path]:
+    """A folder with what NNCF's processes read; raises as `int8` does."""
     if find_spec("nncf") is None:
         raise RuntimeUnavailableError(
             "int8 needs NNCF, which is not installed", fix="pip install 'lorkd-deploy[int8]'"
@@ -76,22 +95,30 @@ def int8(model: bytes, calibration: Callable[[], F32], *, form: Int8 = "any") ->
     with tempfile.TemporaryDirectory(prefix="lorkd-int8-") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(model)
+        (folder / "left.json").write_text(json.dumps(list(left)))
         np.save(folder / "images.npy", images, allow_pickle=False)
-        done = subprocess.run(
-            [sys.executable, "-m", QUANTIZE, name, *(["tensor"] if form != "any" else [])],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
+        yield folder
+
+
+def by_nncf(module: str, folder: Path, form: Int8) -> None:
+    """Run one of NNCF's two modules on `folder`.
+
+    In a process of its own: NNCF would import torch where that is installed, and report to its
+    vendor.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(folder), *(["tensor"] if form != "any" else [])],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+        raise LorkdError(
+            f"NNCF could not quantise the model: {lines[-1]}",
+            fix="choose another --precision; `lorkd doctor` shows what is installed",
         )
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
-            raise LorkdError(
-                f"NNCF could not quantise the model: {lines[-1]}",
-                fix="choose another --precision; `lorkd doctor` shows what is installed",
-            )
-        quantised = onnx.load(folder / "int8.onnx")
-    return _finished(_signed(quantised) if form == "signed" else quantised, "int8")
 
 
 def _signed(model: Any) -> Any:

@@ -6,7 +6,7 @@ exporters of the targets that can do it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,25 +42,25 @@ class Tolerance(NamedTuple):
 class Precision:
     """One precision.
 
-    `convert(model, probe, calibration)` is its pass over the float32 ONNX model, for targets that
-    take a model in that precision (`Probe.converted`); None where there is none. The pass may
+    `convert(model, probe, calibration, left)` is its pass over the float32 ONNX model, for targets
+    that take a model in that precision (`Probe.converted`); None where there is none. The pass may
     depend on what the target says of itself, and on calibration images, which it fetches if it
-    needs them. `depends_on` are the packages that the bytes of the converted model depend on, and
-    `processor` where they depend on that.
+    needs them; the nodes in `left` are to stay in float32. `depends_on` are the packages that the
+    bytes of the converted model depend on, and `processor` where they depend on that.
     """
 
     name: str
     tolerance: Tolerance
-    convert: Callable[[bytes, Probe, Calibration], bytes] | None = None
+    convert: Callable[[bytes, Probe, Calibration, Sequence[str]], bytes] | None = None
     depends_on: tuple[str, ...] = ()
 
 
-def _fp16(model: bytes, probe: Probe, _: Calibration) -> bytes:
+def _fp16(model: bytes, probe: Probe, *_: object) -> bytes:
     return float16(model, beside=[name for name in probe.precisions if name != "fp16"])
 
 
-def _int8(model: bytes, probe: Probe, calibration: Calibration) -> bytes:
-    return int8(model, calibration, form=probe.int8)
+def _int8(model: bytes, probe: Probe, calibration: Calibration, left: Sequence[str]) -> bytes:
+    return int8(model, calibration, form=probe.int8, left=left)
 
 
 # From exact to coarse.
@@ -75,6 +75,7 @@ _ROWS = (
 )
 PRECISIONS = {row.name: row for row in _ROWS}
 BASELINE = "fp32"  # what every other precision is compared with
+INT8 = "int8"  # the one whose layers may stay in float32
 
 
 def precision_of(name: str) -> Precision:
@@ -84,8 +85,11 @@ def precision_of(name: str) -> Precision:
     return PRECISIONS[name]
 
 
-def converted(model: bytes, name: str, probe: Probe, calibration: Calibration) -> bytes:
-    """What a target is given: `model` (float32) in precision `name` where the target wants that.
+def converted(
+    model: bytes, name: str, probe: Probe, calibration: Calibration, left: Sequence[str] = ()
+) -> bytes:
+    """What a target is given: `model` (float32) in precision `name` where the target wants that,
+    but for the nodes that `left` names.
 
     Raises `RuntimeUnavailableError` for a precision that has no pass, `ModelError` for weights
     beyond float16; for int8 `RuntimeUnavailableError` where NNCF isn't installed and `DataError`
@@ -100,4 +104,4 @@ def converted(model: bytes, name: str, probe: Probe, calibration: Calibration) -
             f"the target takes models in {name}, and nothing here can convert a model to that",
             fix=f"the exporter's `Probe.converted` may name {', '.join(able)}",
         )
-    return convert(model, probe, calibration)
+    return convert(model, probe, calibration, left)

@@ -21,6 +21,7 @@ from lorkd_deploy.reporting.tables.layers import layers
 from lorkd_deploy.reporting.tables.memory import all_departments
 from lorkd_deploy.reporting.tables.parity import parity
 from lorkd_deploy.reporting.tables.predictive import Worth, predictive, worth
+from lorkd_deploy.reporting.tables.sensitivity import sensitivity
 from lorkd_deploy.reporting.tables.verdicts import verdicts
 from lorkd_deploy.reporting.words import NO_DEVICE
 
@@ -95,6 +96,7 @@ def page(sources: Sources, *, images: bool = False, changed: RunChanges | None =
     of_engines = (
         engines(sources),
         layers(sources),
+        sensitivity(sources),
         changes(changed) if changed else None,
         all_departments(sources),
     )

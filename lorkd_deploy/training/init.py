@@ -60,18 +60,39 @@ def init(
     are then divided: patients whole, near twins together. `task` names each one's task, after its
     folder otherwise; `group` is the column of patients in a CSV. A few training steps are timed
     here, and the size of the network's input and the epochs are the largest with which a training
-    takes `minutes` at most. Raises `UsageError` where `out` exists or names don't fit, and
-    `DataError` for images that can't be used.
+    takes `minutes` at most. Raises `UsageError` where a file would be replaced or names don't fit,
+    and `DataError` for images that can't be used; nothing is left behind then.
     """
     out = Path(out)
     if out.exists():
         raise UsageError(f"{out} exists already", fix="name another file, or move that one away")
-    owned, opened, lists = [], [], []
-    for source, whose, name in _named(_several(images), _several(department), _several(task)):
-        own_lists = out.with_name(f"{out.stem}-{name}.csv")
-        section = data_section(source, own_lists, group=group, progress=progress)
+    named = list(_named(_several(images), _several(department), _several(task)))
+    lists: list[Path] = []
+    try:
+        return _written(out, named, lists, group=group, minutes=minutes, progress=progress)
+    except BaseException:
+        for path in lists:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _written(
+    out: Path,
+    named: Sequence[tuple[Path, str, str]],
+    lists: list[Path],
+    *,
+    group: str | None,
+    minutes: float,
+    progress: Progress | None,
+) -> Proposal:
+    """Write the recipe; each list that it needs is in `lists` as soon as it is there."""
+    owned, opened = [], []
+    for source, whose, name in named:
+        divided = out.with_name(f"{out.stem}-{name}.csv")
+        there = divided.exists()
+        section = data_section(source, divided, group=group, progress=progress)
+        lists += [divided] if divided.exists() and not there else []
         data = open_data(DATA.validate_python(section))
-        lists += [own_lists] if section.get("path") == str(own_lists.resolve()) else []
         owned.append(Owned(whose, name, section, _counted(data)))
         opened.append(data)
     chosen = networks()

@@ -159,8 +159,9 @@ def test_other_data_than_the_bundles(run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "fp32", "max_drop": 0.1}, "max_drop is for precision auto"),
+        ({"precision": "fp32", "max_drop": 0.1}, "max_drop is for precisions auto and int8"),
         ({"precision": "auto", "max_drop": -1}, "max_drop is -1"),
+        ({"precision": "int8", "max_drop": 101}, "max_drop is 101"),
     ],
 )
 def test_a_drop_that_can_not_be_meant(run: Path, arguments: dict[str, Any], message: str) -> None:

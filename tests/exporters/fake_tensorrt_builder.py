@@ -179,7 +179,11 @@ class Builder:
         if FAULT is not None:
             log(Severity.ERROR, FAULT)
             return None
-        layers = [{"Name": node.output[0], "LayerType": node.op_type} for node in model.graph.node]
+        inputs = [{"Name": "any", "Format/Datatype": "Row major linear FP32"}]
+        layers = [
+            {"Name": node.output[0], "LayerType": node.op_type, "Inputs": inputs}
+            for node in model.graph.node
+        ]
         for layer in layers:
             log(Severity.INFO, f"[GpuLayer] {layer['Name']}")
         log(Severity.VERBOSE, "Tactic 0x1 is the fastest")

@@ -73,12 +73,23 @@ def test_an_engine_with_its_log_and_layers(
     log = (tmp_path / "out" / "build.log").read_text()
     assert "INFO: [GpuLayer] x1\n" in log and "VERBOSE" not in log
     layers = json.loads((tmp_path / "out" / "layers.json").read_text())["Layers"]
-    assert {"Name": "x1", "LayerType": "Conv"} in layers
+    assert ("x1", "Conv") in {(layer["Name"], layer["LayerType"]) for layer in layers}
     assert {k: made.facts[k] for k in ("runtime", "version", "precision")} == {
         "runtime": "tensorrt",
         "version": "10.3.0",
         "precision": "fp32",
     }
+
+
+def test_where_its_time_goes(
+    source: Path, tmp_path: Path, driver: fake_tensorrt.Driver, batch: Any
+) -> None:
+    made = built(source / "fused.onnx", tmp_path / "out")
+    module: Any = exporter("trt")
+    found = module.layers(tmp_path / "out", made.files, RunOptions(1), batch[:1], 3)
+    assert ("x1", "Conv", "fp32") in {(one.name, one.kind, one.precision) for one in found}
+    assert [layer.ms for layer in found] == [0.25 * (k + 1) for k in range(len(found))]
+    assert not driver.alive  # the engine that was asked is closed
 
 
 @pytest.mark.parametrize(

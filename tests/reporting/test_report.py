@@ -309,6 +309,34 @@ def test_the_layers_that_take_most_are_shown_where_a_runtime_tells(tmp_path: Pat
     assert rows[0]["ms"] == pytest.approx(1) and "Where the time goes" in html
 
 
+def test_what_int8_costs_is_shown_layer_by_layer(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:1], engines=MANY_ENGINES)
+    file = run / "export" / "breast" / "ultrasound" / "onnx-int8" / "artifact.json"
+    content = json.loads(file.read_text())
+    gains = [2.5, 1.25, *[-0.125] * 10]
+    content["sensitivity"] = {
+        "max_drop": 0.5,
+        "images": 78,
+        "layers": [f"conv{k}" for k in range(12)],
+        **{"fp32": {"ultrasound": 0.9}, "int8": {"ultrasound": 0.86}},
+        "mixed": {"ultrasound": 0.897},
+        "nodes_left": ["node_0"],
+        "left": ["conv0"],
+        "groups": [
+            {"layers": [f"conv{k}"], "gain": gain, "images": 78, "left": k == 0}
+            for k, gain in enumerate(gains)
+        ],
+    }
+    file.write_bytes(document_bytes(content))
+    html = report(run).html.read_text()
+    rows = json.loads(downloads(html)["int8.json"])
+    assert [row["layers"] for row in rows] == [*(f"conv{k}" for k in range(9)), "3 others"]
+    assert [row["computes_in"] for row in rows] == ["fp32", *["int8"] * 9]
+    assert [row["points"] for row in rows] == [*gains[:9], None]
+    assert "--precision int8 --max-drop 0.5" in html
+    assert "int8.json" not in downloads(report(build_run(tmp_path / "plain")).html.read_text())
+
+
 def test_a_runtimes_own_cache_is_told_where_it_has_one(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run")
     assert report(run).markdown.read_text().count("No runtime keeps a cache") == len(TASKS)

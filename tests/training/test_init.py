@@ -148,6 +148,34 @@ def test_what_cannot_be_used_is_said_before_anything_is_written(
         as_name("!?")
 
 
+def test_no_file_is_replaced_and_none_left_behind(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that a recipe needs is written beside it: never over one that is there."""
+    out, taken = tmp_path / "mine.yaml", tmp_path / "mine-fundus-scans.csv"
+    taken.write_text("path,label\n")
+    with pytest.raises(UsageError, match=r"mine-fundus-scans\.csv exists already"):
+        init(scans, "eye", out)
+    assert taken.read_text() == "path,label\n"
+    taken.unlink()
+    with pytest.raises(DataError, match="no images"):  # of the second, once the first is divided
+        init([scans, tmp_path / "nothing"], ["eye", "lab"], out)
+    assert list(tmp_path.iterdir()) == []
+    made = init(scans, "eye", out)
+    again = init(made.lists[0], "eye", tmp_path / "mine2.yaml", task="fundus-scans")
+    assert again.lists == ()  # that one has its splits
+    same = made.lists[0].read_bytes()
+    out.unlink()
+
+    def failing(*_: object) -> Pace:
+        raise DataError("no step")
+
+    monkeypatch.setattr("lorkd_deploy.training.init.measured", failing)
+    with pytest.raises(DataError, match="no step"):
+        init(made.lists[0], "eye", out, task="fundus-scans")
+    assert made.lists[0].read_bytes() == same
+
+
 def test_the_time_there_is_decides_size_and_epochs() -> None:
     speed = Pace(teacher=0.004, student=0.001)
     plans = [fitting(speed, 4000, 500, 60.0 * minutes) for minutes in (600, 30, 6, 2)]

@@ -1,4 +1,5 @@
-"""An engine's proof as the commands show it: parity, and what `--precision auto` chose between."""
+"""An engine's proof as the commands show it: parity, what `--precision auto` chose between, and
+what int8 costs."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ CHAIN = (
     "accuracy, points",
     "AUC, points",
 )
+MOST = 8  # layers of an engine in int8
 CANDIDATES = ("precision", "", "accuracy", "drop, points", "p50 ms", "MiB", "why not")
 
 
@@ -116,3 +118,27 @@ def _candidate(entry: Candidate) -> tuple[object, ...]:
         None if entry.bytes is None else entry.bytes / MIB,
         entry.reason or "",
     )
+
+
+def show_sensitivity(output: Output, artifacts: Iterable[Artifact]) -> None:
+    """Of each int8 engine that may not lose more than was allowed: which layers it cost most."""
+    for artifact in artifacts:
+        found = artifact.sensitivity
+        if found is None:
+            continue
+        fp32, whole, mixed = (
+            100 * sum(part.values()) / len(part) for part in (found.fp32, found.int8, found.mixed)
+        )
+        output.text(
+            f"{artifact.name}: {len(found.left)} of {len(found.layers)} layers stay in float32; "
+            f"accuracy on {found.images} validation images {mixed:.2f} %, in fp32 {fp32:.2f} %, "
+            f"with every layer in int8 {whole:.2f} %"
+        )
+        output.table(
+            "What int8 costs, the most harmful layers first",
+            ("layers", "alone in float32, points", "stay in float32"),
+            [
+                (", ".join(group.layers), f"{group.gain:+.2f}", "yes" if group.left else "no")
+                for group in found.groups[:MOST]
+            ],
+        )

@@ -13,8 +13,8 @@ from lorkd_deploy.reporting.table import Cell, Column, Table
 MOST = 8  # layers of an engine
 CAPTION = (
     "Of the first table's engines and the foundation model's beside them, the layers that take "
-    "most, in ms at the smallest batch, by ONNX Runtime's profile or OpenVINO's counters. These "
-    "slow an engine, so the shares say more than the times. All layers are in profile.json."
+    "most, in ms at the smallest batch, by the runtime's own profile. That slows an engine, so "
+    "the shares say more than the times. All layers are in profile.json."
 )
 _COLUMNS = (
     Column("engine", "Engine", numeric=False),

@@ -30,7 +30,8 @@ def data_section(
     """The section of images in folders, of a CSV file that lists them or of an archive.
 
     Images without splits are divided (`split_data`), and `lists` is written. `group` names the
-    CSV's column of patients. Raises `DataError` for anything else, and for files that are missing.
+    CSV's column of patients. Raises `DataError` for anything else, and for files that are missing,
+    `UsageError` where `lists` would replace a file.
     """
     images = images.resolve()
     if images.is_dir():
@@ -51,7 +52,7 @@ def _of_folder(folder: Path, lists: Path, progress: Progress | None) -> dict[str
     dicom = bool(files) and all(map(is_dicom, files))
     if (folder / "train").is_dir():
         return {"source": "dicom" if dicom else "image-folder", "path": str(folder)}
-    split_data(folder, lists, progress=progress)
+    _divided(folder, lists, progress=progress)
     section = {"path": str(lists.resolve()), "root": str(folder)}
     if dicom:  # whose they are their headers say
         return {"source": "dicom"} | section
@@ -71,8 +72,18 @@ def _of_csv(
     split = _found(table, SPLIT_NAMES)
     if split is not None:
         return section | {"split": split}
-    split_data(path, lists, group=group, image=image, label=label, progress=progress)
+    _divided(path, lists, group=group, image=image, label=label, progress=progress)
     return section | {"path": str(lists.resolve())}
+
+
+def _divided(images: Path, lists: Path, **how: Any) -> None:
+    """Write `lists`, unless a file is there, whoever's it is."""
+    if lists.exists():
+        raise UsageError(
+            f"{lists} exists already, where the list of images and their splits belongs",
+            fix="move that file away, or give the recipe or the task another name",
+        )
+    split_data(images, lists, **how)
 
 
 def _named(table: Table, known: Sequence[str], what: str) -> str:
