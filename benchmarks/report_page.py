@@ -135,7 +135,8 @@ def _markdown(result: dict[str, Any]) -> str:
             "",
             f"`python benchmarks/report_page.py` on the demo's report: {result['bytes'] / 1e6:.2f} "
             f"MB, first paint {paint['median']:.0f} ms (median of {ROUNDS} openings from disk; the "
-            f"largest {paint['largest']:.0f}), {len(result['complaints'])} messages in the console.",
+            f"largest {paint['largest']:.0f}), {len(result['complaints'])} complaints in the "
+            "console.",
             "",
             f"| axe-core {result['versions']['axe-core']} in | violations |",
             "|---|---|",

@@ -15,7 +15,7 @@ from lorkd_deploy.errors import GateError
 from lorkd_deploy.precisions.sensitivity import Labelled, Sensitivity, measured
 from lorkd_deploy.runtime import Probe
 
-IMAGES = 1000  # of the validation splits, per engine, on which every try is judged
+IMAGES = 500  # of the validation splits, per engine, on which every try is judged
 FIX = "allow a larger --max-drop, or choose another --precision"
 
 

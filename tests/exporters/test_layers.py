@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from lorkd_exporters._layers import of_tensorrt
 
 from lorkd_deploy.runtime import EngineSpec, LayerTime, RunOptions, exporter
