@@ -164,7 +164,7 @@ def _controlled(what: Given, judge: Judge, max_drop: float) -> Any:
         nncf.Dataset(judge.every),
         judge,
         max_drop=max_drop + TIE + 1e-9,
-        subset_size=what.count,
+        subset_size=what.images,
         ignored_scope=nncf.IgnoredScope(names=sorted(what.left)) if what.left else None,
         advanced_quantization_parameters=what.advanced,
         advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(

@@ -19,7 +19,7 @@ class Given(NamedTuple):
 
     model: Any
     data: Any
-    count: int
+    images: int
     left: set[str]
     advanced: Any
 
@@ -74,7 +74,7 @@ def quantised(what: Given) -> Any:
     return nncf.quantize(
         deepcopy(what.model),  # which NNCF tidies up
         what.data,
-        subset_size=what.count,
+        subset_size=what.images,
         ignored_scope=nncf.IgnoredScope(names=sorted(what.left)) if what.left else None,
         advanced_parameters=what.advanced,
     )
