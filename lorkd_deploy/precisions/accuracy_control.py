@@ -118,7 +118,7 @@ def main(folder: Path, *, tensor: bool = False) -> None:
     left = in_int8(whole) - in_int8(_controlled(what, judge, control["max_drop"]))
     mixed = quantised(what._replace(left=what.left | left)) if left else whole
     names = _names(what.model.graph)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "layers": sorted(names[node] for node in out & set(names)) or sorted(out),
             "gain": judge.lost(judge.restricted(coarse, seen.rows), seen.rows) - seen.lost,
@@ -207,7 +207,8 @@ def _sure(probs: F64, labels: I64) -> list[float]:
 def _tasks(folder: Path, described: Sequence[Mapping[str, Any]]) -> Iterator[Task]:
     for number, one in enumerate(described):
         labels = np.load(folder / f"labels-{number}.npy", allow_pickle=False)
-        yield Task(one["name"], one["kind"], slice(*one["columns"]), *one["rows"], labels)
+        start, stop = one["rows"]
+        yield Task(one["name"], one["kind"], slice(*one["columns"]), start, stop, labels)
 
 
 if __name__ == "__main__":
