@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -148,9 +149,7 @@ def test_what_cannot_be_used_is_said_before_anything_is_written(
         as_name("!?")
 
 
-def test_no_file_is_replaced_and_none_left_behind(
-    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_file_is_replaced_and_none_left_behind(scans: Path, tmp_path: Path) -> None:
     """A list that a recipe needs is written beside it: never over one that is there."""
     out, taken = tmp_path / "mine.yaml", tmp_path / "mine-fundus-scans.csv"
     taken.write_text("path,label\n")
@@ -161,19 +160,32 @@ def test_no_file_is_replaced_and_none_left_behind(
     with pytest.raises(DataError, match="no images"):  # of the second, once the first is divided
         init([scans, tmp_path / "nothing"], ["eye", "lab"], out)
     assert list(tmp_path.iterdir()) == []
-    made = init(scans, "eye", out)
-    again = init(made.lists[0], "eye", tmp_path / "mine2.yaml", task="fundus-scans")
-    assert again.lists == ()  # that one has its splits
-    same = made.lists[0].read_bytes()
-    out.unlink()
+
+
+def test_a_list_of_the_users_own_is_read_and_stays(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have the very name of the one that would have been written."""
+    images = shutil.copytree(scans, tmp_path / "scans")
+    own = tmp_path / "mine-fundus.csv"
+    rows = [
+        f"{file.relative_to(tmp_path)},{file.parts[-3]},{file.parts[-2]},"
+        f"{('train', 'train', 'val', 'test')[int(file.parts[-2][1:]) % 4]}\n"
+        for file in sorted(images.rglob("*.png"))
+    ]
+    own.write_text("path,label,patient,split\n" + "".join(rows))
+    before = own.read_bytes()
+    made = init(own, "eye", tmp_path / "mine.yaml", task="fundus")
+    assert made.lists == () and own.read_bytes() == before
+    (tmp_path / "mine.yaml").unlink()
 
     def failing(*_: object) -> Pace:
         raise DataError("no step")
 
     monkeypatch.setattr("lorkd_deploy.training.init.measured", failing)
     with pytest.raises(DataError, match="no step"):
-        init(made.lists[0], "eye", out, task="fundus-scans")
-    assert made.lists[0].read_bytes() == same
+        init(own, "eye", tmp_path / "mine.yaml", task="fundus")
+    assert own.read_bytes() == before
 
 
 def test_the_time_there_is_decides_size_and_epochs() -> None:
