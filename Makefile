@@ -33,7 +33,7 @@ docs: .venv/.for-docs
 	@echo "open site/index.html"
 
 clean:
-	rm -rf .venv .venv-3.10 build dist site
+	rm -rf .venv .venv-3.10 .venv-servers build dist site
 
 # The stamps keep a second `make` from installing again; they depend on what was asked to install.
 .venv/.for-demo: .venv/.created pyproject.toml constraints.txt

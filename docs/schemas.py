@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from lorkd_deploy.bundle.manifest import Manifest
 from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.deploy.model_step import Step
 from lorkd_deploy.profiling.mlperf.profile import ScenarioProfile
 from lorkd_deploy.profiling.profile import Profile
 from lorkd_deploy.recipe import Recipe
@@ -32,6 +33,7 @@ FILES: dict[str, type[BaseModel]] = {
     "recipe": Recipe,
     "run": RunRecord,
     "scenarios": ScenarioProfile,
+    "step": Step,
 }
 # A recipe is written by hand, and a manifest leaves out what has its default.
 WITHOUT_DEFAULTS = {"manifest", "recipe"}

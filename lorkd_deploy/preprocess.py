@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 from pydantic import Field, model_validator
 
@@ -137,6 +138,20 @@ def resampling_sha256(interpolation: str) -> str:
     sizes = (29, 23), (83, 97)
     resized = [image.resize(size, _FILTERS[interpolation]).tobytes() for size in sizes]
     return sha256_bytes(b"".join(resized))
+
+
+def resized_otherwise(interpolation: str, wanted: str | None, theirs: str) -> str | None:
+    """What it means that Pillow here resizes to other pixels than the hash `wanted` was made with,
+    by Pillow `theirs`; None where it doesn't, or there is no hash.
+    """
+    if wanted is None or resampling_sha256(interpolation) == wanted:
+        return None
+    return (
+        f"Pillow {PIL.__version__} here resizes pictures to slightly other pixels than Pillow "
+        f"{theirs}, by which the bundle was trained and scored: answers can differ from those "
+        "for pictures that aren't at the network's size already. The parity of test images "
+        f"that are resized here shows by how much; `pip install pillow=={theirs}` avoids it"
+    )
 
 
 def to_rgb(image: npt.NDArray[Any]) -> U8:

@@ -4,7 +4,7 @@ RUN/
   run.json          the recipe, resolved, and its hash: written first, never changed
   teacher/          the foundation model, in a bundle's form
   bundle/           W0 and the experts
-  export/  triton/  profile/  report.html  report.md
+  export/  profile/  report.html  report.md
 """
 
 from __future__ import annotations
@@ -52,11 +52,6 @@ class Run:
     def export(self) -> Path:
         """Where engines go: `DEPARTMENT/TASK/TARGET-PRECISION/` below it."""
         return self.path / "export"
-
-    @property
-    def triton(self) -> Path:
-        """Where engines go as a model repository of the Triton server."""
-        return self.path / "triton"
 
     @property
     def profile(self) -> Path:

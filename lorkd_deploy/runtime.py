@@ -99,6 +99,11 @@ class EngineSpec:
     precision: str = "fp32"
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def adapters(self) -> bool:
+        """Whether the task's own tensors are to be inputs of the model that is built from."""
+        return self.options.get("adapters") is True
+
 
 @dataclass(frozen=True)
 class EngineFiles:

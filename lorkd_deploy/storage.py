@@ -155,10 +155,11 @@ def carry_over(folder: Path, place: Path) -> None:
     Only for files that are replaced whole and never edited, as those of a run are.
     """
     with folder_atomic(place) as fresh:
-        shutil.copytree(folder, fresh, copy_function=_link, dirs_exist_ok=True)
+        shutil.copytree(folder, fresh, copy_function=link_or_copy, dirs_exist_ok=True)
 
 
-def _link(file: str, place: str) -> None:
+def link_or_copy(file: str | Path, place: str | Path) -> None:
+    """Put a file at another place too, as a hard link where that is possible."""
     try:
         os.link(file, place)
     except OSError:  # another disk, or a file system without links

@@ -26,6 +26,7 @@ LONGEST = (
     "test_packaging.py",
     "test_processes.py",
     "test_study.py",
+    "test_servers.py",
     "test_benchmark.py",
     "test_scenarios.py",
     "test_workers.py",

@@ -23,6 +23,7 @@ TORCH_HALF = {"experts", "training", "models", "weight_files", "evidence"}
 HEAVY = {"torch", "torchvision", "timm", "transformers", "open_clip", "medmnist"}
 # What an extra brings: a module over one that isn't installed may fail to import, for that reason.
 RUNTIMES = {"jinja2", "nncf", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
+RUNTIMES |= {"mlserver", "triton_python_backend_utils"}
 RUNTIMES |= {"fhir", "gdcm", "highdicom", "model_signing", "cyclonedx", "pydicom", "pynetdicom"}
 VENV_310 = ROOT / ".venv-3.10"
 FEWEST_TESTS = (
@@ -137,7 +138,8 @@ def test_the_wheel_has_both_packages_the_recipes_and_the_licence(checkout: Path)
 
 
 def test_the_constraints_name_no_host_and_pin_everything() -> None:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    files = [ROOT / "constraints.txt", ROOT / "constraints-serve.txt"]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     pins = [line for line in lines if not line.startswith("#")]
     for line in pins:
         assert re.fullmatch(r'[a-z0-9-]+==[\w.]+(; python_version (>=|<) "3\.11")?', line), line

@@ -10,14 +10,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lorkd_deploy.arrays import F32
 from lorkd_deploy.deploy.programs.template import fill
-from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
+from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
 from lorkd_deploy.precisions.passes import KEY
 from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import (
@@ -37,6 +38,7 @@ from lorkd_deploy.runtime import (
 )
 from lorkd_deploy.schema import Part, document_bytes, read_document
 from lorkd_deploy.storage import write_atomic
+from lorkd_exporters import _adapters
 from lorkd_exporters._layers import of_onnxruntime
 from lorkd_exporters._nodes import with_nodes
 
@@ -71,6 +73,12 @@ class Options(Part):
         min_length=1,
         description=f"execution providers, the best first: {', '.join(PROVIDERS)}",
     )
+    adapters: bool = Field(
+        default=False,
+        strict=True,
+        description="one session for all tasks: the base once, and a small adapter a task; each "
+        "inference takes longer",
+    )
 
     @field_validator("providers")
     @classmethod
@@ -79,6 +87,12 @@ class Options(Part):
         if unknown := [name for name in names if name.lower() not in spelt]:
             raise ValueError(f"{', '.join(unknown)} is none of {', '.join(PROVIDERS)}")
         return tuple(dict.fromkeys(spelt[name.lower()] for name in names))
+
+    @model_validator(mode="after")
+    def _on_the_cpu(self) -> Options:
+        if self.adapters and self.providers != ("CPU",):
+            raise ValueError("adapters are for the CPU alone")
+        return self
 
 
 def probe() -> Probe:
@@ -102,10 +116,16 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
     require_precision("onnx", spec.precision, probe())
     options = parse_options("onnx", Options, spec.options)
     _require(options.providers)
+    if options.adapters:
+        if spec.precision != BASELINE:
+            raise UsageError(f"adapters are {BASELINE}, {spec.precision} was asked for")
+        _adapters.divide(onnx_path, folder)
+        chosen = {"adapters": True}
+        return EngineFiles((_adapters.ADAPTER, _adapters.BASE), {"options": chosen})
     shutil.copyfile(onnx_path, folder / MODEL)
     if options == Options():
         return EngineFiles((MODEL,))
-    chosen = options.model_dump(mode="json")
+    chosen = options.model_dump(mode="json", exclude={"adapters"})
     write_atomic(folder / CHOSEN, document_bytes(chosen))
     return EngineFiles((MODEL, CHOSEN), {"options": chosen})
 
@@ -117,9 +137,9 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
     `ArtifactError` for a missing or damaged model, `RuntimeUnavailableError` where ONNX Runtime,
     or a provider, can't run here.
     """
-    session = _opened(folder, files, options)
+    session, adapter = _opened(folder, files, options)
     try:
-        return OnnxRunner(session, options.threads)
+        return OnnxRunner(session, options.threads, adapter)
     except UnicodeDecodeError as exc:  # the runtime looks at names only when they are asked for
         raise _refused(engine_path(folder, files[0]), exc) from exc
 
@@ -129,16 +149,17 @@ def layers(
 ) -> list[LayerTime]:
     """Each node of the optimised graph by ONNX Runtime's own profile; raises as `open` does."""
     with tempfile.TemporaryDirectory() as place:
-        session = _opened(folder, files, options, profile=Path(place) / "profile")
+        session, adapter = _opened(folder, files, options, profile=Path(place) / "profile")
         name = session.get_inputs()[0].name
         for _ in range(calls):
-            session.run(None, {name: batch})
+            session.run(None, {name: batch}, adapter.options)
         return of_onnxruntime(Path(session.end_profiling()))
 
 
 def _opened(
     folder: Path, files: Sequence[str], options: RunOptions, profile: Path | None = None
-) -> onnxruntime.InferenceSession:
+) -> tuple[onnxruntime.InferenceSession, _adapters.Adapter]:
+    """The session of an engine, and the adapter with which it is the task's."""
     require_running("onnx", probe())
     given = dict(options.options)
     if CHOSEN in files and "providers" not in given:
@@ -147,13 +168,24 @@ def _opened(
         )
     providers = parse_options("onnx", Options, given).providers
     _require(providers)
-    return _session(engine_path(folder, files[0]), options.threads, providers, profile)
+    if _adapters.BASE not in files:
+        file = engine_path(folder, files[0])
+        return _session(file, options.threads, providers, profile), _adapters.NONE
+    base = engine_path(folder, _adapters.BASE)
+    opened = partial(_session, base, options.threads, providers, profile)
+    session = opened() if profile else _adapters.shared(base, options.threads, opened)
+    return session, _adapters.active(engine_path(folder, files[0]))
 
 
 class OnnxRunner(Closing):
     """A loaded model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, threads: int) -> None:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        threads: int,
+        adapter: _adapters.Adapter = _adapters.NONE,
+    ) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         kinds = [value.type for value in (*inputs, *outputs)]
         if len(inputs) != 1 or not outputs or set(kinds) != {"tensor(float)"}:
@@ -162,6 +194,7 @@ class OnnxRunner(Closing):
                 f"({', '.join(kinds)}), a float32 one to a float32 one is needed"
             )
         self._run: Callable[..., Any] = session.run
+        self._adapter = adapter
         self._input: str = inputs[0].name
         self._outputs = [outputs[0].name]
         self._all = [value.name for value in outputs]
@@ -185,7 +218,7 @@ class OnnxRunner(Closing):
 
     def _given(self, names: list[str], batch: F32) -> list[F32]:
         try:
-            given: list[F32] = self._run(names, {self._input: batch})
+            given: list[F32] = self._run(names, {self._input: batch}, self._adapter.options)
         except Exception as exc:  # the runtime has no base class for its errors
             raise ArtifactError(
                 f"the engine failed on {batch.dtype} {batch.shape}: {first_line(exc)}"

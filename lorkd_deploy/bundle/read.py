@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 
 from lorkd_deploy.arrays import F32, F64
 from lorkd_deploy.bundle import manifest as layout
@@ -21,7 +20,7 @@ from lorkd_deploy.bundle.manifest import FACTORS, HEAD_TENSORS, LayerEntry, Mani
 from lorkd_deploy.data import TaskData, open_data
 from lorkd_deploy.errors import BundleError, unknown_name
 from lorkd_deploy.lowrank.delta import delta_weight, factor_shapes
-from lorkd_deploy.preprocess import resampling_sha256
+from lorkd_deploy.preprocess import resized_otherwise
 from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.schema import read_part
 from lorkd_deploy.storage import inside, read_tensors, sha256_bytes, sha256_file
@@ -56,16 +55,14 @@ class Bundle:
         None where they are the same, or the bundle doesn't say.
         """
         manifest = self.manifest
-        wanted, interpolation = manifest.resampling_sha256, manifest.preprocess.interpolation
-        if wanted is None or resampling_sha256(interpolation) == wanted:
-            return None
-        theirs = manifest.versions.get("pillow", "that").split("+")[0]
-        return (
-            f"Pillow {PIL.__version__} here resizes pictures to slightly other pixels than Pillow "
-            f"{theirs}, by which the bundle was trained and scored: answers can differ from those "
-            "for pictures that aren't at the network's size already. The parity of test images "
-            f"that are resized here shows by how much; `pip install pillow=={theirs}` avoids it"
+        return resized_otherwise(
+            manifest.preprocess.interpolation, manifest.resampling_sha256, self.pillow
         )
+
+    @property
+    def pillow(self) -> str:
+        """The version of Pillow that resized its pictures."""
+        return self.manifest.versions.get("pillow", "that").split("+")[0]
 
     def data(self, task: str) -> TaskData:
         """A task's images as the recipe names them, which may be others than it was made with.

@@ -68,7 +68,7 @@ def export(
         str | None,
         typer.Option(
             metavar="LAYOUT",
-            help="Also write a deployment folder: triton, a model repository.",
+            help="Also write a server's model repository: mlserver or triton.",
             show_default=False,
         ),
     ] = None,
@@ -109,10 +109,12 @@ def export(
       lorkd export runs/small --department eye-clinic --teacher
       lorkd export runs/small --task breast --out engines
       lorkd export runs/small --explain
+      lorkd export runs/small --layout mlserver
       lorkd export runs/small --layout triton --out models
       lorkd export runs/small --target openvino --sample python --sample cpp
     """
     from lorkd_deploy import export as build
+    from lorkd_deploy.deploy.programs.layouts import LAYOUTS
     from lorkd_deploy.run import open_run
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -137,7 +139,9 @@ def export(
         [(a.name, a.bytes / MIB, a.build_seconds, *proof.cells(a.parity)) for a in artifacts],
     )
     if layout is not None:
-        output.text(f"model repository: {out or open_run(run).triton}")
+        repository = out or open_run(run).path / layout
+        output.text(f"model repository: {repository}")
+        output.text(f"start the server: {LAYOUTS[layout].start.format(repository)}")
     for language in sample:
         output.text(f"programs: sample-{language} in each engine's folder")
     proof.show_choices(output, artifacts)

@@ -12,7 +12,7 @@ from lorkd_deploy.arrays import F32, F64
 from lorkd_deploy.bundle.manifest import SCORES
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, EngineTask
-from lorkd_deploy.deploy.guarded import task_guard
+from lorkd_deploy.deploy.guarded import TaskGuard, task_guard
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.runtime import MAPS, OUTPUT, Runner
@@ -103,14 +103,8 @@ class Answering:
         return found
 
     def _answered(self, given: Mapping[str, F32]) -> list[Answer]:
-        outside: F64 | None = None if self.guard is None else self.guard.scores(given)
-        logits = next(iter(given.values()))[:, self.task.start : self.task.stop]
-        if not np.isfinite(logits).all() or (outside is not None and np.isnan(outside).any()):
-            raise ArtifactError(
-                "the engine gives values that are not finite",
-                fix="run `lorkd verify` on this device",
-            )
-        return list(self._answers(metrics.probabilities(logits, self.task.kind), outside))
+        outside = scores_of(self.guard, given)
+        return list(self._answers(probabilities_of(self.task, given), outside))
 
     def _answers(self, rows: F64, outside: F64 | None) -> Iterator[Answer]:
         sets = referred = None
@@ -126,19 +120,50 @@ class Answering:
             refer = referred is not None and bool(referred[place])
             yield Answer(
                 outcome=REFER if refer else "answered",
-                label=REFER if refer else self._label(row),
+                label=REFER if refer else label_of(self.task, row),
                 probabilities=dict(zip(self.task.classes, row.tolist(), strict=True)),
                 possible=possible,
                 guard=score,
             )
 
-    def _label(self, row: F64) -> str:
-        classes = self.task.classes
-        if self.task.kind == "multilabel":
-            return ", ".join(name for name, p in zip(classes, row, strict=True) if p >= 0.5)
-        return classes[int(row.argmax())]
-
     def _names(self, row: npt.NDArray[np.bool_]) -> tuple[str, ...]:
         """The classes, or of a multi-label task the findings, that can't be ruled out."""
         there = row[:, 1] if row.ndim == 2 else row
         return tuple(name for name, yes in zip(self.task.classes, there, strict=True) if yes)
+
+
+def probabilities_of(task: EngineTask, given: Mapping[str, F32]) -> F64:
+    """A task's probabilities `(N, K)`, of everything that a runner gives of N images.
+
+    Raises `ArtifactError` for logits that aren't finite.
+    """
+    logits = next(iter(given.values()))[:, task.start : task.stop]
+    _require_finite(bool(np.isfinite(logits).all()))
+    return metrics.probabilities(logits, task.kind)
+
+
+def scores_of(guard: TaskGuard | None, given: Mapping[str, F32]) -> F64 | None:
+    """The guard's scores `(N,)`, above 1 outside; None without a guard. Raises `ArtifactError` for
+    scores that are no numbers, or an engine that lacks what the guard needs.
+    """
+    if guard is None:
+        return None
+    found = guard.scores(given)
+    _require_finite(not np.isnan(found).any())
+    return found
+
+
+def label_of(task: EngineTask, row: F64) -> str:
+    """The most probable class of an image's probabilities `(K,)`; of a multi-label task all with at
+    least 0.5, joined by a comma.
+    """
+    if task.kind == "multilabel":
+        return ", ".join(name for name, p in zip(task.classes, row, strict=True) if p >= 0.5)
+    return task.classes[int(row.argmax())]
+
+
+def _require_finite(finite: bool) -> None:
+    if not finite:
+        raise ArtifactError(
+            "the engine gives values that are not finite", fix="run `lorkd verify` on this device"
+        )

@@ -95,6 +95,11 @@ class Artifact(Part):
         return chosen == ("CPU", ["CPU"])
 
     @property
+    def adapters(self) -> bool:
+        """Whether it is a base that every task of its bundle shares, and an adapter."""
+        return bool(self.facts.get("options", {}).get("adapters", False))
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """`(3, H, W)`, the shape of one image."""
         return 3, self.preprocess.size, self.preprocess.size

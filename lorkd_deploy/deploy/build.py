@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorkd_deploy.deploy.adapters import share_base
 from lorkd_deploy.deploy.artifact import (
     Artifact,
     EngineFile,
@@ -30,7 +31,12 @@ from lorkd_deploy.deploy.validation import validation_splits
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE, PRECISIONS
 from lorkd_deploy.runtime import EngineFiles, EngineSpec, Exporter, Probe, RunOptions
-from lorkd_deploy.storage import clear_after_a_kill, folder_atomic, sha256_bytes, sha256_file
+from lorkd_deploy.storage import (
+    clear_after_a_kill,
+    folder_atomic,
+    sha256_bytes,
+    sha256_file,
+)
 
 WRONG = "don't deploy it; if the bundle is whole (`lorkd inspect`), report this"
 TOO_COARSE = (
@@ -74,6 +80,8 @@ class EngineBuild:
                     where=reference.bundle.path,
                     fix=WRONG if spec.precision == BASELINE else TOO_COARSE,
                 )
+            if artifact.adapters:
+                share_base(artifact, fresh, self.folder)
             write_artifact(artifact, fresh)
         return artifact.model_copy(update={"folder": place})
 
@@ -116,7 +124,9 @@ class EngineBuild:
         if self.max_drop is not None:
             found = sensitivity(fused, bundle, engine, self.probe, self.max_drop)
         left = found.nodes_left if found else ()
-        model = source_model(fused, bundle, engine, self.spec.precision, self.probe, left=left)
+        adapters = self.spec.adapters
+        how = self.spec.precision, self.probe
+        model = source_model(fused, bundle, engine, *how, left=left, adapters=adapters)
         written = self._engine(model, fresh)
         seconds = time.perf_counter() - started
         files = tuple(_file(fresh, name) for name in written.files)

@@ -135,7 +135,8 @@ def _pair(artifact: Artifact, reference: Reference) -> _Pair:
     if rebuilt:
         probe = exporter(artifact.target).probe()
         how = artifact.precision, probe
-        model = source_model(fused, bundle, artifact.engine, *how, left=artifact.nodes_left)
+        left, adapters = artifact.nodes_left, artifact.adapters
+        model = source_model(fused, bundle, artifact.engine, *how, left=left, adapters=adapters)
         cut = Cuttable(model)
         run = partial(_rebuilt, artifact, cut)
     else:

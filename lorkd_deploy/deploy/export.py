@@ -11,12 +11,19 @@ from typing import Any
 from lorkd_deploy.bundle.manifest import TEACHER, Manifest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.size import check_template
+from lorkd_deploy.deploy.adapters import require_adapters
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.build import EngineBuild
 from lorkd_deploy.deploy.candidates import AUTO
 from lorkd_deploy.deploy.graph import require_maps
+from lorkd_deploy.deploy.programs.layouts import (
+    LAYOUTS,
+    require_layout,
+    require_own,
+    write_repository,
+)
 from lorkd_deploy.deploy.programs.samples import require_samples, write_sample
-from lorkd_deploy.deploy.programs.triton import require_layout, require_own, write_repository
+from lorkd_deploy.deploy.programs.served import ServedModel
 from lorkd_deploy.deploy.reference import Reference
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.precisions.table import BASELINE, INT8, precision_of
@@ -51,9 +58,11 @@ def export(
     it all are quantised. `options` are the target's own; what they are is in its facts. `teacher`
     adds the foundation model's engine. `explain` gives each engine a second output, the maps of
     where it looks.
-    Engines go to RUN/export, or to `out`. `layout` "triton" makes a model repository of them too,
-    in RUN/triton; then `out` is that repository's place, not the engines'. `sample` "python" or
-    "cpp" writes a program that runs the engine beside each. Raises `DataError` where `auto` or
+    Engines go to RUN/export, or to `out`. `layout` "mlserver", "triton-python" or "triton" makes a
+    server's model repository of them too, in RUN/LAYOUT; then `out` is that repository's place, not
+    the engines'. `sample` "python" or "cpp" writes a program that runs the engine beside each.
+
+    Raises `DataError` where `auto` or
     `max_drop` has no validation images, `ParityError` with the figures where an engine differs from
     the model it came from: it is not written, and one that was there before stays. `GateError`
     where `max_drop` can't be kept, `UsageError` for an unknown name, `RuntimeUnavailableError` for
@@ -69,10 +78,13 @@ def export(
     opened = open_run(run)
     chosen = _chosen(opened, department, task, teacher=teacher)
     folder = opened.export if out is None or layout is not None else Path(out)
-    repository = opened.triton if out is None else Path(out)
     if layout is not None:
-        require_own(repository, [(r.bundle.department(engine), engine) for r, engine in chosen])
+        repository = opened.path / layout if out is None else Path(out)
+        names = [(reference.bundle.department(engine), engine) for reference, engine in chosen]
+        require_own(layout, repository, names)
     spec = EngineSpec(precision, dict(options or {}))
+    if spec.adapters:
+        _require_adapters(chosen, sample, layout)
     if explain:
         for reference, _ in chosen:
             require_maps(reference.bundle)
@@ -89,8 +101,9 @@ def export(
             for language in sample:
                 write_sample(artifacts[-1], language)
         if layout is not None:
-            graphs = [reference.bundle.manifest.graph for reference, _ in chosen]
-            write_repository(list(zip(artifacts, graphs, strict=True)), repository)
+            bundles = [reference.bundle for reference, _ in chosen]
+            models = [ServedModel(*pair) for pair in zip(artifacts, bundles, strict=True)]
+            write_repository(layout, models, repository)
     return artifacts
 
 
@@ -111,6 +124,21 @@ def _check_precision(target: str, precision: str, probe: Probe, max_drop: float 
         raise RuntimeUnavailableError(
             f"precision auto measures, and {target} can't run here: {probe.reason}",
             fix=f"choose a precision: {', '.join(probe.precisions)}; or export on the device",
+        )
+
+
+def _require_adapters(
+    chosen: Sequence[tuple[Reference, str]], sample: Sequence[str], layout: str | None
+) -> None:
+    """Raise `UsageError`, before anything is built, for what can't be had as base and adapter."""
+    for reference, _ in chosen:
+        require_adapters(reference.bundle)
+    if sample:
+        raise UsageError("samples are for fused engines", fix="leave --sample or the adapters out")
+    if layout is not None and not LAYOUTS[layout].adapters:
+        raise UsageError(
+            f"--layout {layout}: that server opens one file, and knows no adapters",
+            fix="--layout mlserver, or export without --option adapters=true",
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from lorkd_deploy.bundle.department import department_manifest
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.bundle.write import write_derived
+from lorkd_deploy.deploy.adapters import share_base
 from lorkd_deploy.deploy.artifact import (
     ARTIFACT,
     EXPORT_AGAIN,
@@ -70,6 +71,8 @@ def pack(run: str | Path, department: str, out: str | Path) -> Delivery:
             place = fresh / "export" / engine.name
             for name in (*engine.file_names, ARTIFACT):
                 write_atomic(place / name, inside(engine.folder, name).read_bytes())
+            if engine.adapters:
+                share_base(engine, place, fresh / "export")
             check_files(engine.model_copy(update={"folder": place}))
         size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
     return Delivery(

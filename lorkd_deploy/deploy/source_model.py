@@ -16,6 +16,7 @@ import numpy as np
 from lorkd_deploy._version import __version__
 from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.deploy.adapters import adapted
 from lorkd_deploy.deploy.artifact import Artifact, environment
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.errors import LorkdError
@@ -48,10 +49,15 @@ def source_model(
     probe: Probe,
     *,
     left: Sequence[str] = (),
+    adapters: bool = False,
 ) -> bytes:
     """What a target builds from: `fused`, in the engine's precision where the target wants that,
-    but for the nodes that `left` names. Raises what `precisions.table.converted` raises.
+    but for the nodes that `left` names; or, with `adapters`, with the task's own tensors as inputs.
+
+    Raises what `precisions.table.converted` and `adapters.adapted` raise.
     """
+    if adapters:
+        return adapted(bundle, engine, fused)
     return converted(fused, precision, probe, partial(calibration_images, bundle, engine), left)
 
 
@@ -99,7 +105,8 @@ def remade(artifact: Artifact, bundle: Bundle) -> Remade:
         return Remade(fused, None, not_here=f"{why}: {probe.reason}")
     try:
         how = artifact.precision, probe
-        source = source_model(fused, bundle, artifact.engine, *how, left=artifact.nodes_left)
+        left, adapters = artifact.nodes_left, artifact.adapters
+        source = source_model(fused, bundle, artifact.engine, *how, left=left, adapters=adapters)
     except LorkdError as exc:
         return Remade(fused, None, not_here=exc.what)
     if sha256_bytes(source) == artifact.onnx_sha256:

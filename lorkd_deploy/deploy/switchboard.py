@@ -30,7 +30,7 @@ from lorkd_deploy.deploy.artifact import (
     open_engine,
 )
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.errors import UsageError, unknown_name
+from lorkd_deploy.errors import ArtifactError, UsageError, unknown_name
 from lorkd_deploy.precisions.table import precision_of
 from lorkd_deploy.run import open_run
 from lorkd_deploy.runtime import ALIASES, Closing, Runner, RunOptions, exporter
@@ -96,6 +96,9 @@ class Switchboard(Closing):
     all are, the budget is exceeded until one is given back. Every method may be called from any
     thread.
 
+    With `adapters` all tasks share one session of W0, for a device with little memory: engines are
+    those of `lorkd export --option adapters=true`. The budget counts their adapters, without W0.
+
     Raises `BundleError` for a damaged bundle, `UsageError` for an unknown target or precision.
     """
 
@@ -107,6 +110,7 @@ class Switchboard(Closing):
         precision: str = "fp32",
         budget: float = 512,
         threads: int = 1,
+        adapters: bool = False,
     ) -> None:
         self._run = open_run(bundle)
         self._bundle = load_bundle(self._run.bundle)
@@ -117,6 +121,7 @@ class Switchboard(Closing):
         self._precision = precision
         self._budget = budget * MIB
         self._options = RunOptions(threads=threads)
+        self._adapters = adapters
         self._lock = threading.Lock()
         self._building = threading.Lock()
         self._slots: OrderedDict[str, _Slot] = OrderedDict()  # what was used longest ago is first
@@ -198,7 +203,8 @@ class Switchboard(Closing):
     def _opened(self, task: str, slot: _Slot) -> Runner:
         slot.artifact = self._artifact(task)
         with self._lock:
-            slot.bytes = slot.artifact.bytes
+            whole, alone = slot.artifact.bytes, slot.artifact.files[0].bytes
+            slot.bytes = alone if self._adapters else whole
         self._shrink()
         return open_engine(slot.artifact, self._options)
 
@@ -214,9 +220,16 @@ class Switchboard(Closing):
                         self._run.path,
                         self._target,
                         precision=self._precision,
+                        options={"adapters": True} if self._adapters else None,
                         task=[task],
                     )
         artifact = exported_engine(self._run, self._bundle, task, self._target, self._precision)
+        if self._adapters and not artifact.adapters:
+            raise ArtifactError(
+                f"the engine of {task} is fused, and shares no session with others",
+                where=artifact.folder,
+                fix=f"lorkd export {self._run.path} --option adapters=true, or leave adapters out",
+            )
         if artifact.parity.status != "passed" and task not in self._warned:
             self._warned.add(task)
             log.warning(NOT_VERIFIED, self._run.path)

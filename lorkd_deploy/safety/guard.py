@@ -50,6 +50,11 @@ def fitted(features: F32) -> dict[str, F32]:
     return {_MEAN: mean.astype(np.float32), _WHITENING: whitening.astype(np.float32)}
 
 
+def known_of(kept: Tensors) -> dict[str, F32]:
+    """What `distances` needs of all that a bundle keeps of a task."""
+    return {name: kept[name] for name in (_MEAN, _WHITENING)}
+
+
 def distances(kept: Tensors, features: F32) -> F64:
     """How far each of `features` `(N, E)` is from those that `kept` was fitted on, `(N,)`."""
     whitened = (features - kept[_MEAN]) @ kept[_WHITENING]

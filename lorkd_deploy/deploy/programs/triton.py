@@ -16,22 +16,24 @@ the configurations against the server's own schema.
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import GraphEntry
-from lorkd_deploy.deploy.artifact import ARTIFACT, Artifact, read_artifact
+from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.deploy.programs.served import ServedModel
 from lorkd_deploy.deploy.programs.template import fill
-from lorkd_deploy.errors import ArtifactError, UsageError, unknown_name
-from lorkd_deploy.storage import exclusive, folder_atomic, write_atomic
+from lorkd_deploy.errors import ArtifactError
 
-LAYOUT = "triton"
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
 VERSION = "1"
+# On this machine alone; a model is loaded again when somebody asks for it, not when files change.
+START = (
+    "tritonserver --model-repository {} --model-control-mode explicit --load-model '*' "
+    "--http-address 127.0.0.1 --grpc-address 127.0.0.1 --metrics-address 127.0.0.1"
+)
 MOST = 32  # images per request, of engines that take any number
 UNPINNED = (
     "# This backend has no parameter for f32: a server whose CPU has bf16 computes in that,\n"
@@ -55,46 +57,18 @@ BACKENDS = {
 }
 
 
-def require_layout(layout: str, target: str) -> None:
-    """Raise `UsageError` for an unknown layout, or a target that Triton has no backend for."""
-    if layout != LAYOUT:
-        raise unknown_name("layout", layout, [LAYOUT])
-    if target not in BACKENDS:
-        raise UsageError(
-            f"Triton has no backend for {target} engines",
-            fix=f"--layout {LAYOUT} is for --target {', '.join(BACKENDS)}",
-        )
+def files(model: ServedModel) -> dict[str, bytes]:
+    """What a model needs beside its engine's own files, by path.
 
-
-def require_own(repository: Path, engines: Iterable[tuple[str, str]]) -> None:
-    """Raise `ArtifactError` where a model has the name of a (department, engine) and isn't it."""
-    for department, engine in engines:
-        model = repository / engine
-        if model.exists() and (owner := _owner(model)) != (department, engine):
-            whose = "no export of lorkd" if owner is None else f"that of department {owner[0]}"
-            raise ArtifactError(
-                f"there is another model called {engine}: {whose}",
-                where=model,
-                fix="choose another --out: a server takes several --model-repository",
-            )
-
-
-def write_repository(models: Sequence[tuple[Artifact, GraphEntry]], repository: Path) -> None:
-    """Put each engine, with the graph it came from, into `repository` as a model of its own.
-
-    What an earlier export wrote for the same task is replaced whole; other models stay. Raises
-    `ArtifactError`, before anything is written, where another model has the name of one of these,
-    or an engine is one that the server can't run as it is.
+    Raises `ArtifactError` for an engine that Triton can't run.
     """
-    with exclusive(repository, "export"):
-        require_own(repository, [(a.department, a.engine) for a, _ in models])
-        configs = [config(artifact, graph) for artifact, graph in models]
-        for (artifact, _), text in zip(models, configs, strict=True):
-            with folder_atomic(repository / artifact.engine) as fresh:
-                _copy(artifact, fresh / VERSION)
-                write_atomic(fresh / LABELS, labels(artifact).encode())
-                write_atomic(fresh / CONFIG, text.encode())
-    if any(UNPINNED in text for text in configs):
+    text = config(model.artifact, model.bundle.manifest.graph)
+    return {CONFIG: text.encode(), LABELS: labels(model.artifact).encode()}
+
+
+def warn_unpinned(models: Sequence[ServedModel]) -> None:
+    """Say once what the server may change of these models' arithmetic."""
+    if any(_arithmetic(model.artifact) == UNPINNED for model in models):
         log.warning(
             "Triton's OpenVINO backend can't be told to compute in f32: a server whose CPU has "
             "bf16 uses that, which is not what was proven (the target onnx has no such gap)"
@@ -174,18 +148,3 @@ def _arithmetic(artifact: Artifact) -> str:
     if artifact.precision == "bf16":
         return 'parameters { key: "HINT_BF16" value { string_value: "YES" } }'
     return UNPINNED
-
-
-def _owner(model: Path) -> tuple[str, str] | None:
-    """(department, engine) of what an earlier export wrote; None for a model of anyone else."""
-    try:
-        known = read_artifact(model / VERSION)
-    except ArtifactError:
-        return None
-    return known.department, known.engine
-
-
-def _copy(artifact: Artifact, version: Path) -> None:
-    version.mkdir(parents=True)
-    for name in (*artifact.file_names, ARTIFACT):
-        shutil.copyfile(artifact.folder / name, version / name)
