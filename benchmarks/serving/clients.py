@@ -19,6 +19,7 @@ from benchmarks.serving.servers import VENV
 Answer = Mapping[str, Any]
 Ask = Callable[[str, Any], Answer]
 TYPES = {"FP64": "<f8", "FP32": "<f4", "UINT8": "|u1"}
+AFTER = 5
 SERVICE = "/inference.GRPCInferenceService"
 
 
@@ -40,6 +41,9 @@ class Rest:
         """Every output of a model by name, of uint8 images `(N, H, W, C)`."""
         given = {"name": "image", "datatype": "UINT8", "shape": list(images.shape)}
         return self.post(model, {"inputs": [{**given, "data": images.reshape(-1).tolist()}]})
+
+    def close(self) -> None:
+        self._connection.close()
 
     def post(self, model: str, request: Any) -> Answer:
         """The same of a whole request, as an object or as bytes; raises `RefusedError`."""
@@ -113,19 +117,24 @@ def ask_all(
 ) -> list[Asked]:
     """Each client in a thread of its own asks random models one after the other, `requests` in all.
 
-    `meanwhile` is called once a third of them is answered. A request that fails ends it all.
+    `meanwhile` is called once a third of them is answered; where that takes longer than the
+    requests, the clients go on until it has ended and each has asked `AFTER` times more. A request
+    that fails ends its client, and is raised here.
     """
     answered: list[Asked] = []
-    third = threading.Event()
+    third, over = threading.Event(), threading.Event()
 
     def client(number: int) -> None:
         chosen = np.random.default_rng(number)
+        asked = after = 0
         try:
-            for _ in range(requests // len(clients)):
+            while asked < requests // len(clients) or after < AFTER:
+                after += over.is_set()
                 model = models[int(chosen.integers(len(models)))]
                 began = time.perf_counter()
                 answer = clients[number](model, images)
                 answered.append(Asked(model, began, time.perf_counter(), answer))
+                asked += 1
                 if len(answered) >= requests // 3:
                     third.set()
         finally:
@@ -133,9 +142,12 @@ def ask_all(
 
     with ThreadPoolExecutor(len(clients)) as pool:
         running = [pool.submit(client, number) for number in range(len(clients))]
-        if meanwhile is not None:
-            third.wait(600)
-            meanwhile()
+        try:
+            if meanwhile is not None:
+                third.wait()
+                meanwhile()
+        finally:
+            over.set()
         for one in running:
             one.result()
     return answered

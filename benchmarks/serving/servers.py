@@ -39,7 +39,7 @@ class NoWheelError(Exception):
 
 def environment() -> Path:
     """The environment's folder; raises `NoWheelError` where there are no wheels to make it of."""
-    sources = CONSTRAINTS.read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+    sources = CONSTRAINTS.read_bytes() + platform.python_version().encode()
     stamp, wanted = VENV / ".installed", hashlib.sha256(sources).hexdigest()
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return VENV
@@ -97,7 +97,7 @@ class Server:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(30)
+                self._process.wait(10)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -160,4 +160,6 @@ def _free_ports(count: int) -> list[int]:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:4])} … failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(
+            f"{' '.join(command[:4])} … failed:\n{(done.stdout + done.stderr)[-3000:]}"
+        )
