@@ -1,0 +1,241 @@
+"""What a server adds to an engine, and that an exchange under load loses and mistakes nothing.
+
+    python -m benchmarks.serving.latency            # writes benchmarks/results/serving.{json,md}
+    python -m benchmarks.serving.latency --quick    # 2 departments, few requests; prints only
+
+ShuffleNetV2 1.0x with random experts (no claim of accuracy), one department a task, ONNX Runtime on
+the CPU, one thread an engine, one image of the network's size a request. Clients and servers share
+this machine; a client is a thread with a connection of its own that asks one department after the
+other at random.
+
+    engine       the engine's own call, on a network input that is ready
+    model step   that with preprocessing, probabilities and label, called in this process
+    … REST       MLServer or Triton (its Python backend), JSON
+    … gRPC       the same servers, raw bytes
+
+Every answer is compared, bit by bit, with the engine's own. With 8 clients one department is
+exported in fp16 and loaded again while they ask; its answers have to be the old or the new
+engine's, and the new one's as soon as the server says that it is loaded. A wrong answer, or a
+request without one, ends the script with an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serving.clients import Asked, Grpc, Rest, ask_all
+from benchmarks.serving.servers import SERVERS, Server
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.deploy.artifact import Artifact, open_engine
+from lorkd_deploy.deploy.export import export
+from lorkd_deploy.deploy.model_step import PROBABILITIES, ModelStep, step_files
+from lorkd_deploy.machine.environment import environment
+from lorkd_deploy.metrics.score import probabilities
+from lorkd_deploy.storage import write_atomic
+
+RESULTS = Path(__file__).parents[1] / "results"
+CLIENTS = 8
+EXCHANGED = "task0"
+
+
+class WrongAnswerError(Exception):
+    """An answer that is not the engine's own."""
+
+
+def make_bundle(folder: Path, count: int, size: int) -> Bundle:
+    """A bundle of `count` departments with one task each."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from synthetic import as_bundle, inputs_logits, student
+
+    from lorkd_deploy.training.bundling.graph_template import graph_template
+
+    model = student("shared", count, size)
+    pictures = parity_inputs(1, size, 0)
+    template = graph_template(*model.dense(0), size)
+    return as_bundle(folder, model, template, pictures, inputs_logits(model, pictures))
+
+
+def own_answer(artifact: Artifact, images: Any) -> bytes:
+    """The probabilities that the engine itself gives, bit by bit."""
+    with open_engine(artifact) as runner:
+        logits = runner(artifact.preprocess(images))
+    return probabilities(logits, artifact.tasks[0].kind).tobytes()
+
+
+def bare(
+    bundle: Bundle, artifacts: Mapping[str, Artifact], images: Any, calls: int
+) -> dict[str, list[float]]:
+    """ms of each call of the engine and of the model step, in turns."""
+    artifact = artifacts[EXCHANGED]
+    for name, data in step_files(artifact, bundle).items():
+        write_atomic(artifact.folder / name, data)
+    batch = artifact.preprocess(images)
+    times: dict[str, list[float]] = {"engine": [], "model step": []}
+    with open_engine(artifact) as runner, ModelStep(artifact.folder) as step:
+        calls_of: dict[str, Callable[[], Any]] = {
+            "engine": lambda: runner(batch),
+            "model step": lambda: step(images),
+        }
+        for _ in range(calls):
+            for name, call in calls_of.items():
+                began = time.perf_counter()
+                call()
+                times[name].append(1e3 * (time.perf_counter() - began))
+    return times
+
+
+def served(run: Path, layout: str, images: Any, requests: int, work: Path) -> dict[str, Any]:
+    """A server's latencies by both protocols: of one client, then of `CLIENTS` and an exchange."""
+    artifacts = {a.engine: a for a in export(run, layout=layout)}
+    tasks = list(artifacts)
+    old = {name: own_answer(artifact, images) for name, artifact in artifacts.items()}
+    rows: dict[str, Any] = {}
+    with Server(layout, run / layout, work) as server:
+        protocols: dict[str, Callable[[], Any]] = {
+            "REST": lambda: Rest(server.http),
+            "gRPC": lambda: Grpc(server.grpc),
+        }
+        for name, client in protocols.items():
+            one = client()
+            ask_all([one], len(tasks) * 5, tasks, images)  # isn't counted
+            alone = ask_all([one], requests // 8, tasks, images)
+            one.close()
+            check(alone, old, None, (np.inf, np.inf))
+            times: list[float] = []
+            fresh: list[Artifact] = []
+
+            def exchange(times: list[float] = times, fresh: list[Artifact] = fresh) -> None:
+                times.append(time.perf_counter())
+                fresh.extend(export(run, precision="fp16", task=[EXCHANGED], layout=layout))
+                server.reload(EXCHANGED)
+                times.append(time.perf_counter())
+
+            began = time.perf_counter()
+            clients = [client() for _ in range(CLIENTS)]
+            many = ask_all(clients, requests, tasks, images, exchange)
+            seconds = time.perf_counter() - began
+            new = own_answer(fresh[0], images)
+            by_new = check(many, old, new, (times[0], times[1]))
+            rows[name] = {
+                "alone_ms": milliseconds(alone),
+                "together_ms": milliseconds(many),
+                "requests": len(many),
+                "requests_a_second": len(many) / seconds,
+                "answered_by_the_new_engine": by_new,
+                "exchange_seconds": times[1] - times[0],
+            }
+            export(run, task=[EXCHANGED], layout=layout)  # back to what it was
+            server.reload(EXCHANGED)
+            for one in clients:
+                one.close()
+        return {"version": server.version, "protocols": rows}
+
+
+def check(
+    answered: Sequence[Asked],
+    old: Mapping[str, bytes],
+    new: bytes | None,
+    exchanged: tuple[float, float],
+) -> int:
+    """How many answers are the new engine's; raises `WrongAnswerError` for any that is neither the
+    old nor the new engine's, or not the one that was loaded then."""
+    by_new = 0
+    for asked in answered:
+        found = asked.answer[PROBABILITIES].tobytes()
+        if found == old[asked.model] and (asked.model != EXCHANGED or asked.began < exchanged[1]):
+            continue
+        if asked.model != EXCHANGED or found != new or asked.ended < exchanged[0]:
+            raise WrongAnswerError(f"{asked.model}, asked at {asked.began:.3f}")
+        by_new += 1
+    return by_new
+
+
+def milliseconds(answered: Sequence[Asked]) -> list[float]:
+    return [1e3 * (asked.ended - asked.began) for asked in answered]
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--quick", action="store_true", help="writes nothing")
+    given = arguments.parse_args()
+    count, size, requests = (2, 32, 80) if given.quick else (10, 64, 2000)
+    before = os.getloadavg()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = make_bundle(folder / "run", count, size)
+        images = parity_inputs(1, size, 5)
+        artifacts = {a.engine: a for a in export(bundle.path)}
+        alone = bare(bundle, artifacts, images, requests // 8)
+        order = list(SERVERS)
+        random.Random(0).shuffle(order)
+        servers = {}
+        for layout in order:
+            (folder / layout).mkdir()
+            servers[layout] = served(bundle.path, layout, images, requests, folder / layout)
+    document = {
+        "departments": count,
+        "size_px": size,
+        "clients": CLIENTS,
+        "measured": time.strftime("%Y-%m-%d"),
+        "environment": environment().model_dump(mode="json"),
+        "load_average": {"before": before, "after": os.getloadavg()},
+        "bare_ms": alone,
+        "servers": servers,
+    }
+    text = "\n".join(lines(document)) + "\n"
+    print(text)
+    if not given.quick:
+        (RESULTS / "serving.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        (RESULTS / "serving.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+def lines(document: Mapping[str, Any]) -> list[str]:
+    """The figures as Markdown."""
+    machine, loads = document["environment"], document["load_average"]
+    versions = ", ".join(f"{name} {s['version']}" for name, s in document["servers"].items())
+    text = [
+        "# What a server adds to an engine",
+        "",
+        f"ShuffleNetV2 1.0x, random experts, {document['departments']} departments, "
+        f"{document['size_px']} px, one image a request, ONNX Runtime "
+        f"{machine['packages'].get('onnxruntime')} on the CPU, one thread an engine; {versions}. "
+        f"Clients and server share {machine['allowed_cpus']} CPUs ({machine['cpu']}). Measured "
+        f"{document['measured']}; load average {loads['before'][0]:.1f} at the start, "
+        f"{loads['after'][0]:.1f} at the end (where it is above the number of CPUs, times hold "
+        "waiting). `benchmarks/serving/latency.py` says what the rows are.",
+        "",
+        f"| way | 1 client: p50, p99 ms | {document['clients']} clients: p50, p99 ms "
+        "| requests a second | requests | of these by the new engine |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, times in document["bare_ms"].items():
+        text.append(f"| {name} | {quantiles(times)} | | | {len(times)} | |")
+    for layout, server in document["servers"].items():
+        for protocol, row in server["protocols"].items():
+            text.append(
+                f"| {layout}, {protocol} | {quantiles(row['alone_ms'])} "
+                f"| {quantiles(row['together_ms'])} | {row['requests_a_second']:.0f} "
+                f"| {row['requests']} | {row['answered_by_the_new_engine']} |"
+            )
+    return text
+
+
+def quantiles(times: Sequence[float]) -> str:
+    return f"{np.quantile(times, 0.5):.1f}, {np.quantile(times, 0.99):.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
