@@ -116,7 +116,7 @@ class ModelStep(Closing):
         self._runner = open_engine(self.artifact, RunOptions(threads=threads))
 
     @property
-    def outputs(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
         """What a call gives."""
         return outputs(self.artifact, guarded=self._guard is not None)
 

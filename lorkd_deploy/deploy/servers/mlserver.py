@@ -51,7 +51,7 @@ class Engine(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Answer a request; a fault of the request is an error 400 of the protocol."""
         asked = [output.name for output in payload.outputs or ()]
-        if unknown := set(asked) - {output.name for output in self._step.outputs}:
+        if unknown := set(asked) - {output.name for output in self._step.tensors}:
             raise InferenceError(f"there is no output {', '.join(sorted(unknown))}")
         try:
             found = await asyncio.to_thread(self._answered, payload)
@@ -61,7 +61,7 @@ class Engine(MLModel):
             raise MLServerError(str(exc), 500) from exc
         outputs = [
             _encoded(tensor.name, tensor.datatype, found[tensor.name])
-            for tensor in self._step.outputs
+            for tensor in self._step.tensors
             if not asked or tensor.name in asked
         ]
         return InferenceResponse(model_name=self.name, outputs=outputs, parameters=self._origin)
