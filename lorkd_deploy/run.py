@@ -38,10 +38,15 @@ class RunRecord(Part):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder `path`, or a bundle that stands alone, whose engines go below itself."""
+    """A run's folder `path`, or a bundle that stands alone, whose engines go below itself.
+
+    `recipe_sha256` is the recipe's hash as `run.json` has it, which the run's checkpoints bear,
+    whatever keys a recipe has got since; None without a `run.json`.
+    """
 
     path: Path
     bundle: Path
+    recipe_sha256: str | None = None
 
     @property
     def teacher(self) -> Path:
@@ -65,26 +70,37 @@ def claim(out: str | Path, recipe: Recipe) -> Run:
     Raises `BundleError` where `out` holds another run (and says what differs) or files that
     belong to no run; nothing is written then.
     """
-    path = Path(out)
-    file, asked = path / RUN, recipe.model_dump(mode="json")
+    path, file = Path(out), Path(out) / RUN
     if file.exists():
-        known = with_newer_keys(read_record(file).recipe)
-        if known != asked:
-            changed = list(_differences(known, asked))
-            raise BundleError(
-                "this folder holds a run of another recipe; it differs in:\n    "
-                + "\n    ".join(changed[:10] + ["…"] * (len(changed) > 10)),
-                where=path,
-                fix="give every stage the same recipe and --set, or choose another --out",
-            )
-        return Run(path, path / "bundle")
+        record = read_record(file)
+        fix = "give every stage the same recipe and --set, or choose another --out"
+        refuse_other_recipe(record.recipe, recipe, path, "a run of another recipe", fix)
+        return Run(path, path / "bundle", record.recipe_sha256)
     refuse_foreign(path, "run")
-    write_part(file, RunRecord(recipe=asked, recipe_sha256=recipe.sha256))
-    return Run(path, path / "bundle")
+    record = RunRecord(recipe=recipe.model_dump(mode="json"), recipe_sha256=recipe.sha256)
+    write_part(file, record)
+    return Run(path, path / "bundle", record.recipe_sha256)
 
 
-def with_newer_keys(kept: dict[str, Any]) -> dict[str, Any]:
-    """A resolved recipe as it would be kept today: keys that came since are at their defaults.
+def refuse_other_recipe(
+    kept: dict[str, Any], recipe: Recipe, folder: Path, what: str, fix: str
+) -> None:
+    """Raise `BundleError`, which says what differs, where `kept` in `folder` isn't `recipe`.
+
+    It is the same where keys that came since it was kept are at their defaults.
+    """
+    known, asked = _with_newer_keys(kept), recipe.model_dump(mode="json")
+    if changed := list(_differences(known, asked)):
+        raise BundleError(
+            f"this folder holds {what}; it differs in:\n    "
+            + "\n    ".join(changed[:10] + ["…"] * (len(changed) > 10)),
+            where=folder,
+            fix=fix,
+        )
+
+
+def _with_newer_keys(kept: dict[str, Any]) -> dict[str, Any]:
+    """A resolved recipe as it would be kept today.
 
     One that today's package refuses, for a key that is no more, stays as it is, and so differs from
     all of today's.
@@ -179,14 +195,15 @@ def open_run(path: str | Path) -> Run:
             folder = folder.parent if folder.name else above
         else:
             return Run(folder, folder)
+    recipe_sha256 = None
     if (folder / RUN).is_file():
-        read_record(folder / RUN)
+        recipe_sha256 = read_record(folder / RUN).recipe_sha256
     elif not any((folder / part / MANIFEST).is_file() for part in ("bundle", "teacher")):
         what = (
             "there is no run and no bundle here" if folder.exists() else "the folder does not exist"
         )
         raise BundleError(what, where=folder, fix="give the folder that `lorkd decompose` wrote")
-    return Run(folder, folder / "bundle")
+    return Run(folder, folder / "bundle", recipe_sha256)
 
 
 def read_record(file: Path) -> RunRecord:

@@ -74,7 +74,7 @@ def plan_growth(recipe: Recipe, departments: Sequence[str], finished: str | Path
 def add_departments(job: Job, growth: Growth) -> TrainingResult:
     """`decompose` of new departments alone, in a run that is claimed, over data that is open."""
     setup, processes = job.setup, job.processes
-    identity = sha256_bytes(f"{growth.grown.sha256} {growth.bundle.sha256}".encode())
+    identity = sha256_bytes(f"{job.run.recipe_sha256} {growth.bundle.sha256}".encode())
     job = replace(job, identity=identity)
     torch.manual_seed(setup.recipe.seed)
     teacher = processes.first(lambda: _teacher(job, growth.run))

@@ -28,7 +28,7 @@ class Job:
     `resume` continues from the last checkpoint, `auto_batch` lets a batch that does not fit into
     memory pass in parts, `allow_missing` lets a frozen teacher have weights that its checkpoint
     lacks, `tensorboard` writes the figures of every step. `identity` is a hash of all that the
-    training depends on, which its checkpoints must share: by default the recipe's. `cache_folder`
+    training depends on, which its checkpoints must share: by default the run's. `cache_folder`
     is one for the teacher's features that it shares with other jobs, by default one of its own.
     """
 
@@ -67,7 +67,7 @@ class Job:
     @property
     def checkpoints(self) -> Checkpoints:
         """Where it is continued from."""
-        identity = self.identity or self.setup.recipe.sha256
+        identity = self.identity or self.run.recipe_sha256 or self.setup.recipe.sha256
         return Checkpoints(self.run.path / "checkpoints" / self.name, identity)
 
     def finish(self, write: Callable[[], T]) -> T:

@@ -11,8 +11,14 @@ import torch
 from safetensors import SafetensorError
 
 from lorkd_deploy.errors import TrainingError
+from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.run import RUN, RunRecord, claim
+from lorkd_deploy.schema import write_part
+from lorkd_deploy.storage import canonical_json, sha256_bytes
+from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.fitting import checkpoint
 from lorkd_deploy.training.fitting.checkpoint import Checkpoints, State, pack, unpack
+from lorkd_deploy.training.fitting.job import Job
 from tests.stopping import KilledError, killed_when
 
 
@@ -147,6 +153,22 @@ def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
     Checkpoints(tmp_path, "one").save(_state(10))
     with pytest.raises(TrainingError, match="another recipe"):
         Checkpoints(tmp_path, "other").load()
+
+
+def test_a_training_from_before_a_key_was_there_is_continued(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    kept = recipe.model_dump(mode="json")
+    del kept["safety"]
+    sha256 = sha256_bytes(canonical_json(kept))
+    assert sha256 != recipe.sha256
+    write_part(tmp_path / RUN, RunRecord(recipe=kept, recipe_sha256=sha256))
+    Checkpoints(tmp_path / "checkpoints" / "decompose", sha256).save(_state(10))
+    job = Job("decompose", claim(tmp_path, recipe), Setup(recipe, ()))
+    found = job.checkpoints.load()
+    assert found is not None
+    assert found.step == 10
+    job.checkpoints.save(_state(20))
+    assert Checkpoints(job.checkpoints.folder, sha256).load().step == 20  # type: ignore[union-attr]
 
 
 def test_tensors_that_share_memory_are_stored_apart() -> None:
