@@ -3,11 +3,13 @@
 from lorkd_deploy.models.build import build, feature_dim
 from lorkd_deploy.models.checkpoint import LoadReport, load_checkpoint
 from lorkd_deploy.models.folder import config_of, needs_folder, read_config
+from lorkd_deploy.models.published import contradictions
 
 __all__ = [
     "LoadReport",
     "build",
     "config_of",
+    "contradictions",
     "feature_dim",
     "load_checkpoint",
     "needs_folder",

@@ -131,7 +131,19 @@ def build_teacher(setup: Setup, *, allow_missing: bool) -> tuple[TeacherNetwork,
     features = models.feature_dim(backbone, setup.preprocess.size)
     check_answers(backbone, probe_images(setup.preprocess.size))
     model = TeacherNetwork(backbone, features, setup.classes)
-    return model, _import_checkpoint(model, setup.recipe.teacher, allow_missing)
+    report = _import_checkpoint(model, setup.recipe.teacher, allow_missing)
+    _compare_preprocessing(setup)
+    return model, report
+
+
+def _compare_preprocessing(setup: Setup) -> None:
+    """Warn where a hub's folder says that its network was trained on other inputs."""
+    spec = setup.recipe.teacher
+    if spec.checkpoint is None or not Path(spec.checkpoint).is_dir():
+        return
+    section = "preprocess" if spec.preprocess is None else "teacher.preprocess"
+    for said in models.contradictions(Path(spec.checkpoint), setup.preprocess):
+        log.warning("%s of the recipe gives %s %s", section, spec.checkpoint, said)
 
 
 def _import_checkpoint(

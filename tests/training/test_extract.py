@@ -289,6 +289,9 @@ def test_wrong_names_and_places(tmp_path: Path) -> None:
     hospital.files = files
     with pytest.raises(UsageError, match="auto, which is for decompose"):
         hospital.extract(set=["experts.rank=auto", "experts.budget=1kB"])
+    for folder in ("transformers:Dinov2Model", "open_clip:local-dir:mean"):
+        with pytest.raises(UsageError, match=f"models of {folder} can't be extracted"):
+            hospital.extract(set=[f"student.architecture={folder}"])
     save_file({**hospital.base, "0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="not of the recipe's student") as caught:
         extract(hospital.recipe, tmp_path / "other.safetensors", files, tmp_path / "run")

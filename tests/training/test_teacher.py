@@ -171,11 +171,13 @@ def _classes(recipe: Path, tmp_path: Path) -> list[object]:
 
 
 @pytest.mark.slow
-def test_a_hubs_folder_is_needed_once(tmp_path: Path) -> None:
+def test_a_hubs_folder_is_needed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """From the folder of a DINOv2, at its own size, to experts and the teacher's own engine."""
     pytest.importorskip("transformers")
     folder = tmp_path / "rad-dino"
     known = hub.dinov2(folder)
+    said = {"image_mean": [0.53, 0.53, 0.53], "crop_size": {"height": 42, "width": 42}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
     own = {"architecture": "transformers:Dinov2Model:cls", "checkpoint": str(folder)}
     own |= {"fit": "heads", "preprocess": {"size": 42}}
     short = {"epochs": 0.2, "batch_size": 8}
@@ -184,6 +186,8 @@ def test_a_hubs_folder_is_needed_once(tmp_path: Path) -> None:
         teacher(path, tmp_path / "none", set=["teacher.fit=none"])
     result = teacher(path, run)
     assert result.missing_keys == () and result.unexpected_keys == ()
+    told = f"teacher.preprocess of the recipe gives {folder} mean [0.5, 0.5, 0.5], where"
+    assert [told in text for text in caplog.messages].count(True) == 1
     shutil.rmtree(folder)
     images = open_setup(load_recipe(path)).data[0].train.images
     with torch.no_grad():
