@@ -1,35 +1,37 @@
-"""The README's table, from the result of the project's own study.
+"""The README's table and that of docs/results.md, from the result of the project's own study.
 
     python benchmarks/study_table.py [STUDY]
 
-With STUDY, the folder of `lorkd study seven-tasks`, its result.json and study.md are copied to
-benchmarks/results/study-seven-tasks.json and .md first. Then the table is written into the README,
-between its two marks. Nothing is computed here: figures, intervals and words are the result's.
+With STUDY, the folder of `lorkd study seven-tasks` with whatever methods and seeds, its result is
+kept as benchmarks/results/study-seven-tasks.json and .md first, without this machine's paths. Then
+the tables are written into both pages, between their marks. Nothing is computed here: figures,
+intervals, words and the number of seeds that would show a difference are the result's.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 from lorkd_deploy.errors import BundleError
+from lorkd_deploy.evidence.comparison import Difference
 from lorkd_deploy.evidence.methods.table import METHODS
-from lorkd_deploy.evidence.page import lead, seeds_in_words
+from lorkd_deploy.evidence.page import seeds_in_words, study_page
+from lorkd_deploy.evidence.report import as_markdown
 from lorkd_deploy.evidence.result import RESULT, StudyResult
 from lorkd_deploy.evidence.statistics import Estimate
-from lorkd_deploy.evidence.tables import interval
-from lorkd_deploy.schema import read_part
+from lorkd_deploy.evidence.tables import interval, others
+from lorkd_deploy.schema import read_part, write_part
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
 KEPT = ROOT / "benchmarks" / "results" / "study-seven-tasks.json"
-MARKS = re.compile(r"(<!-- results: begin; [^\n]*-->\n).*?(<!-- results: end -->)", re.DOTALL)
-# The five that say the most, where a study has more.
-FIRST = ("experts", "foundation", "mtl", "mtl-kd", "stl", "kf", "stl-kd")
-ROWS = 5
-METRIC = "auc"
+MARKS = r"(<!-- {name}: begin; [^\n]*-->\n).*?(<!-- {name}: end -->)"
+FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:,']+/)+")  # of an absolute path
+METRICS = {"auc": "AUC", "accuracy": "accuracy"}
+SAID = ("python", "torch", "onnxruntime", "lorkd-deploy")  # of the software
 
 
 def main() -> None:
@@ -37,47 +39,133 @@ def main() -> None:
     parser.add_argument("study", nargs="?", type=Path, help="the study's folder")
     study = parser.parse_args().study
     if study is not None:
-        shutil.copyfile(study / RESULT, KEPT)
-        shutil.copyfile(study / "study.md", KEPT.with_suffix(".md"))
+        found = read_part(study / RESULT, StudyResult, BundleError, "run `lorkd study` again")
+        write_part(KEPT, without_paths(found))
     result = read_part(KEPT, StudyResult, BundleError, "run `lorkd study` again")
-    README.write_text(with_table(README.read_text("utf-8"), table(result)), encoding="utf-8")
+    KEPT.with_suffix(".md").write_text(as_markdown(study_page(result)), encoding="utf-8")
+    for page, name, shown in ((README, "results", first_screen), (PAGE, "study", every_task)):
+        text = with_table(page.read_text("utf-8"), name, shown(result))
+        page.write_text(text, encoding="utf-8")
 
 
-def with_table(text: str, shown: str) -> str:
-    """`text` with `shown` between its two marks."""
-    changed, found = MARKS.subn(lambda marks: f"{marks[1]}{shown}{marks[2]}", text)
+def without_paths(result: StudyResult) -> StudyResult:
+    """The same without folders of the machine that it was made on."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: bare(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [bare(one) for one in value]
+        return (
+            re.sub(r"(?<![\w.:])/(?:[^\s/:,']+/)+", "", value) if isinstance(value, str) else value
+        )
+
+    changed = {"recipe": bare(result.recipe), "failed": bare(result.failed)}
+    return result.model_copy(update=changed)
+
+
+def with_table(text: str, name: str, shown: str) -> str:
+    """`text` with `shown` between its two marks of that name."""
+    marks = re.compile(MARKS.format(name=name), re.DOTALL)
+    changed, found = marks.subn(lambda place: f"{place[1]}{shown}{place[2]}", text)
     if found != 1:
-        raise ValueError("the page has no marks for results, or has them twice")
+        raise ValueError(f"the page has no marks for {name}, or has them twice")
     return changed
 
 
-def table(result: StudyResult) -> str:
-    """The table and, below it, what it takes to judge it."""
-    variants = [name for name in FIRST if name in result.variants][:ROWS]
+def first_screen(result: StudyResult) -> str:
+    """The README's: a row for each method, and below it what it takes to judge it."""
+    variants = [name for name in result.variants if name in METHODS]
+    first = result.first
     lines = [
-        f"| | mean AUC | {result.first} minus it | in words | parameters, one task | ms |",
-        "|---|---|---|---|---|---|",
+        f"| | mean AUC | {first} minus it | mean accuracy | {first} minus it "
+        "| parameters, one task | ms |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name in sorted(variants, key=result.variants.index):
+    for name in variants:
         cost = result.costs[name]
-        figure = result.comparison.figure(name, None, METRIC).estimate
-        difference, word = "", ""
-        if name != result.first:
-            found = result.comparison.difference(name, None, METRIC)
-            difference, word = _shown(found.estimate, signed=True), f"*{found.verdict}*"
-        shown = f"**{METHODS[name].title}**" if name == result.first else METHODS[name].title
+        title = f"{METHODS[name].title} (`{name}`)"
+        cells = [f"**{title}**" if name == first else title]
+        for metric in METRICS:
+            cells.append(f"{result.comparison.figure(name, None, metric).estimate.value:.3f}")
+            cells.append("" if name == first else _difference(result, name, metric))
         latency = "–" if cost.latency is None else f"{cost.latency:.1f}"
-        lines.append(
-            f"| {shown} | {_shown(figure)} | {difference} | {word} "
-            f"| {cost.parameters / 1e6:.2f} M | {latency} |"
-        )
-    software = ", ".join(f"{name} {version}" for name, version in result.software.items())
+        cells += [f"{cost.parameters / 1e6:.2f} M", latency]
+        lines.append(f"| {' | '.join(cells)} |")
+    software = ", ".join(f"{n} {result.software[n]}" for n in SAID if n in result.software)
+    training = f"{result.seconds / 3600:.1f}"
     lines += [
         "",
-        f"{len(result.tasks)} tasks of public images, {seeds_in_words(result.seeds)}, test splits, "
-        f"95 % intervals over images and seeds; {result.created[:10]}, {software}. {lead(result)} "
-        "[All of it](benchmarks/results/study-seven-tasks.md), task by task, and "
-        "[other results](docs/results.md).",
+        f"{len(result.tasks)} tasks of public images, {seeds_in_words(result.seeds)}, "
+        "whole test splits: means over tasks and seeds, with 95 % intervals over images and seeds. "
+        "Parameters and latency (one image, one CPU thread, ONNX Runtime) are those of the network "
+        f"that one task deploys. Trained in {training} CPU hours, {result.created[:10]}; "
+        f"{software}. {missed(result)}"
+        "[All of it](benchmarks/results/study-seven-tasks.md), [task by task](docs/results.md).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _difference(result: StudyResult, second: str, metric: str) -> str:
+    found = result.comparison.difference(second, None, metric)
+    return f"{_shown(found.estimate, signed=True)}, *{found.verdict}*"
+
+
+def missed(result: StudyResult) -> str:
+    """What isn't shown, and how many seeds would show it; nothing where all is."""
+    if len(result.seeds) < 2:
+        return "One seed shows nothing of what another training would give. "
+    said = []
+    for metric, title in METRICS.items():
+        open_ = [
+            found
+            for second in others(result)
+            if second in METHODS
+            and (found := result.comparison.difference(second, None, metric)).verdict == "not shown"
+        ]
+        if open_:
+            said.append(f"in {title} {_listed(open_)}")
+    if not said:
+        return ""
+    return (
+        f"Not shown: {'; '.join(said)}: so many seeds would show a difference of that size, if it "
+        "and its spread stayed as they are ([how that is reckoned](docs/concepts/measuring.md)). "
+    )
+
+
+def _listed(found: list[Difference]) -> str:
+    return ", ".join(
+        f"against `{one.second}` ("
+        + ("more seeds alone wouldn't" if one.needed is None else f"{one.needed} seeds")
+        + ")"
+        for one in found
+    )
+
+
+def every_task(result: StudyResult) -> str:
+    """The AUC of each task, for docs/results.md, with what differs from the first."""
+    tasks = result.tasks_of("auc")
+    lines = [
+        f"| AUC | {' | '.join(tasks)} |",
+        f"|---|{'---|' * len(tasks)}",
+    ]
+    for name in (name for name in result.variants if name in METHODS):
+        cells = [f"`{name}`"]
+        for task in tasks:
+            figure = _shown(result.comparison.figure(name, task, "auc").estimate)
+            if name != result.first:
+                word = result.comparison.difference(name, task, "auc").verdict
+                figure += "" if word == "not shown" else f", {result.first} *{word}*"
+            cells.append(figure)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{seeds_in_words(result.seeds)}; 95 % intervals over images and seeds; p-values corrected "
+        "over the tasks, and no word where no difference is shown. [The whole study]"
+        "(../benchmarks/results/study-seven-tasks.md) has accuracy, balanced accuracy, kappa of "
+        "grades, costs, disentanglement and how it was done; "
+        "`python benchmarks/study_table.py STUDY` writes these tables.",
         "",
     ]
     return "\n".join(lines)

@@ -7,44 +7,77 @@ from pathlib import Path
 import pytest
 
 from benchmarks import study_table
-from lorkd_deploy.evidence.result import RESULT
-from lorkd_deploy.schema import write_part
+from lorkd_deploy.errors import BundleError
+from lorkd_deploy.evidence.result import RESULT, StudyResult
+from lorkd_deploy.schema import read_part, write_part
 from tests.evidence.test_report import made
-from tests.readme import README
+from tests.readme import DOCS, README
 
 
 def test_the_table_has_each_method_and_word_of_the_result() -> None:
     result = made(5)
-    lines = study_table.table(result).splitlines()
+    lines = study_table.first_screen(result).splitlines()
     rows = {line.split(" | ")[0].strip("| *"): line for line in lines if line.startswith("|")}
     assert len(rows) == 2 + 4  # head and rule; `experts+norm=per_task` is no row
-    own = rows["W0 and a low-rank expert per task"]
-    figure = result.comparison.figure("experts", None, "auc").estimate
-    assert f"{figure.value:.3f} (" in own
+    own = rows["W0 and a low-rank expert per task (`experts`)"]
+    for metric in study_table.METRICS:
+        value = result.comparison.figure("experts", None, metric).estimate.value
+        assert f"| {value:.3f} |" in own
     assert "*" not in own.replace("**", "")
-    said = {"foundation model (the teacher)": "worse", "one small network for all tasks": "better"}
-    said["one small network for all tasks, distilled"] = "not shown"
+    said = {"foundation": "worse", "mtl": "better", "mtl-kd": "not shown"}
     for method, word in said.items():
-        assert f"| *{word}* |" in rows[method]
+        (row,) = (line for line in rows.values() if f"(`{method}`)" in line)
+        for metric in study_table.METRICS:
+            found = result.comparison.difference(method, None, metric)
+            interval = found.estimate.interval
+            assert interval is not None
+            shown = f"{found.estimate.value:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+            assert f"{shown.replace('-', '−')}, *{found.verdict}*" in row
+        assert result.comparison.difference(method, None, "auc").verdict == word
     assert result.created[:10] in lines[-1]
+    assert "5 seeds" in lines[-1]
 
 
-def test_one_command_fills_the_page_and_keeps_the_result(
+def test_what_is_missed_is_said_with_the_seeds_that_would_show_it() -> None:
+    result = made(5)
+    needed = result.comparison.difference("mtl-kd", None, "auc").needed
+    told = f"{needed} seeds" if needed else "more seeds alone wouldn't"
+    assert f"Not shown: in AUC against `mtl-kd` ({told})" in study_table.missed(result)
+    assert "per_task" not in study_table.missed(result)
+    sure = [
+        d.model_copy(update={"verdict": "better", "needed": None})
+        for d in result.comparison.differences
+    ]
+    comparison = result.comparison.model_copy(update={"differences": tuple(sure)})
+    assert study_table.missed(result.model_copy(update={"comparison": comparison})) == ""
+    assert "One seed" in study_table.missed(made(1))
+
+
+def test_one_command_fills_both_pages_and_keeps_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_part(tmp_path / RESULT, made(2))
-    (tmp_path / "study.md").write_text("# A study\n")
-    page, kept = tmp_path / "README.md", tmp_path / "kept.json"
-    page.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(study_table, "README", page)
+    result = made(2)
+    recipe = result.recipe | {"teacher": result.recipe["teacher"] | {"checkpoint": "/a/b/c.pth"}}
+    failed = {"kf/seed-0": "it failed\n  where: /a/b/kf/seed-0"}
+    write_part(tmp_path / RESULT, result.model_copy(update={"recipe": recipe, "failed": failed}))
+    kept, pages = tmp_path / "kept.json", {}
+    for name, page in (("README", README), ("PAGE", DOCS / "results.md")):
+        pages[name] = tmp_path / page.name
+        pages[name].write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+        monkeypatch.setattr(study_table, name, pages[name])
     monkeypatch.setattr(study_table, "KEPT", kept)
     for arguments in ([str(tmp_path)], []):  # the second time from what was kept
         monkeypatch.setattr("sys.argv", ["study_table.py", *arguments])
         study_table.main()
-        text = page.read_text(encoding="utf-8")
-        assert study_table.table(made(2)) in text
+        text = pages["README"].read_text(encoding="utf-8")
+        assert study_table.first_screen(result) in text
+        assert "isn't complete" not in text
         assert text.split("<!--")[0] == README.read_text(encoding="utf-8").split("<!--")[0]
-    assert kept.is_file()
-    assert kept.with_suffix(".md").is_file()
+        assert study_table.every_task(result) in pages["PAGE"].read_text(encoding="utf-8")
+    found = read_part(kept, StudyResult, BundleError, "")
+    assert found.recipe["teacher"]["checkpoint"] == "c.pth"
+    assert found.failed == {"kf/seed-0": "it failed\n  where: seed-0"}
+    assert found.comparison == result.comparison
+    assert "# experts against" in kept.with_suffix(".md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="no marks"):
-        study_table.with_table("a page", "a table")
+        study_table.with_table("a page", "results", "a table")
