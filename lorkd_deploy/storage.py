@@ -152,10 +152,14 @@ def exclusive(folder: Path, doing: str) -> Iterator[None]:
 def carry_over(folder: Path, place: Path) -> None:
     """Put the same files at another place, as hard links where that is possible.
 
-    Only for files that are replaced whole and never edited, as those of a run are.
+    Only for files that are replaced whole and never edited, as those of a run are. What others are
+    still writing there, which begins with a dot, is left out.
     """
+    hidden = shutil.ignore_patterns(".*")
     with folder_atomic(place) as fresh:
-        shutil.copytree(folder, fresh, copy_function=link_or_copy, dirs_exist_ok=True)
+        shutil.copytree(
+            folder, fresh, ignore=hidden, copy_function=link_or_copy, dirs_exist_ok=True
+        )
 
 
 def link_or_copy(file: str | Path, place: str | Path) -> None:

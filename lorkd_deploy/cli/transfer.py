@@ -39,7 +39,8 @@ def transfer(
         str,
         typer.Option(
             metavar="LIST",
-            help="Of expert:TASK, shared (W0 alone), mtl (of a study), teacher, random.",
+            help="Of expert:TASK, shared (W0 alone), mtl (of a study), teacher, random, and joint: "
+            "all tasks of RUN trained again, the new one among them.",
         ),
     ] = "shared,teacher,random",
     fit: Annotated[
@@ -47,7 +48,8 @@ def transfer(
         typer.Option(
             metavar="LIST",
             help="What is learnt: experts (a low-rank expert and its head, the rest frozen), head "
-            "(a logistic regression), all. Of a teacher a head, of random weights all.",
+            "(a logistic regression), all. Of a teacher a head, of random weights all, jointly "
+            "experts.",
         ),
     ] = "experts,head",
     shots: Annotated[
@@ -57,6 +59,9 @@ def transfer(
         int, typer.Option(min=1, help="Trainings of each, from the recipe's seed on.")
     ] = 3,
     overrides: Overrides = [],
+    workers: Annotated[
+        int, typer.Option(min=1, help="Trainings side by side on this machine, a thread each.")
+    ] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,6 +74,7 @@ def transfer(
     Examples:
       lorkd transfer runs/small --data new.npz --out transfers/new --init expert:retina,shared
       lorkd transfer studies/small --data new.npz --out transfers/new --init shared,mtl --fit all
+      lorkd transfer runs/small --data new.npz --out transfers/new --init shared,joint --workers 2
     """
     from lorkd_deploy.evidence.transfer.page import transfer_page, write_transfer_report
     from lorkd_deploy.evidence.transfer.transfer import transfer as run_transfer
@@ -83,6 +89,7 @@ def transfer(
         shots=shots,
         seeds=seeds,
         set=overrides,
+        workers=workers,
         progress=output.progress(),
     )
     shown = transfer_page(result)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorkd_deploy.arrays import I64
+from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.evidence.answers import Answers
+from lorkd_deploy.evidence.kept import Kept, key_of
 from lorkd_deploy.evidence.statistics import (
     Estimate,
     Resampled,
@@ -111,36 +112,81 @@ def compared(
     first: str,
     metrics: Sequence[Metric] = METRICS,
     n: int = RESAMPLES,
+    kept: Kept | None = None,
 ) -> Comparison:
     """Compare `first` with every other method; `answers` are one per seed, the same for all.
 
-    A method that was trained once for all seeds (the foundation model) is given as often.
+    A method that was trained once for all seeds (the foundation model) is given as often. What is
+    in `kept` of a training's answers isn't resampled again.
     """
     figures: list[Figure] = []
     differences: list[Difference] = []
+    each = {id(one): one for own in answers.values() for one in own}
+    known = _Known(splits, each, n, kept or Kept())
     for metric in metrics:
         used = [split for split in splits if split.graded or metric is not kappa]
         if not used:
             continue
-        found = {m: _resampled(metric, used, own, n) for m, own in answers.items()}
-        for method, by_task in found.items():
-            figures += [_figure(method, task, metric, value) for task, value in by_task.items()]
+        by_task = {split.task: known.of(metric, split, used.index(split)) for split in used}
+        found = {m: _over(by_task, [id(one) for one in own]) for m, own in answers.items()}
+        for method, of in found.items():
+            figures += [_figure(method, task, metric, value) for task, value in of.items()]
         for second in (method for method in answers if method != first):
             pairs = {task: found[first][task] - value for task, value in found[second].items()}
             differences += _differences(first, second, metric, pairs)
+    known.keep()
     return Comparison(figures=tuple(figures), differences=tuple(differences))
 
 
-def _resampled(
-    metric: Metric, splits: Sequence[TestSplit], answers: Sequence[Answers], n: int
+class _Known:
+    """Of each training's answers, by their id, the figures under `n` resamples of the images.
+
+    `(1 + n,)` for a metric of a task, as measured first; those that are lacking are computed of all
+    trainings together, since they have the same resamples.
+    """
+
+    def __init__(
+        self, splits: Sequence[TestSplit], answers: Mapping[int, Answers], n: int, kept: Kept
+    ) -> None:
+        self._answers, self._n, self._kept = answers, n, kept
+        self._keys = {number: _key(splits, one, n) for number, one in answers.items()}
+        self._found = {number: kept.read(key) for number, key in self._keys.items()}
+        self._new: set[int] = set()
+
+    def of(self, metric: Metric, split: TestSplit, seed: int) -> dict[int, F64]:
+        name = f"{metric.name}/{split.task}"
+        lacking = [number for number, own in self._found.items() if name not in own]
+        if lacking:
+            logits = [self._answers[number].logits[split.task] for number in lacking]
+            probs = np.stack([probabilities(one, split.kind) for one in logits])
+            made = resampled(metric, split.labels, probs, groups=split.groups, n=self._n, seed=seed)
+            for place, number in enumerate(lacking):
+                value, draws = made.values[place : place + 1], made.draws[:, place]
+                self._found[number][name] = np.concatenate([value, draws])
+            self._new |= set(lacking)
+        return {number: own[name] for number, own in self._found.items()}
+
+    def keep(self) -> None:
+        for number in self._new:
+            self._kept.write(self._keys[number], self._found[number])
+
+
+def _key(splits: Sequence[TestSplit], answers: Answers, n: int) -> str:
+    arrays = {f"{s.task}/logits": answers.logits[s.task] for s in splits}
+    arrays |= {f"{s.task}/labels": s.labels for s in splits}
+    arrays |= {f"{s.task}/groups": s.groups for s in splits if s.groups is not None}
+    tasks = [[split.task, split.kind, split.graded] for split in splits]
+    return key_of("resamples", arrays, n=n, tasks=tasks)
+
+
+def _over(
+    by_task: Mapping[str, Mapping[int, F64]], seeds: Sequence[int]
 ) -> dict[str | None, Resampled]:
-    """By task, and under None their mean."""
+    """A method's by task, and under None their mean; `seeds` are the ids of its answers."""
     each: dict[str | None, Resampled] = {}
-    for number, split in enumerate(splits):
-        probs = np.stack([probabilities(own.logits[split.task], split.kind) for own in answers])
-        each[split.task] = resampled(
-            metric, split.labels, probs, groups=split.groups, n=n, seed=number
-        )
+    for task, known in by_task.items():
+        values = np.stack([known[number] for number in seeds], axis=1)
+        each[task] = Resampled(values[0], values[1:])
     each[None] = over_tasks(list(each.values()))
     return each
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,17 @@ import torch
 from torch import nn
 
 from lorkd_deploy import models
-from lorkd_deploy.errors import RuntimeUnavailableError
+from lorkd_deploy.bundle.write import now
+from lorkd_deploy.errors import BundleError, RuntimeUnavailableError
 from lorkd_deploy.evidence.methods.kf import FactorisedNetwork
 from lorkd_deploy.evidence.methods.kf_training import build_factorised
 from lorkd_deploy.evidence.methods.table import Network
 from lorkd_deploy.experts import ExpertClassifier, TaskNetwork
+from lorkd_deploy.machine.packages import software
+from lorkd_deploy.machine.processor import cpu_model
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import RunOptions, exporter
-from lorkd_deploy.schema import Part
+from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.training.batches.setup import Setup
 from lorkd_deploy.training.networks.network import TeacherNetwork
 from lorkd_deploy.training.networks.student import build_backbone, build_student
@@ -33,13 +36,32 @@ _MODEL = "model.onnx"
 class Cost(Part):
     """Of one task's network: `parameters`, `mib` as ONNX in float32, median `latency` at batch 1 in
     ms by ONNX Runtime with one thread (None where that isn't installed). `stored` are the
-    parameters that all tasks need together.
+    parameters that all tasks need together. `measured` is when and on which processor, all of a
+    study's graphs in turn.
     """
 
     parameters: int
     stored: int
     mib: float
     latency: float | None
+    measured: str | None = None
+
+
+class Graph(Part):
+    """Size and latency of a graph as ONNX, whatever its weights."""
+
+    mib: float
+    latency: float | None
+
+
+class Measured(Part):
+    """Graphs that were measured in turn, so that they can be compared: when and where."""
+
+    schema_version: int = 1
+    graphs: dict[str, Graph]
+    created: str
+    processor: str
+    software: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -50,34 +72,63 @@ class Deployed:
     setups: tuple[Setup, ...]
 
 
-def costs(methods: Mapping[str, Deployed]) -> dict[str, Cost]:
-    """By method; graphs that are the same but for their weights are measured once, all in turn."""
+def costs(methods: Mapping[str, Deployed], known: Path | None = None) -> dict[str, Cost]:
+    """By method; graphs that are the same but for their weights are measured once.
+
+    The file `known` has what was measured before. One graph more, another processor or other
+    software, and all are measured again: what isn't measured together can't be compared.
+    """
     built = {
         name: [_built(method.network, setup) for setup in method.setups]
         for name, method in methods.items()
     }
     graphs = {name: _graph(method) for name, method in methods.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        files: dict[str, tuple[Path, int]] = {}
-        for name, graph in graphs.items():
-            if graph not in files:
-                size = _preprocess(methods[name]).size
-                files[graph] = Path(folder) / str(len(files)) / _MODEL, size
-                _export(one_task(built[name][0]), size, files[graph][0])
-        latency = _latencies(files)
-        measured: dict[str, tuple[float, float | None]] = {
-            graph: (file.stat().st_size / (1 << 20), latency.get(graph))
-            for graph, (file, _) in files.items()
+    first = {graph: name for name, graph in reversed(graphs.items())}
+    found = _read(known, first.keys())
+    if found is None:
+        examples = {
+            graph: (one_task(built[name][0]), _preprocess(methods[name]).size)
+            for graph, name in first.items()
         }
+        found = _measured(examples)
+        if known is not None:
+            write_part(known, found)
     return {
         name: Cost(
             parameters=_count(one_task(networks[0])),
             stored=sum(stored_parameters(network) for network in networks),
-            mib=measured[graphs[name]][0],
-            latency=measured[graphs[name]][1],
+            **found.graphs[graphs[name]].model_dump(),
+            measured=f"{found.created[:10]}, {found.processor}",
         )
         for name, networks in built.items()
     }
+
+
+def _read(known: Path | None, graphs: Collection[str]) -> Measured | None:
+    """What `known` has of all `graphs`, measured on this machine; None where it hasn't."""
+    if known is None or not known.exists():
+        return None
+    try:
+        found = read_part(known, Measured, BundleError, "")
+    except BundleError:
+        return None
+    same = (found.processor, found.software) == (cpu_model(), software())
+    return found if same and set(graphs) <= found.graphs.keys() else None
+
+
+def _measured(examples: Mapping[str, tuple[nn.Module, int]]) -> Measured:
+    """By graph a network that has it, and the size of its input."""
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, tuple[Path, int]] = {}
+        for graph, (module, size) in examples.items():
+            files[graph] = Path(folder) / str(len(files)) / _MODEL, size
+            _export(module, size, files[graph][0])
+        latency = _latencies(files)
+        graphs = {
+            graph: Graph(mib=file.stat().st_size / (1 << 20), latency=latency.get(graph))
+            for graph, (file, _) in files.items()
+        }
+    return Measured(graphs=graphs, created=now(), processor=cpu_model(), software=software())
 
 
 def _preprocess(method: Deployed) -> Preprocess:

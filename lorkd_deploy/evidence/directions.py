@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lorkd_deploy.arrays import F64
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.comparison import TestSplit
-from lorkd_deploy.evidence.mig import Gap, disentanglement, principal_components, within_tasks
+from lorkd_deploy.evidence.kept import Arrays, Kept, key_of
+from lorkd_deploy.evidence.mig import (
+    BINS,
+    DIMENSIONS,
+    disentanglement,
+    principal_components,
+    within_tasks,
+)
 from lorkd_deploy.evidence.statistics import Estimate, Resampled, estimate
 from lorkd_deploy.schema import Part
 
@@ -35,53 +43,65 @@ class Directions(Part):
     settings: tuple[Setting, ...]
 
 
-def directions(splits: Sequence[TestSplit], answers: Sequence[Answers]) -> Directions | None:
+def directions(
+    splits: Sequence[TestSplit], answers: Sequence[Answers], kept: Kept | None = None
+) -> Directions | None:
     """Of one method, from its features of the test images, one `answers` per seed.
 
     Multi-label tasks, which have no classes, are left out; None where there is no other. A single
-    task has no factor `task`.
+    task has no factor `task`. What is in `kept` of a training isn't computed again.
     """
     used = [split for split in splits if split.kind == "multiclass"]
-    labels = [split.labels for split in used]
     if not used:
         return None
-
-    features = {  # of a method that was trained once for all seeds only once
-        id(own): [own.features[split.task] for split in used] for own in answers
-    }
-    known = {seed: disentanglement(own, labels, n=RESAMPLES) for seed, own in features.items()}
+    each = {id(own): own for own in answers}  # one that was trained once for all seeds only once
+    known = {number: _of_one(used, own, kept or Kept()) for number, own in each.items()}
     found = [known[id(own)] for own in answers]
     return Directions(
-        within=_over_seeds([own.within for own in found]),
-        task=_over_seeds([own.task for own in found]) if len(used) > 1 else None,
-        classes=_over_seeds([own.classes for own in found]),
-        settings=_settings(list(features.values()), labels),
+        within=_over_seeds([own["within"] for own in found]),
+        task=_over_seeds([own["task"] for own in found]) if len(used) > 1 else None,
+        classes=_over_seeds([own["classes"] for own in found]),
+        settings=tuple(
+            Setting(bins=bins, dimensions=dimensions, within=float(mean))
+            for (bins, dimensions), mean in zip(
+                SETTINGS, np.mean([own["settings"] for own in known.values()], axis=0), strict=True
+            )
+        ),
     )
 
 
-def _settings(
-    features: Sequence[Sequence[npt.NDArray[Any]]], labels: Sequence[npt.NDArray[Any]]
-) -> tuple[Setting, ...]:
-    """`features` are `(N_t, F)` of each task, for each training."""
+def _of_one(splits: Sequence[TestSplit], answers: Answers, kept: Kept) -> Arrays:
+    """Of one training: each gap `(1 + RESAMPLES,)`, as measured first, and `settings`, of each."""
+    arrays = {f"{s.task}/features": answers.features[s.task] for s in splits}
+    arrays |= {f"{s.task}/labels": s.labels for s in splits}
+    key = key_of(
+        "mig", arrays, n=RESAMPLES, bins=BINS, dimensions=DIMENSIONS, settings=SETTINGS,
+        tasks=[split.task for split in splits],
+    )  # fmt: skip
+    if known := kept.read(key):
+        return known
+    features = [answers.features[split.task] for split in splits]
+    labels = [split.labels for split in splits]
+    found = disentanglement(features, labels, n=RESAMPLES)
+    gaps = {"within": found.within, "task": found.task, "classes": found.classes}
+    made = {name: np.concatenate([[gap.value], gap.draws]) for name, gap in gaps.items()}
+    made["settings"] = _settings(features, labels)
+    kept.write(key, made)
+    return made
+
+
+def _settings(features: Sequence[npt.NDArray[Any]], labels: Sequence[npt.NDArray[Any]]) -> F64:
+    """MIG within tasks under each of `SETTINGS`; `features` are `(N_t, F)` of each task."""
     most = max(dimensions for _, dimensions in SETTINGS)
-    latents = [[principal_components(values, most) for values in own] for own in features]
-    return tuple(
-        Setting(
-            bins=bins,
-            dimensions=dimensions,
-            within=float(
-                np.mean(
-                    [
-                        within_tasks([z[:, :dimensions] for z in own], labels, bins=bins).value
-                        for own in latents
-                    ]
-                )
-            ),
-        )
-        for bins, dimensions in SETTINGS
+    latents = [principal_components(values, most) for values in features]
+    return np.array(
+        [
+            within_tasks([z[:, :dimensions] for z in latents], labels, bins=bins).value
+            for bins, dimensions in SETTINGS
+        ]
     )
 
 
-def _over_seeds(gaps: Sequence[Gap]) -> Estimate:
-    values = np.array([gap.value for gap in gaps])
-    return estimate(Resampled(values, np.stack([gap.draws for gap in gaps], axis=1)))
+def _over_seeds(gaps: Sequence[F64]) -> Estimate:
+    values = np.stack(gaps, axis=1)
+    return estimate(Resampled(values[0], values[1:]))

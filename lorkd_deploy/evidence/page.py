@@ -128,7 +128,10 @@ _INTRO = (
     "Every difference is paired by image and by seed. Its interval resamples images (patients, "
     "where the data has them) and seeds together; beside it stands a t-interval over the seeds "
     "alone, and the wider of the two is shown and decides. Only where it lies on one side of zero, "
-    "and the p-value corrected over the tasks is below 0.05, the word is better or worse."
+    "and the p-value corrected over the tasks is below 0.05, the word is better or worse. Where it "
+    "isn't shown, the number of seeds is said that would show it, if the difference and its spread "
+    "over the seeds stayed as they are; none where the test images alone leave its sign open, or a "
+    "thousand seeds wouldn't do."
 )
 _MIG = (
     f"How far one direction of the features belongs to one factor: latents are the first "
@@ -149,6 +152,12 @@ def _protocol(result: StudyResult) -> tuple[str, ...]:
         f"{RESAMPLES} resamples, within classes where a class has fewer than {RARE} images; "
         "p-values of the tasks are corrected by Holm.",
         "Latency and size are those of one task's network as it is deployed: an expert is fused "
-        "into one dense network, knowledge factorisation needs its two.",
+        "into one dense network, knowledge factorisation needs its two." + _measured(result),
         f"All trainings together took {result.seconds / 3600:.1f} hours.",
     )
+
+
+def _measured(result: StudyResult) -> str:
+    """When and where latencies were; nothing in a result from before that was kept."""
+    said = {cost.measured for cost in result.costs.values() if cost.measured}
+    return f" All latencies were measured in turn: {', '.join(sorted(said))}." if said else ""

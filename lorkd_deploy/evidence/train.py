@@ -11,13 +11,14 @@ import torch
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.answers import Answers
+from lorkd_deploy.evidence.attempt import Call
 from lorkd_deploy.evidence.methods.kf_training import train_factorised
 from lorkd_deploy.evidence.methods.table import method_named
 from lorkd_deploy.evidence.plan import Training
 from lorkd_deploy.experts import TaskNetwork
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.run import claimed
+from lorkd_deploy.run import claim, claimed
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import write_tensors
 from lorkd_deploy.training.batches.setup import Setup, open_setup
@@ -76,6 +77,25 @@ def train(given: dict[str, Any], study: str) -> dict[str, Any]:
         write_part(folder / RECORD, done)
         job.checkpoints.clear()
         return done.model_dump(mode="json")
+
+
+def call_of(training: Training, study: Path) -> Call:
+    """`train` of it in the folder `study`, for a worker."""
+    function = f"{train.__module__}:{train.__name__}"
+    given = training.model_dump(mode="json")
+    return Call(name=training.folder, function=function, given=given, folder=str(study.resolve()))
+
+
+def finished(training: Training, study: Path) -> Trained | None:
+    """What it says of itself where it is done already.
+
+    Raises `BundleError` where its folder holds another training, or is damaged.
+    """
+    folder = study / training.folder
+    if not (folder / RECORD).exists():
+        return None
+    claim(folder, parse_recipe(training.recipe, where=training.folder))
+    return read_record(folder)
 
 
 def read_record(folder: Path) -> Trained:

@@ -1,13 +1,13 @@
-"""Who does a study's trainings: processes on this machine, or a Dask cluster's workers."""
+"""Who does trainings: processes on this machine, or a Dask cluster's workers."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,9 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lorkd_deploy.errors import RuntimeUnavailableError, UsageError
-from lorkd_deploy.evidence.attempt import Outcome, attempt
-from lorkd_deploy.evidence.plan import Training
+from lorkd_deploy.evidence.attempt import Call, Outcome, attempt
+from lorkd_deploy.progress import Progress
 
+log = logging.getLogger(__name__)
 PATIENCE = "20s"  # for a scheduler to answer
 LOST = 2  # times that a training may lose its worker before it counts as failed
 
@@ -58,26 +59,42 @@ def _is_loopback(host: str | None) -> bool:
         return False
 
 
-def on_this_machine(trainings: Sequence[Training], study: Path, workers: int) -> Iterator[Outcome]:
+def collected(
+    outcomes: Iterable[Outcome], progress: Progress
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """By training what its function gave, and why one failed; both are shown as they come."""
+    done: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    for outcome in outcomes:
+        if outcome.done is not None:
+            done[outcome.name] = outcome.done
+        else:
+            failed[outcome.name] = outcome.failed or ""
+            log.warning("%s failed: %s", outcome.name, outcome.failed)
+        progress.advance(1, failed=str(len(failed)))
+    return done, failed
+
+
+def on_this_machine(calls: Sequence[Call], workers: int) -> Iterator[Outcome]:
     """Each training's outcome, as it ends; `workers` processes with a thread each.
 
     A process that is lost is replaced, and its training continued from the last checkpoint.
     """
     free: SimpleQueue[_Worker] = SimpleQueue()
-    started = [_Worker(study) for _ in range(min(workers, len(trainings)))]
+    started = [_Worker() for _ in range(min(workers, len(calls)))]
     for worker in started:
         free.put(worker)
 
-    def one(training: Training) -> Outcome:
+    def one(call: Call) -> Outcome:
         worker = free.get()
         try:
-            return worker.outcome(training)
+            return worker.outcome(call)
         finally:
             free.put(worker)
 
     pool = ThreadPoolExecutor(max(1, len(started)))
     try:
-        for future in as_completed([pool.submit(one, training) for training in trainings]):
+        for future in as_completed([pool.submit(one, call) for call in calls]):
             yield future.result()
     finally:
         for worker in started:
@@ -88,12 +105,11 @@ def on_this_machine(trainings: Sequence[Training], study: Path, workers: int) ->
 class _Worker:
     """A process that does one training after another."""
 
-    def __init__(self, study: Path) -> None:
-        self._study = study
+    def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
 
-    def outcome(self, training: Training) -> Outcome:
+    def outcome(self, call: Call) -> Outcome:
         code = 0
         for _ in range(LOST):
             if self._stopped:
@@ -102,7 +118,7 @@ class _Worker:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(json.dumps(training.model_dump(mode="json")) + "\n")
+                process.stdin.write(call.model_dump_json() + "\n")
                 process.stdin.flush()
                 answer = process.stdout.readline()
             except BrokenPipeError:
@@ -112,7 +128,7 @@ class _Worker:
             code, self._process = process.wait(), None
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         why = f"its process ended by {how}, {LOST} times (a signal 9 often is too little memory)"
-        return Outcome(training=training, failed=why)
+        return Outcome(name=call.name, failed=why)
 
     def stop(self) -> None:
         self._stopped = True
@@ -123,7 +139,7 @@ class _Worker:
     def _start(self) -> subprocess.Popen[str]:
         one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         return subprocess.Popen(
-            [sys.executable, "-m", "lorkd_deploy.evidence.attempt", str(self._study)],
+            [sys.executable, "-m", "lorkd_deploy.evidence.attempt"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -131,8 +147,8 @@ class _Worker:
         )
 
 
-def on_cluster(trainings: Sequence[Training], study: Path, cluster: Cluster) -> Iterator[Outcome]:
-    """The same on a cluster whose workers see the folder `study` under the same path.
+def on_cluster(calls: Sequence[Call], cluster: Cluster) -> Iterator[Outcome]:
+    """The same on a cluster whose workers see the calls' folders under the same paths.
 
     Raises `RuntimeUnavailableError` where Dask isn't installed or its scheduler doesn't answer.
     """
@@ -151,19 +167,16 @@ def on_cluster(trainings: Sequence[Training], study: Path, cluster: Cluster) -> 
             fix="start it by `dask scheduler`, with the same certificates",
         ) from exc
     with client:
-        by_key = {training.folder: training for training in trainings}
         futures = [
-            client.submit(
-                attempt, training.model_dump(mode="json"), str(study), key=key, pure=False
-            )
-            for key, training in by_key.items()
+            client.submit(attempt, call.model_dump(mode="json"), key=call.name, pure=False)
+            for call in calls
         ]
         for future in dask.as_completed(futures):
             if future.status == "finished":
                 yield Outcome.model_validate(future.result())
             else:  # its workers were lost more often than the cluster allows
                 why = f"{type(future.exception()).__name__}: {future.exception()}"
-                yield Outcome(training=by_key[future.key], failed=why)
+                yield Outcome(name=future.key, failed=why)
 
 
 def _security(cluster: Cluster, dask: Any) -> Any:

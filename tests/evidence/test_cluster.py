@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from tiny_recipe import tiny_recipe
 
-from lorkd_deploy.evidence.attempt import attempt
 from lorkd_deploy.evidence.plan import Training, parse_variants, trainings
-from lorkd_deploy.evidence.train import ANSWERS
+from lorkd_deploy.evidence.train import ANSWERS, call_of, train
 from lorkd_deploy.evidence.workers import Cluster, on_cluster
 from lorkd_deploy.recipe import parse_recipe
 
@@ -80,12 +79,11 @@ def test_a_killed_workers_training_is_resumed(local: tuple[Any, Cluster], tmp_pa
         target=kill_who_does, args=(asked[0], study / asked[0].folder, cluster), daemon=True
     )
     killer.start()
-    found = {o.training.variant: o for o in on_cluster(asked, study, reached)}
+    calls = [call_of(training, study) for training in asked]
+    failed = {outcome.name: outcome.failed for outcome in on_cluster(calls, reached)}
     killer.join()
-    assert {name: outcome.failed for name, outcome in found.items()} == dict.fromkeys(
-        ("mtl", "experts")
-    )
+    assert failed == dict.fromkeys(training.folder for training in asked)
     alone = tmp_path / "alone"
-    attempt(asked[0].model_dump(mode="json"), str(alone))
+    train(asked[0].model_dump(mode="json"), str(alone))
     whole = (alone / asked[0].folder / ANSWERS).read_bytes()
     assert (study / asked[0].folder / ANSWERS).read_bytes() == whole

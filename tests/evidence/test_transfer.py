@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +15,32 @@ from tiny_backbone import backbone
 from tiny_recipe import tiny_recipe
 
 from lorkd_deploy import cli, teacher
+from lorkd_deploy.bundle.manifest import HEAD
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.data import Split
 from lorkd_deploy.errors import BundleError, UsageError
 from lorkd_deploy.evidence.answers import Answers
+from lorkd_deploy.evidence.attempt import Call, Outcome, attempt
 from lorkd_deploy.evidence.plan import parse_variants, trainings
 from lorkd_deploy.evidence.study import RECORD, StudyRecord
 from lorkd_deploy.evidence.train import FOUNDATION, train
 from lorkd_deploy.evidence.transfer import train as training
+from lorkd_deploy.evidence.transfer.joint import CACHE, new_and_old, prepare, teacher_of_all
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
-from lorkd_deploy.evidence.transfer.train import Trial, few, setup_of
-from lorkd_deploy.evidence.transfer.transfer import ANSWERS, _recipe, transfer
+from lorkd_deploy.evidence.transfer.train import ANSWERS, Trial, few, setup_of
+from lorkd_deploy.evidence.transfer.transfer import RECORD as TRANSFER
+from lorkd_deploy.evidence.transfer.transfer import _joint_recipe, _recipe, transfer
+from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import claim
-from lorkd_deploy.schema import write_part
+from lorkd_deploy.schema import document_bytes, write_part
 from lorkd_deploy.training.batches.setup import open_setup
 from lorkd_deploy.training.fitting.job import Job
+from lorkd_deploy.training.networks.network import network_input
 
 NEW = "{source: phantom, name: fundus, train: 24, val: 16, test: 24}"
-INITS = "expert:cells,shared,mtl,teacher,random"
+INITS = "expert:cells,shared,mtl,teacher,random,joint"
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +67,24 @@ def origin(study: Path) -> Origin:
 
 
 def test_every_start_learns_by_every_fit(
-    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("jinja2")
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     out = tmp_path / "transfer"
     asked = ["transfer", str(study), "--data", NEW, "--out", str(out), "--init", INITS]
     asked += ["--fit", "experts,head,all", "--shots", "2,all", "--seeds", "1", "--json"]
+    asked += ["--workers", "2"]
     assert cli.main(asked) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["starts"] == [
         *(f"{init}+{fit}" for init in INITS.split(",")[:3] for fit in ("experts", "head", "all")),
         "teacher+head",
         "random+all",
+        "joint+experts",
     ]
     assert [(r["shots"], r["images"]) for r in result["results"]] == [(2, 4), (None, 24)]
     assert not result["failed"]
@@ -81,13 +97,25 @@ def test_every_start_learns_by_every_fit(
     assert all(engine["before"] == engine["after"] for engine in engines)
     page = (out / "transfer.html").read_text()
     assert "The engines that were there" in page and engines[0]["before"][:16] in page
+    assert page.count("<h2>The engines that were there</h2>") == 1
+    markdown = (out / "transfer.md").read_text().splitlines()
+    assert [line for line in markdown if "The engines that" in line] == [
+        "## The engines that were there"
+    ]
     assert "shared+head" in page and "2 images per class (4 training images)" in page
+    assert "Jointly all tasks are trained" in page
+    assert not list(out.rglob("checkpoints/*"))
     kept = {file: file.stat().st_mtime_ns for file in out.rglob(ANSWERS)}
-    assert len(kept) == 22
+    assert len(kept) == 24
+    monkeypatch.setattr("lorkd_deploy.evidence.workers._Worker", None)  # nothing is left to do
+    older = json.loads((out / TRANSFER).read_text())
+    del older["recipe"]["safety"]  # as one from before a recipe had this key
+    (out / TRANSFER).write_bytes(document_bytes(older))
     transfer(study, NEW, out, init="shared", fit="head", shots="2", seeds=1)
     assert {file: file.stat().st_mtime_ns for file in out.rglob(ANSWERS)} == kept
-    with pytest.raises(BundleError, match="of other data"):
+    with pytest.raises(BundleError, match="of other data") as caught:
         transfer(study, NEW.replace("fundus", "cells"), out, seeds=1)
+    assert "name: 'fundus', now 'cells'" in caught.value.what
     ends = {
         start: Answers.read(out / start / "shots-all/seed-3" / ANSWERS).features["new"].shape
         for start in ("shared-head", "teacher-head")
@@ -95,10 +123,74 @@ def test_every_start_learns_by_every_fit(
     assert ends == {"shared-head": (24, 16), "teacher-head": (24, 16)}
 
 
+def test_one_that_fails_is_told_and_the_others_are_compared(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(calls: Sequence[Call], workers: int) -> Iterator[Outcome]:
+        assert workers == 3
+        return (Outcome.model_validate(attempt(call.model_dump(mode="json"))) for call in calls)
+
+    monkeypatch.setattr("lorkd_deploy.evidence.transfer.transfer.on_this_machine", here)
+    found = transfer(
+        study, NEW, tmp_path / "t", init="shared,random", fit="head", shots="all", seeds=1,
+        set=["train.lr=1e30"], workers=3,
+    )  # fmt: skip
+    assert found.starts == ("shared+head",)
+    assert list(found.failed) == ["random-all/shots-all/seed-3"]
+    assert "not finite" in found.failed["random-all/shots-all/seed-3"]
+
+
+def test_everything_again_is_as_the_origin_was_with_the_new_task(
+    study: Path, origin: Origin, tmp_path: Path
+) -> None:
+    """The teacher has its own heads for its tasks, and a fitted one for the new task."""
+    known = load_bundle(origin.teacher)
+    taught = parse_recipe(
+        origin.recipe.model_dump(mode="json") | {"transfer": {"kind": "logits"}}, where="test"
+    )
+    recipe = _joint_recipe(taught, NEW, ("train.epochs=2",))
+    assert [task.name for task in recipe.tasks] == ["new", "cells", "xray", "fundus"]
+    assert recipe.experts == origin.recipe.experts
+    opened, trial = open_setup(recipe), Trial(Start("joint", "experts"), 4, 3)
+    setup = setup_of(trial, opened)
+    assert [len(data.train) for data in setup.data] == [8, 48, 32, 16]
+    assert setup.recipe.train.epochs == 2
+    files = []
+    for _ in range(2):  # the second time nothing is computed
+        prepare(tmp_path, opened, origin.teacher, origin.cache, Silent())
+        files.append({f.name: f.stat().st_mtime_ns for f in (tmp_path / CACHE).iterdir()})
+    assert files[0] == files[1] and len(files[0]) == 3
+    job = Job("decompose", claim(tmp_path / "run", setup.recipe), setup)
+    job = replace(job, cache_folder=tmp_path / CACHE)
+    given = teacher_of_all(origin.teacher, job)
+    heads = given.network.heads
+    for number, name in enumerate(("cells", "xray", "fundus"), start=1):
+        own = torch.tensor(known.expert(name)[f"{HEAD}weight"])
+        assert torch.equal(heads.head(number).weight, own)
+    new, old = new_and_old(setup)
+    x = network_input(new.for_teacher().train[0][np.arange(8)], given.preprocess, given.network)
+    right = given.network(x, 0).logits[0].argmax(1).numpy() == new.data[0].train.labels
+    assert right.mean() > 0.5, "its head was fitted"
+    network, used, _ = training._fit_jointly(trial, origin, job)
+    assert used.names == ("new",) and old.names == ("cells", "xray", "fundus")
+    assert len(network.backbone.expert_state(0)) > 0
+
+
+def test_few_images_of_one_seed_are_told_from_anothers_in_a_cache(origin: Origin) -> None:
+    opened = open_setup(_recipe(origin.recipe, NEW, ()))
+    start = Start("teacher", "head")
+    told = [
+        setup_of(Trial(start, shots, seed), opened).data[0].provenance
+        for shots, seed in ((2, 3), (2, 4), (4, 3), (None, 3))
+    ]
+    assert len({json.dumps(one, sort_keys=True) for one in told}) == 4
+    assert told[-1] == opened.data[0].provenance
+
+
 def test_an_expert_on_a_frozen_start_leaves_it_as_it_is(origin: Origin, tmp_path: Path) -> None:
     recipe = _recipe(origin.recipe, NEW, ())
     trial = Trial(Start("expert:cells", "experts"), 4, 3)
-    setup = setup_of(trial, recipe, open_setup(recipe).data[0])
+    setup = setup_of(trial, open_setup(recipe))
     job = Job("decompose", claim(tmp_path / "run", setup.recipe), setup)
     student, _, _ = training._fit_student(trial, origin, job)
     wanted = origin.state(trial.start, 3)
@@ -186,3 +278,10 @@ def test_wrong_names_are_told_before_any_work(
         "random+all",
         "shared+head",
     }
+
+
+@pytest.mark.parametrize("architecture", ["transformers:Dinov2Model:cls", "open_clip:local-dir"])
+def test_a_student_from_a_hubs_folder_is_refused(origin: Origin, architecture: str) -> None:
+    student = origin.recipe.student.model_copy(update={"architecture": architecture})
+    with pytest.raises(UsageError, match=f"a student of {architecture} is built by its check"):
+        _recipe(origin.recipe.model_copy(update={"student": student}), NEW, ())

@@ -13,10 +13,10 @@ import yaml
 from tiny_recipe import tiny_recipe
 
 from lorkd_deploy.errors import UsageError
-from lorkd_deploy.evidence.attempt import Outcome, attempt
+from lorkd_deploy.evidence.attempt import Call, Outcome, attempt
 from lorkd_deploy.evidence.plan import Training, parse_variants, trainings
-from lorkd_deploy.evidence.train import ANSWERS, RECORD
-from lorkd_deploy.evidence.workers import Cluster, on_this_machine
+from lorkd_deploy.evidence.train import ANSWERS, RECORD, Trained, call_of
+from lorkd_deploy.evidence.workers import LOST, Cluster, on_this_machine
 from lorkd_deploy.recipe import parse_recipe
 
 TESTS = Path(__file__).parents[1]
@@ -24,7 +24,8 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+    for folder in (TESTS, TESTS.parent):
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 def planned(methods: str, seeds: int = 1, **train: object) -> list[Training]:
@@ -39,14 +40,14 @@ def test_two_workers_do_all_trainings_and_a_failure_is_told(tmp_path: Path) -> N
     broken = asked[0].model_copy(
         update={"seed": 7, "recipe": asked[0].recipe | {"data_folder": None, "departments": []}}
     )
-    found = list(on_this_machine([*asked, broken], tmp_path, 2))
+    calls = [call_of(training, tmp_path) for training in (*asked, broken)]
+    found = {outcome.name: outcome for outcome in on_this_machine(calls, 2)}
     assert len(found) == 5
-    by_seed = {(o.training.variant, o.training.seed): o for o in found}
-    assert "departments" in (by_seed["mtl", 7].failed or "")
+    assert "departments" in (found[broken.folder].failed or "")
     for training in asked:
-        outcome = by_seed[training.variant, training.seed]
+        outcome = found[training.folder]
         assert outcome.failed is None
-        assert outcome.done is not None
+        assert Trained.model_validate(outcome.done).training == training
         assert (tmp_path / training.folder / ANSWERS).exists()
 
 
@@ -56,9 +57,10 @@ def test_a_fault_of_our_own_is_an_answer_too(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("nothing to divide by")
 
-    monkeypatch.setattr("lorkd_deploy.evidence.attempt.train", broken)
     (training,) = planned("mtl")
-    outcome = Outcome.model_validate(attempt(training.model_dump(mode="json"), str(tmp_path)))
+    call = call_of(training, tmp_path)
+    monkeypatch.setattr("lorkd_deploy.evidence.train.train", broken)
+    outcome = Outcome.model_validate(attempt(call.model_dump(mode="json")))
     assert "ZeroDivisionError: nothing to divide by (test_workers.py" in (outcome.failed or "")
 
 
@@ -87,15 +89,27 @@ def test_a_lost_process_is_replaced_and_its_training_continued(tmp_path: Path) -
     folder = tmp_path / training.folder
     killer = Thread(target=killed_after_its_first_checkpoint, args=(folder, 1))
     killer.start()
-    (outcome,) = on_this_machine([training], tmp_path, 1)
+    (outcome,) = on_this_machine([call_of(training, tmp_path)], 1)
     killer.join()
     assert outcome.failed is None
     alone = tmp_path / "alone"
-    (twin,) = on_this_machine([training], alone, 1)
-    assert twin.done == outcome.done.model_copy(update={"seconds": twin.done.seconds})
+    (twin,) = on_this_machine([call_of(training, alone)], 1)
+    assert twin.done == outcome.done | {"seconds": twin.done["seconds"]}
     whole = (alone / training.folder / ANSWERS).read_bytes()
     assert (folder / ANSWERS).read_bytes() == whole
     assert (folder / RECORD).exists()
+
+
+def test_a_training_that_always_loses_its_process_is_told_and_the_next_one_done(
+    tmp_path: Path,
+) -> None:
+    folder = str(tmp_path)
+    dying = Call(name="dying", function="tests.evidence.calls:die", given={}, folder=folder)
+    fine = Call(name="fine", function="tests.evidence.calls:give", given={"a": 1}, folder=folder)
+    found = {o.name: o for o in on_this_machine([dying, fine], 1)}
+    assert f"ended by signal 9, {LOST} times" in (found["dying"].failed or "")
+    assert (tmp_path / "begun").read_text() == "x" * LOST
+    assert found["fine"].done == {"a": 1}
 
 
 @pytest.mark.parametrize(

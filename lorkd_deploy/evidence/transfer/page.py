@@ -23,6 +23,7 @@ _INITS = {
     "mtl": "from the network trained without experts",
     "teacher": "the foundation model",
     "random": "from random weights",
+    "joint": "all tasks trained again, the new one among them",
 }
 _FITS = {
     "experts": "a new low-rank expert and its head",
@@ -101,7 +102,7 @@ def as_markdown(page: TransferPage) -> str:
         parts += [f"## {plain(chapter.title)}", *section(chapter.starts, 3)]
         parts += section(chapter.differences, 3)
     if page.others:
-        parts += ["## The engines that were there", *section(page.others, 3)]
+        parts += section(page.others, 2)
     parts += ["## How this was done", *map(plain, page.protocol), facts(page.provenance)]
     return "\n\n".join(parts) + "\n"
 
@@ -189,6 +190,12 @@ def _words(start: str) -> str:
     return f"{_INITS[init.partition(':')[0]]}: {_FITS[fit]}"
 
 
+_JOINT = (
+    "Jointly all tasks are trained from random weights as the run was, by its own recipe: the new "
+    "one has its images' share of every batch, and its teacher a head fitted to the same images."
+)
+
+
 def _protocol(result: TransferResult) -> tuple[str, ...]:
     train = result.recipe["train"]
     return (
@@ -197,6 +204,7 @@ def _protocol(result: TransferResult) -> tuple[str, ...]:
         "are those of the recipe. A frozen start keeps the statistics of its norms. A head alone "
         "is a logistic regression whose penalty is chosen on the validation images, which are "
         "whole at every number of shots.",
+        *([_JOINT] if "joint+experts" in result.starts else []),
         f"Seeds {', '.join(map(str, result.seeds))} draw the shots and set weights and "
         "augmentation. Differences are paired by image and by seed; the wider of a bootstrap over "
         "images (patients, where the data has them) and seeds and a t-interval over the seeds is "

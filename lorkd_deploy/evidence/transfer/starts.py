@@ -23,8 +23,9 @@ from lorkd_deploy.training.networks.network import weights_sha256
 from lorkd_deploy.training.networks.restore import restored
 from lorkd_deploy.training.networks.student import build_backbone, with_experts
 
-INITS = ("expert:TASK", "shared", "mtl", "teacher", "random")
+INITS = ("expert:TASK", "shared", "mtl", "teacher", "random", "joint")
 FITS = ("experts", "head", "all")
+_FIT_OF = {"teacher": ["head"], "random": ["all"], "joint": ["experts"]}  # whatever is asked for
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Start:
 
 
 def parse_starts(inits: str, fits: str) -> tuple[Start, ...]:
-    """Every start that makes sense: of a teacher a head is learnt, of random weights all.
+    """Every start that makes sense: of a teacher a head is learnt, of random weights all, and with
+    all tasks jointly an expert.
 
     Raises `UsageError` for a name that doesn't exist.
     """
@@ -58,7 +60,7 @@ def parse_starts(inits: str, fits: str) -> tuple[Start, ...]:
     for init in (part.strip() for part in inits.split(",") if part.strip()):
         if init not in INITS[1:] and not init.startswith("expert:"):
             raise unknown_name("init", init, INITS)
-        own = {"teacher": ["head"], "random": ["all"]}.get(init, chosen)
+        own = _FIT_OF.get(init, chosen)
         starts |= dict.fromkeys(Start(init, fit) for fit in own)
     if not starts:
         raise UsageError("nothing is named to start from", fix=f"--init {', '.join(INITS)}")
@@ -81,6 +83,11 @@ class Origin:
             return self.folder / FOUNDATION / "teacher"
         return open_run(self.folder).teacher
 
+    @property
+    def cache(self) -> Path:
+        """Where the teacher's features of the training images lie; it need not exist."""
+        return self.teacher.parent / "cache"
+
     def check(self, start: Start, seed: int) -> None:
         """Raise `UsageError` or `BundleError` where there is nothing to start from."""
         kind, _, task = start.init.partition(":")
@@ -94,9 +101,10 @@ class Origin:
                 fix="give the folder of a study that has mtl, or start from `shared` of a run "
                 'whose experts.rank is {"*": 0}',
             )
-        if kind == "teacher" and not self.teacher.exists():
+        learns = kind == "joint" and self.recipe.transfer.kind != "none"
+        if (kind == "teacher" or learns) and not self.teacher.exists():
             raise BundleError("there is no teacher here", where=self.teacher)
-        if kind not in {"teacher", "random"} and self.bundle is None:
+        if kind not in {"teacher", "random", "joint"} and self.bundle is None:
             read_record(self._training(start, seed))
 
     def state(self, start: Start, seed: int) -> dict[str, Tensor]:

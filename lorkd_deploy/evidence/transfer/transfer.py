@@ -8,33 +8,33 @@ TRANSFER/
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from pydantic import Field
 
 from lorkd_deploy.bundle.write import now
 from lorkd_deploy.data import TaskData
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.comparison import TestSplit, compared
-from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult, Untouched
+from lorkd_deploy.evidence.transfer.joint import prepare
+from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
-from lorkd_deploy.evidence.transfer.train import Trial, setup_of, train_start
+from lorkd_deploy.evidence.transfer.train import ANSWERS, Trained, Trial, call_of, finished
+from lorkd_deploy.evidence.workers import collected, on_this_machine
 from lorkd_deploy.machine.packages import software
 from lorkd_deploy.models import needs_folder
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import ExpertSpec, Recipe, overridden, parse_recipe
-from lorkd_deploy.run import claimed, refuse_foreign
+from lorkd_deploy.run import refuse_foreign, refuse_other_recipe
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import exclusive
-from lorkd_deploy.training.batches.setup import open_setup
+from lorkd_deploy.training.batches.setup import Setup, open_setup
 
-log = logging.getLogger(__name__)
-RECORD, TRAINED, ANSWERS = "transfer.json", "trained.json", "answers.safetensors"
+RECORD = "transfer.json"
 TASK = "new"
 
 
@@ -47,24 +47,25 @@ class TransferRecord(Part):
     origin_sha256: str
 
 
-class Trained(Part):
-    """What a finished training says of itself."""
-
-    images: int
-    seconds: float
-    others: dict[str, Untouched] = Field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class _Transfer:
     folder: Path
     origin: Origin
-    recipe: Recipe
-    data: TaskData
+    setup: Setup
+    joint: Setup | None  # with the origin's tasks, where all are trained again
     starts: tuple[Start, ...]
     shots: tuple[int | None, ...]
     seeds: tuple[int, ...]
     progress: Progress
+
+    @property
+    def data(self) -> TaskData:
+        """Of the new task."""
+        return self.setup.data[0]
+
+    def opened(self, trial: Trial) -> Setup:
+        """Of which tasks the trial is."""
+        return self.joint if self.joint and trial.start.init == "joint" else self.setup
 
     @property
     def trials(self) -> list[Trial]:
@@ -93,22 +94,25 @@ def transfer(
     shots: str = "10,all",
     seeds: int = 3,
     set: Sequence[str] = (),
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> TransferResult:
     """Learn the task of `data` from each of `init`, by each of `fit`, from `shots` per class.
 
     `run` is a finished run, or a study, of whose trainings each seed has its own. `data` is a
     folder of images, an archive (`FILE.npz`), or a recipe's `data:` in YAML. `init` are
-    `expert:TASK`, `shared` (W0 alone), `mtl` (of a study), `teacher` and `random`; `fit` are
-    `experts` (a low-rank expert and its head on the frozen rest), `head` (a logistic regression)
-    and `all`. A teacher gets a head whatever is asked for, random weights are trained whole. `set`
-    changes the recipe that `run` was trained by. What `out` has finished isn't done again.
+    `expert:TASK`, `shared` (W0 alone), `mtl` (of a study), `teacher`, `random`, and `joint`, which
+    trains all tasks of `run` again, the new one among them. `fit` are `experts` (a low-rank expert
+    and its head on the frozen rest), `head` (a logistic regression) and `all`; a teacher gets a
+    head whatever is asked for, random weights are trained whole, and `joint` as `run` was. `set`
+    changes the recipe that `run` was trained by. `workers` processes train side by side, a thread
+    each. What `out` has finished isn't done again; a training that fails is told in the result.
 
     Raises `UsageError`, `RecipeError`, `DataError` for bad input, `BundleError` where `run` lacks
     what is asked for or `out` is another transfer's, `LorkdError` where nothing was finished.
     """
-    if seeds < 1:
-        raise UsageError(f"{seeds} seeds were asked for, wanted 1 at least")
+    if seeds < 1 or workers < 1:
+        raise UsageError(f"{seeds} seeds and {workers} workers were asked for, wanted 1 at least")
     starts, numbers = parse_starts(init, fit), _parse_shots(shots)
     origin = open_origin(run)
     recipe = _recipe(origin.recipe, data, set)
@@ -116,14 +120,15 @@ def transfer(
     for seed in wanted:
         for start in starts:
             origin.check(start, seed)
-    (opened,) = open_setup(recipe).data
-    folder = Path(out)
+    again = any(start.init == "joint" for start in starts)
+    joint = open_setup(_joint_recipe(origin.recipe, data, set)) if again else None
+    setup, folder, shown = open_setup(recipe), Path(out), progress or Silent()
     _claim(folder, recipe, origin)
     with exclusive(folder, "transfer"):
-        work = _Transfer(
-            folder, origin, recipe, opened, starts, numbers, wanted, progress or Silent()
-        )
-        result = _result(work, *_train_all(work))
+        work = _Transfer(folder, origin, setup, joint, starts, numbers, wanted, shown)
+        if joint:
+            prepare(folder, joint, origin.teacher, origin.cache, shown)
+        result = _result(work, *_train_all(work, workers))
         write_part(folder / RESULT, result)
         return result
 
@@ -165,8 +170,19 @@ def _recipe(origin: Recipe, data: str | Path, changes: Sequence[str]) -> Recipe:
             "transfer": origin.transfer.model_copy(update={"kind": "none"}),
         }
     ).model_dump(mode="json")
-    raw["departments"] = [{"name": TASK, "tasks": [{"name": TASK, "data": _data(str(data))}]}]
+    raw["departments"] = [_department(data)]
     return overridden(parse_recipe(raw, where="--data"), changes)
+
+
+def _joint_recipe(origin: Recipe, data: str | Path, changes: Sequence[str]) -> Recipe:
+    """The origin's with the new task, which is the first, as in its own recipe."""
+    raw = origin.model_dump(mode="json")
+    raw["departments"] = [_department(data), *raw["departments"]]
+    return overridden(parse_recipe(raw, where="--data"), changes)
+
+
+def _department(data: str | Path) -> dict[str, object]:
+    return {"name": TASK, "tasks": [{"name": TASK, "data": _data(str(data))}]}
 
 
 def _data(given: str) -> object:
@@ -180,53 +196,43 @@ def _data(given: str) -> object:
 
 
 def _claim(folder: Path, recipe: Recipe, origin: Origin) -> None:
-    file = folder / RECORD
+    file, fix = folder / RECORD, "give the same RUN, --data and --set, or choose another --out"
+    if file.exists():
+        known = read_part(file, TransferRecord, BundleError, "choose another --out")
+        what = "a transfer of other data or settings"
+        refuse_other_recipe(known.recipe, recipe, folder, what, fix)
+        if known.origin_sha256 != origin.sha256:
+            raise BundleError(
+                "this folder holds a transfer from another run", where=folder, fix=fix
+            )
+        return
+    refuse_foreign(folder, "transfer")
     record = TransferRecord(
         recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256,
         origin_sha256=origin.sha256,
     )
-    if file.exists():
-        known = read_part(file, TransferRecord, BundleError, "choose another --out")
-        if known != record:
-            raise BundleError(
-                "this folder holds the transfer of other data, or from another run",
-                where=folder,
-                fix="give the same RUN, --data and --set, or choose another --out",
-            )
-        return
-    refuse_foreign(folder, "transfer")
     write_part(file, record)
 
 
-def _train_all(work: _Transfer) -> tuple[dict[Trial, Trained], dict[str, str]]:
-    """What every training says of itself, and by folder why one failed."""
-    done: dict[Trial, Trained] = {}
-    failed: dict[str, str] = {}
+def _train_all(work: _Transfer, workers: int) -> tuple[dict[Trial, Trained], dict[str, str]]:
+    """What every training says of itself, and by folder why one failed.
+
+    One that is done already needs no worker; one whose folder is damaged is told by its worker.
+    """
     trials = list(dict.fromkeys(work.trials))
-    work.progress.start("trainings", len(trials))
+    known: dict[Trial, Trained] = {}
     for trial in trials:
-        try:
-            done[trial] = _trained(work, trial)
-        except LorkdError as exc:
-            failed[trial.folder] = str(exc)
-            log.warning("%s failed: %s", trial.folder, exc)
-        work.progress.advance(1, failed=str(len(failed)))
+        with suppress(LorkdError):
+            if (found := finished(trial, work.opened(trial), work.folder)) is not None:
+                known[trial] = found
+    left = {trial.folder: trial for trial in trials if trial not in known}
+    calls = [call_of(t, work.origin, work.opened(t), work.folder) for t in left.values()]
+    work.progress.start("trainings", len(trials))
+    work.progress.advance(len(known))
+    done, failed = collected(on_this_machine(calls, workers), work.progress)
     work.progress.stop()
-    return done, failed
-
-
-def _trained(work: _Transfer, trial: Trial) -> Trained:
-    folder, setup = work.folder / trial.folder, setup_of(trial, work.recipe, work.data)
-    with claimed(folder, setup.recipe, "train") as run:
-        if not (folder / TRAINED).exists():
-            found, seconds, others = train_start(trial, work.origin, setup, run)
-            found.write(folder / ANSWERS)
-            made = Trained(
-                images=len(setup.data[0].train), seconds=round(seconds, 1), others=others
-            )
-            write_part(folder / TRAINED, made)
-        return read_part(folder / TRAINED, Trained, BundleError, "delete the training's folder")
+    return known | {left[name]: Trained.model_validate(own) for name, own in done.items()}, failed
 
 
 def _result(work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str]) -> TransferResult:
@@ -253,7 +259,7 @@ def _result(work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str])
         comparison = compared([split], given, first=first)
         results.append(ShotsResult(shots=shots, images=images, comparison=comparison))
     return TransferResult(
-        recipe=work.recipe.model_dump(mode="json"),
+        recipe=work.setup.recipe.model_dump(mode="json"),
         data=work.data.provenance,
         classes=work.data.classes,
         test_images=len(work.data.test),
