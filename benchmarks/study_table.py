@@ -18,7 +18,7 @@ from typing import Any
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.comparison import Difference
 from lorkd_deploy.evidence.methods.table import METHODS
-from lorkd_deploy.evidence.page import seeds_in_words, study_page
+from lorkd_deploy.evidence.page import lead, seeds_in_words, study_page
 from lorkd_deploy.evidence.report import as_markdown
 from lorkd_deploy.evidence.result import RESULT, StudyResult
 from lorkd_deploy.evidence.statistics import Estimate
@@ -75,16 +75,17 @@ def with_table(text: str, name: str, shown: str) -> str:
 
 def first_screen(result: StudyResult) -> str:
     """The README's: a row for each method, and below it what it takes to judge it."""
-    variants = [name for name in result.variants if name in METHODS]
-    first = result.first
+    shown = tuple(name for name in result.variants if name in METHODS)  # none with changes
+    result, first = result.model_copy(update={"variants": shown}), result.first
     lines = [
+        " ".join(lead(result, metric) for metric in METRICS),
+        "",
         f"| | mean AUC | {first} minus it | mean accuracy | {first} minus it "
         "| parameters, one task | ms |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in variants:
-        cost = result.costs[name]
-        title = f"{METHODS[name].title} (`{name}`)"
+    for name in shown:
+        cost, title = result.costs[name], f"`{name}`: {METHODS[name].title}"
         cells = [f"**{title}**" if name == first else title]
         for metric in METRICS:
             cells.append(f"{result.comparison.figure(name, None, metric).estimate.value:.3f}")
@@ -93,13 +94,13 @@ def first_screen(result: StudyResult) -> str:
         cells += [f"{cost.parameters / 1e6:.2f} M", latency]
         lines.append(f"| {' | '.join(cells)} |")
     software = ", ".join(f"{n} {result.software[n]}" for n in SAID if n in result.software)
-    training = f"{result.seconds / 3600:.1f}"
     lines += [
         "",
-        f"{len(result.tasks)} tasks of public images, {seeds_in_words(result.seeds)}, "
-        "whole test splits: means over tasks and seeds, with 95 % intervals over images and seeds. "
-        "Parameters and latency (one image, one CPU thread, ONNX Runtime) are those of the network "
-        f"that one task deploys. Trained in {training} CPU hours, {result.created[:10]}; "
+        f"{len(result.tasks)} tasks of public images, {seeds_in_words(result.seeds)}, whole test "
+        "splits; the same images, schedule and number of images per task for every way. Means over "
+        "tasks and seeds, 95 % intervals over images and seeds; parameters and latency (one image, "
+        "one CPU thread, ONNX Runtime) of what one task deploys. "
+        f"{result.seconds / 3600:.1f} hours of training, a CPU thread each; {result.created[:10]}, "
         f"{software}. {missed(result)}"
         "[All of it](benchmarks/results/study-seven-tasks.md), [task by task](docs/results.md).",
         "",
@@ -118,29 +119,20 @@ def missed(result: StudyResult) -> str:
         return "One seed shows nothing of what another training would give. "
     said = []
     for metric, title in METRICS.items():
-        open_ = [
-            found
-            for second in others(result)
-            if second in METHODS
-            and (found := result.comparison.difference(second, None, metric)).verdict == "not shown"
-        ]
-        if open_:
-            said.append(f"in {title} {_listed(open_)}")
+        differences = [result.comparison.difference(n, None, metric) for n in others(result)]
+        if told := [_needed(one) for one in differences if one.verdict == "not shown"]:
+            said.append(f"in {title} {', '.join(told)}")
     if not said:
         return ""
     return (
-        f"Not shown: {'; '.join(said)}: so many seeds would show a difference of that size, if it "
-        "and its spread stayed as they are ([how that is reckoned](docs/concepts/measuring.md)). "
+        "Not shown, and how many seeds would show it, if the difference and its spread stayed as "
+        f"they are ([how that is reckoned](docs/concepts/measuring.md)): {'; '.join(said)}. "
     )
 
 
-def _listed(found: list[Difference]) -> str:
-    return ", ".join(
-        f"against `{one.second}` ("
-        + ("more seeds alone wouldn't" if one.needed is None else f"{one.needed} seeds")
-        + ")"
-        for one in found
-    )
+def _needed(found: Difference) -> str:
+    seeds = "more seeds alone wouldn't" if found.needed is None else f"{found.needed} seeds"
+    return f"against `{found.second}` ({seeds})"
 
 
 def every_task(result: StudyResult) -> str:

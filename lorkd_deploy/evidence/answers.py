@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lorkd_deploy.arrays import F32
+from lorkd_deploy.errors import BundleError
 from lorkd_deploy.storage import read_tensors, write_tensors
 
 
@@ -30,7 +31,12 @@ class Answers:
     @classmethod
     def read(cls, path: Path) -> Answers:
         """Raises `BundleError` where the file is missing or damaged."""
-        kept = {name: values.astype(np.float32) for name, values in read_tensors(path).items()}
+        try:
+            found = read_tensors(path)
+        except BundleError as exc:
+            fix = "delete the folder that it is in, and make the same call again"
+            raise BundleError(exc.what, where=path, fix=fix) from exc
+        kept = {name: values.astype(np.float32) for name, values in found.items()}
         return cls(_of(kept, "/logits"), _of(kept, "/features"))
 
 

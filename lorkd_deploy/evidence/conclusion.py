@@ -6,12 +6,13 @@ STUDY/computed/ has resamples and MIG of each training, and the costs; it may be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import now
-from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.evidence.answers import Answers, joined
 from lorkd_deploy.evidence.comparison import TestSplit, compared
 from lorkd_deploy.evidence.costs import Deployed, costs
@@ -111,7 +112,8 @@ def _deployed(work: Work, variant: Variant) -> Deployed:
 
 def _of_teacher(work: Work) -> Answers:
     file = work.folder / FOUNDATION / ANSWERS
-    if not file.exists():
-        known = restored_teacher(load_bundle(work.folder / FOUNDATION / "teacher"), work.setup)
-        answers(known.network, work.setup.for_teacher(), work.progress).write(file)
+    with suppress(BundleError):  # there is none yet, or it is damaged
+        return Answers.read(file)
+    known = restored_teacher(load_bundle(work.folder / FOUNDATION / "teacher"), work.setup)
+    answers(known.network, work.setup.for_teacher(), work.progress).write(file)
     return Answers.read(file)

@@ -104,7 +104,8 @@ def lead(result: StudyResult, metric: str = "auc") -> str:
     parts = [said[word] for word in ("better", "worse", "not shown") if of[word]]
     if of["worse"] and not of["better"]:
         parts[0] = f"{result.first} is {parts[0]}"
-    return f"In mean {TITLES[metric]} over all tasks, {'; '.join(parts) or 'nothing is compared'}."
+    title = TITLES[metric] if TITLES[metric].isupper() else TITLES[metric].lower()
+    return f"In mean {title} over all tasks, {'; '.join(parts) or 'nothing is compared'}."
 
 
 def _listed(names: list[str]) -> str:

@@ -77,7 +77,8 @@ def study(
         work = Work(folder, open_setup(loaded), variants, numbers, progress or Silent())
         known = _known(work)  # a recipe that can't be is told before anything is trained
         left = [training for training in work.trainings if training.folder not in known]
-        if left or not (folder / FOUNDATION / ANSWERS).exists():
+        answered = (folder / FOUNDATION / ANSWERS).exists()
+        if left or (work.has_foundation and not answered):
             _prepare(work, recipe, set)
         done, failed = _train_all(work, left, workers, cluster)
         result = conclusion(work, known | done, failed)

@@ -44,7 +44,11 @@ class Work:
         )
 
     @property
+    def has_foundation(self) -> bool:
+        """Whether the teacher itself is asked for."""
+        return any(variant.method.network == "teacher" for variant in self.variants)
+
+    @property
     def has_teacher(self) -> bool:
         """Whether any variant learns from the teacher, or is it."""
-        teachers = any(variant.method.network == "teacher" for variant in self.variants)
-        return teachers or self.factorises or self.distils
+        return self.has_foundation or self.factorises or self.distils

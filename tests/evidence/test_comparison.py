@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.answers import Answers, joined
 from lorkd_deploy.evidence.comparison import Comparison, Difference, TestSplit, compared
+from lorkd_deploy.evidence.kept import Kept
+from lorkd_deploy.evidence.statistics import Resampled, resampled
 from lorkd_deploy.metrics.score import auc, probabilities
 from lorkd_deploy.schema import read_part, write_part
 
@@ -117,3 +120,37 @@ def test_trainings_of_single_tasks_are_joined() -> None:
     whole = answers(1.0, 0)
     parts = [Answers({t: whole.logits[t]}, {t: whole.features[t]}) for t in ("lung", "cells")]
     assert joined(parts).logits.keys() == {"lung", "cells"}
+
+
+def test_what_is_kept_of_a_training_gives_the_same_and_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "mtl": [answers(1.0, seed) for seed in range(2)],
+        "experts": [answers(1.2, 9 + seed) for seed in range(2)],
+    }
+    wanted = compared(SPLITS, given, first="experts", n=50)
+    kept = Kept(tmp_path)
+    assert compared(SPLITS, given, first="experts", n=50, kept=kept) == wanted
+    assert len(list(tmp_path.iterdir())) == 4
+    asked = []
+
+    def told(metric: Any, labels: Any, probs: Any, **how: Any) -> Resampled:
+        asked.append(len(probs))
+        return resampled(metric, labels, probs, **how)
+
+    monkeypatch.setattr("lorkd_deploy.evidence.comparison.resampled", told)
+    assert compared(SPLITS, given, first="experts", n=50, kept=kept) == wanted
+    assert not asked
+    (damaged, *_) = sorted(tmp_path.iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    assert compared(SPLITS, given, first="experts", n=50, kept=kept) == wanted
+    assert set(asked) == {1}
+    grown = given | {"twin": [answers(1.1, 50 + s) for s in range(2)]}
+    asked.clear()
+    found = compared(SPLITS, grown, first="experts", n=50, kept=kept)
+    assert set(asked) == {2}
+    assert found == compared(SPLITS, grown, first="experts", n=50)
+    asked.clear()
+    compared(SPLITS, given, first="experts", n=60, kept=kept)
+    assert set(asked) == {4}

@@ -86,6 +86,28 @@ def test_the_result_is_read_back_as_it_was(result: StudyResult, folder: Path) ->
     assert read_result(folder) == result
 
 
+def test_what_was_computed_is_not_computed_again(
+    recipe: Path, folder: Path, result: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "comparison.resampled",
+        "directions.disentanglement",
+        "costs._measured",
+        "conclusion.answers",
+        "study.TeacherFeatures",
+        "study.on_this_machine",
+    ):
+        monkeypatch.setattr(f"lorkd_deploy.evidence.{name}", None)  # a call would be an error
+    again = study(recipe, folder, methods=METHODS, seeds=2)
+    assert again.model_copy(update={"created": result.created}) == result
+    fewer = study(recipe, folder, methods="mtl,experts", seeds=1)
+    assert fewer.costs == {name: result.costs[name] for name in ("mtl", "experts")}
+    assert (
+        fewer.comparison.figure("mtl", "cells", "auc").seeds
+        == (result.comparison.figure("mtl", "cells", "auc").seeds[:1])
+    )
+
+
 def test_a_second_call_does_only_what_is_new(
     recipe: Path, folder: Path, result: StudyResult
 ) -> None:

@@ -26,10 +26,11 @@ from lorkd_deploy.evidence.study import RECORD, StudyRecord
 from lorkd_deploy.evidence.train import FOUNDATION, train
 from lorkd_deploy.evidence.transfer import train as training
 from lorkd_deploy.evidence.transfer.joint import CACHE, new_and_old, prepare, teacher_of_all
+from lorkd_deploy.evidence.transfer.recipes import joint_recipe, new_recipe
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
 from lorkd_deploy.evidence.transfer.train import ANSWERS, Trial, few, setup_of
 from lorkd_deploy.evidence.transfer.transfer import RECORD as TRANSFER
-from lorkd_deploy.evidence.transfer.transfer import _joint_recipe, _recipe, transfer
+from lorkd_deploy.evidence.transfer.transfer import transfer
 from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import claim
@@ -148,7 +149,7 @@ def test_everything_again_is_as_the_origin_was_with_the_new_task(
     taught = parse_recipe(
         origin.recipe.model_dump(mode="json") | {"transfer": {"kind": "logits"}}, where="test"
     )
-    recipe = _joint_recipe(taught, NEW, ("train.epochs=2",))
+    recipe = joint_recipe(taught, NEW, ("train.epochs=2",))
     assert [task.name for task in recipe.tasks] == ["new", "cells", "xray", "fundus"]
     assert recipe.experts == origin.recipe.experts
     opened, trial = open_setup(recipe), Trial(Start("joint", "experts"), 4, 3)
@@ -177,7 +178,7 @@ def test_everything_again_is_as_the_origin_was_with_the_new_task(
 
 
 def test_few_images_of_one_seed_are_told_from_anothers_in_a_cache(origin: Origin) -> None:
-    opened = open_setup(_recipe(origin.recipe, NEW, ()))
+    opened = open_setup(new_recipe(origin.recipe, NEW, ()))
     start = Start("teacher", "head")
     told = [
         setup_of(Trial(start, shots, seed), opened).data[0].provenance
@@ -188,7 +189,7 @@ def test_few_images_of_one_seed_are_told_from_anothers_in_a_cache(origin: Origin
 
 
 def test_an_expert_on_a_frozen_start_leaves_it_as_it_is(origin: Origin, tmp_path: Path) -> None:
-    recipe = _recipe(origin.recipe, NEW, ())
+    recipe = new_recipe(origin.recipe, NEW, ())
     trial = Trial(Start("expert:cells", "experts"), 4, 3)
     setup = setup_of(trial, open_setup(recipe))
     job = Job("decompose", claim(tmp_path / "run", setup.recipe), setup)
@@ -284,4 +285,4 @@ def test_wrong_names_are_told_before_any_work(
 def test_a_student_from_a_hubs_folder_is_refused(origin: Origin, architecture: str) -> None:
     student = origin.recipe.student.model_copy(update={"architecture": architecture})
     with pytest.raises(UsageError, match=f"a student of {architecture} is built by its check"):
-        _recipe(origin.recipe.model_copy(update={"student": student}), NEW, ())
+        new_recipe(origin.recipe.model_copy(update={"student": student}), NEW, ())

@@ -13,29 +13,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from lorkd_deploy.bundle.write import now
 from lorkd_deploy.data import TaskData
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.comparison import TestSplit, compared
 from lorkd_deploy.evidence.transfer.joint import prepare
+from lorkd_deploy.evidence.transfer.recipes import TASK, joint_recipe, new_recipe
 from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
 from lorkd_deploy.evidence.transfer.train import ANSWERS, Trained, Trial, call_of, finished
 from lorkd_deploy.evidence.workers import collected, on_this_machine
 from lorkd_deploy.machine.packages import software
-from lorkd_deploy.models import needs_folder
 from lorkd_deploy.progress import Progress, Silent
-from lorkd_deploy.recipe import ExpertSpec, Recipe, overridden, parse_recipe
+from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import refuse_foreign, refuse_other_recipe
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import exclusive
 from lorkd_deploy.training.batches.setup import Setup, open_setup
 
 RECORD = "transfer.json"
-TASK = "new"
 
 
 class TransferRecord(Part):
@@ -115,13 +112,13 @@ def transfer(
         raise UsageError(f"{seeds} seeds and {workers} workers were asked for, wanted 1 at least")
     starts, numbers = parse_starts(init, fit), _parse_shots(shots)
     origin = open_origin(run)
-    recipe = _recipe(origin.recipe, data, set)
+    recipe = new_recipe(origin.recipe, data, set)
     wanted = tuple(range(origin.recipe.seed, origin.recipe.seed + seeds))
     for seed in wanted:
         for start in starts:
             origin.check(start, seed)
     again = any(start.init == "joint" for start in starts)
-    joint = open_setup(_joint_recipe(origin.recipe, data, set)) if again else None
+    joint = open_setup(joint_recipe(origin.recipe, data, set)) if again else None
     setup, folder, shown = open_setup(recipe), Path(out), progress or Silent()
     _claim(folder, recipe, origin)
     with exclusive(folder, "transfer"):
@@ -142,57 +139,6 @@ def _parse_shots(text: str) -> tuple[int | None, ...]:
             fix="write --shots 10,all",
         )
     return tuple(dict.fromkeys(None if part == "all" else int(part) for part in parts))
-
-
-def _recipe(origin: Recipe, data: str | Path, changes: Sequence[str]) -> Recipe:
-    """The new task's: the origin's, with that task alone, no teacher to learn from, and W0 given.
-
-    Norms are shared, so that a frozen start's statistics stay as they are.
-    """
-    if needs_folder(origin.student.architecture):
-        raise UsageError(
-            f"a student of {origin.student.architecture} is built by its checkpoint's folder, "
-            "which a new task has none of",
-            fix="transfer from a run whose student is of torchvision or timm; its teacher may be "
-            "any",
-        )
-    known = origin.experts
-    experts = ExpertSpec(
-        rank=known.trained_rank,
-        alpha=known.alpha,
-        factorisation=known.factorisation,
-        skip=known.skip,
-    )
-    raw = origin.model_copy(
-        update={
-            "experts": experts,
-            "student": origin.student.model_copy(update={"checkpoint": None, "prefix": {}}),
-            "transfer": origin.transfer.model_copy(update={"kind": "none"}),
-        }
-    ).model_dump(mode="json")
-    raw["departments"] = [_department(data)]
-    return overridden(parse_recipe(raw, where="--data"), changes)
-
-
-def _joint_recipe(origin: Recipe, data: str | Path, changes: Sequence[str]) -> Recipe:
-    """The origin's with the new task, which is the first, as in its own recipe."""
-    raw = origin.model_dump(mode="json")
-    raw["departments"] = [_department(data), *raw["departments"]]
-    return overridden(parse_recipe(raw, where="--data"), changes)
-
-
-def _department(data: str | Path) -> dict[str, object]:
-    return {"name": TASK, "tasks": [{"name": TASK, "data": _data(str(data))}]}
-
-
-def _data(given: str) -> object:
-    """A recipe's `data:`, of a file or folder too."""
-    if given.lstrip().startswith("{"):
-        try:
-            return yaml.safe_load(given)
-        except yaml.YAMLError as exc:
-            raise UsageError(f"--data is not valid YAML: {exc}") from exc
-    return {"source": "npz" if given.endswith(".npz") else "image-folder", "path": given}
 
 
 def _claim(folder: Path, recipe: Recipe, origin: Origin) -> None:
