@@ -16,7 +16,7 @@ from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.evidence.answers import Answers, joined
 from lorkd_deploy.evidence.comparison import TestSplit, compared
 from lorkd_deploy.evidence.costs import Deployed, costs
-from lorkd_deploy.evidence.directions import directions
+from lorkd_deploy.evidence.directions import Directions, directions
 from lorkd_deploy.evidence.kept import Kept
 from lorkd_deploy.evidence.plan import Variant
 from lorkd_deploy.evidence.result import StudyResult
@@ -56,7 +56,8 @@ def conclusion(work: Work, done: dict[str, Trained], failed: dict[str, str]) -> 
         for task, data in zip(work.recipe.tasks, work.setup.data, strict=True)
     ]
     torch.set_num_threads(1)
-    kept, of = Kept(work.folder / COMPUTED), {}
+    kept = Kept(work.folder / COMPUTED)
+    of: dict[str, Directions | None] = {}
     with bar(work.progress, "comparing the methods", 2 + len(variants)) as shown:
         comparison = compared(splits, found, first=first, kept=kept)
         shown.advance()
