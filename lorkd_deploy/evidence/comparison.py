@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.evidence.answers import Answers
@@ -172,7 +174,9 @@ class _Known:
 
 
 def _key(splits: Sequence[TestSplit], answers: Answers, n: int) -> str:
-    arrays = {f"{s.task}/logits": answers.logits[s.task] for s in splits}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"{s.task}/logits": answers.logits[s.task] for s in splits
+    }
     arrays |= {f"{s.task}/labels": s.labels for s in splits}
     arrays |= {f"{s.task}/groups": s.groups for s in splits if s.groups is not None}
     tasks = [[split.task, split.kind, split.graded] for split in splits]

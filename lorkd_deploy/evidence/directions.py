@@ -72,7 +72,9 @@ def directions(
 
 def _of_one(splits: Sequence[TestSplit], answers: Answers, kept: Kept) -> Arrays:
     """Of one training: each gap `(1 + RESAMPLES,)`, as measured first, and `settings`, of each."""
-    arrays = {f"{s.task}/features": answers.features[s.task] for s in splits}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"{s.task}/features": answers.features[s.task] for s in splits
+    }
     arrays |= {f"{s.task}/labels": s.labels for s in splits}
     key = key_of(
         "mig", arrays, n=RESAMPLES, bins=BINS, dimensions=DIMENSIONS, settings=SETTINGS,
