@@ -126,8 +126,8 @@ def test_what_is_kept_of_a_training_gives_the_same_and_is_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {
-        "mtl": [answers(1.0, seed) for seed in range(2)],
-        "experts": [answers(1.2, 9 + seed) for seed in range(2)],
+        "mtl": [answers(1.0, seed, 0.02) for seed in range(2)],
+        "experts": [answers(1.2, 9 + seed, 0.02) for seed in range(2)],
     }
     wanted = compared(SPLITS, given, first="experts", n=50)
     kept = Kept(tmp_path)
@@ -146,7 +146,7 @@ def test_what_is_kept_of_a_training_gives_the_same_and_is_its_own(
     damaged.write_bytes(damaged.read_bytes()[:-8])
     assert compared(SPLITS, given, first="experts", n=50, kept=kept) == wanted
     assert set(asked) == {1}
-    grown = given | {"twin": [answers(1.1, 50 + s) for s in range(2)]}
+    grown = given | {"twin": [answers(1.1, 50 + s, 0.02) for s in range(2)]}
     asked.clear()
     found = compared(SPLITS, grown, first="experts", n=50, kept=kept)
     assert set(asked) == {2}
