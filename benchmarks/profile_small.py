@@ -86,7 +86,6 @@ def screenshots(page: Path, out: Path, name: str) -> list[Path]:
     with tempfile.TemporaryDirectory() as scratch, browser(program, Path(scratch)) as chromium:
         for end, (width, height, dark) in SCREENS.items():
             chromium.open(page.absolute(), width=width, height=height, dark=dark)
-            chromium.wait("document.documentElement.dataset.drawn")
             file = out / f"{name}-{end}.png"
             chromium.screenshot(file)
             shrink(file)

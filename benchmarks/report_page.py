@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from lorkd_deploy.machine.environment import environment
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reporting.chromium import Chromium, browser, find
 
 ROUNDS = 21
