@@ -27,6 +27,16 @@ IN_WORDS = "PNG, JPEG, BMP, TIFF or WebP"
 NUMPY_DAMAGE = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, struct.error,
                 TokenError)  # fmt: skip
 _DAMAGE = (*NUMPY_DAMAGE, KeyError, IndexError)  # and Pillow for an image, by its format
+_FIRST_BYTES = (  # of a file, and what it then is
+    (b"\x89PNG", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"BM", "BMP"),
+    (b"II", "TIFF"),
+    (b"MM", "TIFF"),
+    (b"RIFF", "WebP"),
+    (b"\x93NUMPY", "NumPy"),
+)
+KINDS = ("unknown", *dict.fromkeys(kind for _, kind in _FIRST_BYTES), "DICOM")
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -131,6 +141,17 @@ def require_utf8(path: Path) -> None:
 def printable(name: str) -> str:
     """A name of the file system, with the bytes that aren't UTF-8 as `\\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def kind_of(path: Path) -> str:
+    """Which of `KINDS` a file is by its first bytes, whatever its name says."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return "unknown"
+    found = next((kind for first, kind in _FIRST_BYTES if head.startswith(first)), None)
+    return found or ("DICOM" if is_dicom(path) else "unknown")
 
 
 def read_image(path: Path) -> U8:

@@ -57,7 +57,7 @@ class Columns(Listed):
 
     def index(self, lists: Mapping[str, Path], root: Path) -> Index:
         """Everything that the files say; raises `DataError`, with the lines of wrong rows."""
-        meaning = Meaning(self.findings, self.classes, self.bands)
+        meaning = Meaning(self.findings, self.classes, self.bands, self.label_range)
         where = ", ".join(str(path) for path in lists.values())
         return index_rows(self._rows(lists), root, meaning, where)
 

@@ -26,7 +26,7 @@ from lorkd_deploy.dicom.pixels import read_dicom
 from lorkd_deploy.errors import DataError, ImageError
 from lorkd_deploy.image_files import Found, image_files, require_utf8
 
-COLUMNS = ("root", "image", "label", "findings", "split", "group", "attributes")
+COLUMNS = ("root", "image", "label", "label_range", "findings", "split", "group", "attributes")
 log = logging.getLogger(__name__)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -112,13 +112,21 @@ class _Coded:
 class Meaning:
     """What the columns mean: names of `findings` or else of `classes`, and of `attributes`.
 
-    Without `classes` they are those that the training images show. `edges` are the bounds of the
-    bands of an attribute that is a number; without them the training images' quartiles are.
+    Without `classes` they are those that the training images show. Of a list that numbers the
+    classes of several tasks only the rows from the first to the last number of `own` are meant, and
+    `classes` begin at the first. `edges` are the bounds of the bands of an attribute that is a
+    number; without them the training images' quartiles are.
     """
 
     findings: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     attributes: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    own: tuple[int, int] | None = None
+
+    @property
+    def first(self) -> int:
+        """The number of the first class, where `classes` names them."""
+        return self.own[0] if self.own else 0
 
 
 def index_rows(rows: Iterable[Row], root: Path, meaning: Meaning, where: object) -> Index:
@@ -128,7 +136,7 @@ def index_rows(rows: Iterable[Row], root: Path, meaning: Meaning, where: object)
     groups, split, faults = _Coded(), bytearray(), _Faults(where)
 
     def names() -> Iterable[str]:
-        for row in rows:
+        for row in rows if meaning.own is None else _own(rows, meaning.own, faults):
             number = SPELLINGS.get(row.split.strip().lower())
             if number is None:
                 faults.add(row.line, f"{row.split!r} is no split: train, val or test")
@@ -144,7 +152,10 @@ def index_rows(rows: Iterable[Row], root: Path, meaning: Meaning, where: object)
     paths = Paths.of(root, names())
     faults.raise_any()
     if not len(paths):
-        raise DataError("the list names no image", where=where, fix="give one image a row")
+        what = "the list names no image"
+        if meaning.own is not None:
+            what += " whose label is a number from {} to {}".format(*meaning.own)
+        raise DataError(what, where=where, fix="give one image a row")
     splits = np.frombuffer(split, np.uint8)
     classes, numbers = _labels(labels, splits, meaning, where)
     attributes = {
@@ -153,6 +164,21 @@ def index_rows(rows: Iterable[Row], root: Path, meaning: Meaning, where: object)
     }
     numbered = _groups(groups) if len(groups.numbers) else None
     return Index(paths, splits, numbers, numbered, attributes, classes)
+
+
+def _own(rows: Iterable[Row], own: tuple[int, int], faults: _Faults) -> Iterator[Row]:
+    """The rows whose label is a number from the first to the last of `own`."""
+    first, last = own
+    meant: dict[str, bool] = {}
+    for row in rows:
+        (label,) = row.labels
+        if label not in meant:
+            number = _whole(label)
+            if number is None:
+                faults.add(row.line, f"{label!r} is no number, which label_range needs")
+            meant[label] = number is not None and first <= number <= last
+        if meant[label]:
+            yield row
 
 
 class _Faults:
@@ -213,7 +239,8 @@ def _labels(
         classes = meaning.classes
         places = {name: place for place, name in enumerate(classes)}
         if numbered and not set(column.codes) & set(classes):
-            places = {text: n for text, n in numbers.items() if 0 <= n < len(classes)}
+            offsets = {text: number - meaning.first for text, number in numbers.items()}
+            places = {text: place for text, place in offsets.items() if 0 <= place < len(classes)}
     return classes, _mapped(column, places, where, f"of {', '.join(classes[:12])}")
 
 

@@ -42,8 +42,9 @@ class ListData(Listed, DataSource):
     def _index(self, lists: Mapping[str, Path], root: Path) -> Index:
         where = ", ".join(str(path) for path in lists.values())
         count = len(self.findings) or 1
+        meaning = Meaning(self.findings, self.classes, own=self.label_range)
         rows = (row for split, path in lists.items() for row in _rows(path, split, count))
-        return index_rows(rows, root, Meaning(self.findings, self.classes), where)
+        return index_rows(rows, root, meaning, where)
 
 
 def _rows(path: Path, split: str, count: int) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.data.files import Paths
@@ -47,6 +47,11 @@ class Listed(Part):
     classes: tuple[str, ...] | None = Field(
         default=None, description="names, in label order; unset: those the training images have"
     )
+    label_range: tuple[int, int] | None = Field(
+        default=None,
+        description="first and last number of this task's classes, in a list that numbers the "
+        "classes of several tasks; other rows are left out",
+    )
     missing: Literal["refuse", "leave-out"] = Field(
         default="refuse", description="what becomes of files that the list names and aren't there"
     )
@@ -56,6 +61,22 @@ class Listed(Part):
         lt=1,
         description="share of the training groups that validate, where the list has no val split",
     )
+
+    @model_validator(mode="after")
+    def _own_classes(self) -> Listed:
+        if self.label_range is None:
+            return self
+        first, last = self.label_range
+        if first >= last:
+            raise ValueError(f"label_range [{first}, {last}] holds no two classes")
+        if self.classes is not None and len(self.classes) != last - first + 1:
+            raise ValueError(
+                f"label_range [{first}, {last}] is of {last - first + 1} classes, "
+                f"`classes` names {len(self.classes)}"
+            )
+        if getattr(self, "findings", ()):
+            raise ValueError("label_range is for class numbers, not for findings")
+        return self
 
     def folder(self, lists: Sequence[Path], folders: Sequence[Path]) -> Path:
         """The folder that the paths are relative to."""

@@ -71,6 +71,12 @@ class _Chosen(Sequence[U8]):
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def paths(self) -> Sequence[Path]:
+        """Those of the images; an `AttributeError` where they are no files."""
+        chosen: Sequence[Path] = self._images.paths.part(self._indices)  # type: ignore[attr-defined]
+        return chosen
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self._images[int(one)] for one in self._indices[index]]

@@ -11,17 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from lorkd_deploy.arrays import I64
-from lorkd_deploy.data import SPLITS, Split, TaskData, open_data
-from lorkd_deploy.datacheck.findings import Found, findings
+from lorkd_deploy.data import SPLITS, Split, TaskData, open_every
+from lorkd_deploy.datacheck.common import Common
+from lorkd_deploy.datacheck.findings import ACROSS, Found, findings, shared_groups
+from lorkd_deploy.datacheck.kept import Kept
 from lorkd_deploy.datacheck.pictures import Pictures, look
-from lorkd_deploy.datacheck.result import DataCheck, Pair, SplitSize, TaskCheck
-from lorkd_deploy.datacheck.twins import Common, Pairs, exact, exact_within, near
-from lorkd_deploy.errors import DataError, LorkdError, RecipeError
+from lorkd_deploy.datacheck.result import DataCheck, Finding, Pair, SplitSize, TaskCheck
+from lorkd_deploy.datacheck.twins import NONE, Pairs, exact, exact_within, near
+from lorkd_deploy.errors import RecipeError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.recipe import Recipe, TaskSpec, load_recipe
 
-ACROSS = (("val", "train"), ("test", "train"), ("test", "val"))
 SHOWN = 20  # pairs of a task that a page shows
 
 
@@ -36,17 +37,14 @@ def check_data(
     no training image resembles. Raises `DataError` for data that can't be opened or read.
     """
     known = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, set)
-    opened = [(task, _open(task, known)) for task in known.tasks]
-    checks = tuple(check_task(task, data, known.preprocess, progress) for task, data in opened)
+    sections = {task.name: task.data for task in known.tasks}
+    opened = open_every(sections, known.data_folder, progress=progress)
+    checks = []
+    for task, data in zip(known.tasks, opened, strict=True):
+        checks.append(check_task(task, data, known.preprocess, progress))
+        Kept(task, data, known.preprocess).write(checks[-1])
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return DataCheck(created=now, recipe=known.name, tasks=checks)
-
-
-def _open(task: TaskSpec, recipe: Recipe) -> TaskData:
-    try:
-        return open_data(task.data, recipe.data_folder)
-    except LorkdError as exc:
-        raise DataError(f"task {task.name!r}: {exc.what}", where=exc.where, fix=exc.fix) from exc
+    return DataCheck(created=now, recipe=known.name, tasks=tuple(checks))
 
 
 def check_task(
@@ -64,22 +62,45 @@ def check_task(
     with bar(progress, f"reading {task.name}", total) as shown:
         for name in SPLITS:
             seen[name] = look(getattr(data, name), preprocess, shown)
-    common = Common(seen["train"])
-    work = sum(len(seen[one]) for one, _ in ACROSS)
-    twins: dict[tuple[str, str], tuple[Pairs, Pairs]] = {}
-    with bar(progress, f"comparing {task.name}", work) as shown:
-        for one, other in ACROSS:
-            same = exact(seen[one], seen[other])
-            twins[one, other] = same, near(seen[one], seen[other], common, shown)
-    within = {name: exact_within(seen[name]) for name in SPLITS}
-    found = findings(Found(data, seen, twins, within), leaks_only=leaks_only)
+    twins = _twins(task.name, seen, progress, leaks_only=leaks_only)
+    found = findings(Found(data, seen, twins), leaks_only=leaks_only)
+    pairs = _worst(data, {pair: twins[pair] for pair in ACROSS})
+    return _said(task, data, found).model_copy(update={"pairs": tuple(pairs)})
+
+
+def check_patients(task: TaskSpec, data: TaskData) -> TaskCheck:
+    """The patients that lie in two splits, of a task whose images aren't read."""
+    data = with_groups(data, task.group_pattern)
+    found = tuple(shared_groups(data))
+    return _said(task, data, found).model_copy(update={"compared": False})
+
+
+def _said(task: TaskSpec, data: TaskData, found: tuple[Finding, ...]) -> TaskCheck:
     return TaskCheck(
         task=task.name,
         source=f"{data.provenance['source']} {data.provenance['name']}",
         splits=tuple(_size(name, getattr(data, name)) for name in SPLITS),
         findings=found,
-        pairs=tuple(_worst(data, twins)),
     )
+
+
+def _twins(
+    name: str, seen: dict[str, Pictures], progress: Progress | None, *, leaks_only: bool
+) -> dict[tuple[str, str], tuple[Pairs, Pairs]]:
+    """The same and nearly the same pictures, across two splits and within one; near ones within
+    one are no leak."""
+    common = Common(seen["train"])
+    inner = () if leaks_only else tuple((split, split) for split in SPLITS)
+    twins = {(split, split): (exact_within(seen[split]), NONE) for split in SPLITS}
+    work = sum(len(seen[one]) for one, _ in (*ACROSS, *inner))
+    with bar(progress, f"comparing {name}", work) as shown:
+        for one, other in ACROSS:
+            same = exact(seen[one], seen[other])
+            twins[one, other] = same, near(seen[one], seen[other], common, shown)
+        for one, _ in inner:
+            same, _ = twins[one, one]
+            twins[one, one] = same, near(seen[one], seen[one], common, shown)
+    return twins
 
 
 def with_groups(data: TaskData, pattern: str | None) -> TaskData:

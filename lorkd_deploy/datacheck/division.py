@@ -18,8 +18,9 @@ from lorkd_deploy.data.dividing import divide
 from lorkd_deploy.data.files import ImageFiles, Paths
 from lorkd_deploy.data.source import SPLITS, Split
 from lorkd_deploy.data.table import open_table
+from lorkd_deploy.datacheck.common import Common
 from lorkd_deploy.datacheck.pictures import Pictures, look
-from lorkd_deploy.datacheck.twins import Common, clusters, exact_within, near
+from lorkd_deploy.datacheck.twins import clusters, exact_within, near
 from lorkd_deploy.dicom import DicomRules, is_dicom
 from lorkd_deploy.errors import DataError, UsageError
 from lorkd_deploy.image_files import image_files, read_image

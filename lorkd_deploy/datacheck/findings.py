@@ -18,6 +18,9 @@ from lorkd_deploy.datacheck.twins import Pairs
 from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.metrics.score import majority
 
+ACROSS = (("val", "train"), ("test", "train"), ("test", "val"))
+LEAKS = {"exact duplicates", "near duplicates", "repeated images", "patients in two splits",
+         "labels that disagree"}  # the kinds that a training looks for  # fmt: skip
 FEW = 10  # images of a class in a validation or test split
 MAJORITY = 0.95
 log = logging.getLogger(__name__)
@@ -25,13 +28,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A task's data, its pictures by split, and twins: across two splits (the same, nearly the
-    same), and the same within one."""
+    """A task's data, its pictures by split, and twins: the same pictures and nearly the same,
+    across two splits and, by `(name, name)`, within one."""
 
     data: TaskData
     seen: dict[str, Pictures]
     twins: dict[tuple[str, str], tuple[Pairs, Pairs]]
-    within: dict[str, Pairs]
+
+    @property
+    def across(self) -> dict[tuple[str, str], tuple[Pairs, Pairs]]:
+        """The twins of two splits."""
+        return {(one, other): both for (one, other), both in self.twins.items() if one != other}
 
     def split(self, name: str) -> Split:
         split: Split = getattr(self.data, name)
@@ -40,7 +47,7 @@ class Found:
 
 def findings(found: Found, *, leaks_only: bool = False) -> tuple[Finding, ...]:
     """Everything that is to be said of a task, leakage first."""
-    every = [*_twins(found), *_groups(found), *_conflicts(found)]
+    every = [*_twins(found), *shared_groups(found.data), *_conflicts(found)]
     if not leaks_only:
         every += [*_counts(found), *_pictures(found), *_shortcuts(found)]
     order = {"leakage": 0, "caution": 1, "note": 2}
@@ -48,7 +55,7 @@ def findings(found: Found, *, leaks_only: bool = False) -> tuple[Finding, ...]:
 
 
 def _twins(found: Found) -> Iterator[Finding]:
-    for (one, other), (same, nearly) in found.twins.items():
+    for (one, other), (same, nearly) in found.across.items():
         total = len(found.split(one))
         images = set(same.first.tolist())
         if images:
@@ -70,21 +77,40 @@ def _twins(found: Found) -> Iterator[Finding]:
                 says=f"{len(others)} of {total} {one} images are nearly the same picture as one of "
                 f"{other} ({len(nearly)} pairs)",
             )
-    for name, pairs in found.within.items():
-        if len(pairs):
-            total = len(found.split(name))
+    for name in SPLITS:
+        same, nearly = found.twins[name, name]
+        total = len(found.split(name))
+        if len(same):
             yield Finding(
                 kind="repeated images",
                 level="note",
-                count=len(pairs),
+                count=len(same),
                 of=total,
-                says=f"{len(pairs)} of {total} {name} images repeat an earlier one of the split",
+                says=f"{len(same)} of {total} {name} images repeat an earlier one of the split",
+            )
+        if len(nearly):
+            count = len(np.union1d(nearly.first, nearly.second))
+            yield Finding(
+                kind="near duplicates within a split",
+                level="note",
+                count=count,
+                of=total,
+                says=f"{count} of {total} {name} images are nearly the same picture as another of "
+                f"the split ({len(nearly)} pairs{_of_patients(found.split(name).groups, nearly)})",
             )
 
 
-def _groups(found: Found) -> Iterator[Finding]:
-    for one, other in found.twins:
-        a, b = found.split(one).groups, found.split(other).groups
+def _of_patients(groups: I64 | None, pairs: Pairs) -> str:
+    if groups is None:
+        return ""
+    return f", {int((groups[pairs.first] != groups[pairs.second]).sum())} of two patients"
+
+
+def shared_groups(data: TaskData) -> Iterator[Finding]:
+    """Patients in two splits, where they are known; no image is read."""
+    for one, other in ACROSS:
+        splits: tuple[Split, Split] = (getattr(data, one), getattr(data, other))
+        a, b = splits[0].groups, splits[1].groups
         if a is None or b is None:
             continue
         both = np.intersect1d(a, b)
@@ -102,7 +128,6 @@ def _groups(found: Found) -> Iterator[Finding]:
 
 def _conflicts(found: Found) -> Iterator[Finding]:
     pairs = [(one, other, twins) for (one, other), both in found.twins.items() for twins in both]
-    pairs += [(name, name, twins) for name, twins in found.within.items()]
     count, total = 0, 0
     for one, other, twins in pairs:
         differ = found.split(one).labels[twins.first] != found.split(other).labels[twins.second]

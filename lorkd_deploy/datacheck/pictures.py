@@ -16,6 +16,7 @@ from PIL import Image
 
 from lorkd_deploy.arrays import F32, I64, U8
 from lorkd_deploy.data import Split
+from lorkd_deploy.image_files import KINDS, kind_of
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.progress import Progress
@@ -77,8 +78,7 @@ def look(split: Split, preprocess: Preprocess, progress: Progress) -> Pictures:
             traits[place, 3:] = 0
             traits[place, :3] = (*image.shape[1::-1], _colour(seen))
             if paths is not None:
-                suffix = paths.name(place).rpartition(".")[2].lower()
-                traits[place, 3] = int.from_bytes(suffix.encode()[:3], "big")
+                traits[place, 3] = KINDS.index(kind_of(paths[place]))
         return stop - start
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
@@ -126,16 +126,22 @@ def smoothing(side: int, reach: int) -> F32:
     return matrix
 
 
+def shrunk(thumbs: U8, side: int) -> F32:
+    """Thumbnails at `side` px, float32 `(N, side, side)`."""
+    by = SIDE // side
+    values = thumbs.astype(np.float32)
+    if by > 1:
+        values = values.reshape(-1, side, by, side, by).mean(axis=(2, 4))
+    return values
+
+
 def contrast(thumbs: U8, side: int) -> F32:
     """Local contrast float32 `(N, side, side)`: how much lighter than what is around it.
 
     Neither brightness nor contrast nor a slow shade changes it (local contrast normalisation,
     Jarrett et al. 2009). It is what two pictures are compared by.
     """
-    values = thumbs.astype(np.float32)
-    if side < SIDE:
-        by = SIDE // side
-        values = values.reshape(-1, side, by, side, by).mean(axis=(2, 4))
+    values = shrunk(thumbs, side)
     average = smoothing(side, 5 if side <= 16 else 7)
     mean = average @ values @ average.T
     spread = np.sqrt(np.maximum(average @ (values * values) @ average.T - mean * mean, 0))

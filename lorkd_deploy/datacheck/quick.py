@@ -8,12 +8,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lorkd_deploy.data import SPLITS, TaskData
-from lorkd_deploy.datacheck.check import check_task
-from lorkd_deploy.datacheck.result import DataCheck, keep_check, read_check
+from lorkd_deploy.datacheck.check import check_patients, check_task
+from lorkd_deploy.datacheck.kept import Kept
+from lorkd_deploy.datacheck.result import DataCheck, TaskCheck, keep_check, read_check
+from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.progress import Progress
-from lorkd_deploy.recipe import Recipe
+from lorkd_deploy.recipe import Recipe, TaskSpec
 
-MOST = 20_000  # images of a task; more take minutes, and `lorkd data check` is for those
+MOST = 100_000  # images of a task; more take too long before a training, unless a check is kept
 log = logging.getLogger(__name__)
 
 
@@ -23,31 +25,45 @@ def warn_of_leaks(
     """Check the tasks' splits for twins and patients in common, warn, and keep the result in `run`.
 
     A check that lies there already, of a resumed run or by `lorkd data check --run`, stands. Images
-    that are drawn (`phantom`) are alike by chance and nobody's: they aren't looked at.
+    that are drawn (`phantom`) are alike by chance and nobody's: they aren't looked at. Of a task
+    with more than `MOST` images only patients are, unless `lorkd data check` has kept its findings.
     """
-    if (kept := read_check(run)) is not None:
-        return kept
-    sized = [
-        (sum(len(getattr(opened, name)) for name in SPLITS), task, opened)
-        for task, opened in zip(recipe.tasks, data, strict=True)
-        if task.data.source != "phantom"
-    ]
-    tasks = tuple(
-        check_task(task, opened, recipe.preprocess, progress, leaks_only=True)
-        for count, task, opened in sized
-        if count <= MOST
-    )
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    check = DataCheck(created=now, recipe=recipe.name, tasks=tasks, leaks_only=True)
+    check = read_check(run)
+    if check is None:
+        check = _check(recipe, data, progress)
+        keep_check(check, run)
     for one in check.tasks:
         for finding in one.findings:
             if finding.level == "leakage":
                 log.warning("%s: %s; figures on such a split are too good", one.task, finding.says)
-    if large := [task.name for count, task, _ in sized if count > MOST]:
+    if unseen := [one.task for one in check.tasks if not one.compared]:
         log.warning(
-            "%s: not checked for leaks, more than %d images each; `lorkd data check` does it",
-            ", ".join(large),
+            "%s: images not compared across splits, more than %d each; `lorkd data check` does it, "
+            "and what it finds is kept",
+            ", ".join(unseen),
             MOST,
         )
-    keep_check(check, run)
     return check
+
+
+def _check(recipe: Recipe, data: Sequence[TaskData], progress: Progress | None) -> DataCheck:
+    tasks = tuple(
+        _checked(task, opened, recipe.preprocess, progress)
+        for task, opened in zip(recipe.tasks, data, strict=True)
+        if task.data.source != "phantom"
+    )
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return DataCheck(created=now, recipe=recipe.name, tasks=tasks, leaks_only=True)
+
+
+def _checked(
+    task: TaskSpec, data: TaskData, preprocess: Preprocess, progress: Progress | None
+) -> TaskCheck:
+    kept = Kept(task, data, preprocess)
+    if (found := kept.read()) is not None:
+        return found
+    if sum(len(getattr(data, name)) for name in SPLITS) > MOST:
+        return check_patients(task, data)
+    found = check_task(task, data, preprocess, progress, leaks_only=True)
+    kept.write(found)
+    return found

@@ -49,13 +49,17 @@ class SplitSize(Part):
 
 
 class TaskCheck(Part):
-    """One task's findings; `pairs` are the worst twenty."""
+    """One task's findings; `pairs` are the worst twenty.
+
+    Where `compared` is false its images weren't: they are too many for the start of a training.
+    """
 
     task: str
     source: str
     splits: tuple[SplitSize, ...]
     findings: tuple[Finding, ...]
     pairs: tuple[Pair, ...] = ()
+    compared: bool = True
 
     @property
     def leaks(self) -> bool:
@@ -64,7 +68,7 @@ class TaskCheck(Part):
 
 class DataCheck(Part):
     """The tasks of a recipe. `leaks_only` says that nothing but twins and patients was looked for,
-    as a training does, and only in tasks that aren't too large for that."""
+    as a training does."""
 
     schema_version: int = SCHEMA
     created: str

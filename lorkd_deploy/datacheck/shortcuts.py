@@ -14,7 +14,7 @@ from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.metrics.interval import Interval, where_defined
 from lorkd_deploy.metrics.score import auc
 
-MOST = 10_000  # training images that the classifier learns from
+MOST = 10_000  # training images that the classifier learns from, and others that it answers for
 TREES = 100
 SUSPECT = 0.65  # AUC above which the whole interval has to lie
 
@@ -30,21 +30,22 @@ class Shortcut:
 def shortcuts(data: TaskData, seen: dict[str, Pictures]) -> list[Shortcut]:
     """Every family of traits, and every attribute, that alone tells the labels.
 
-    A small forest learns from the training images' traits and answers for all others. Traits that
-    are the same for all are left out. Raises `RuntimeUnavailableError` without scikit-learn.
+    A small forest learns from the training images' traits and answers for the others, of many
+    `MOST`. Traits that are the same for all are left out. Raises `RuntimeUnavailableError` without
+    scikit-learn.
     """
-    train = _some(len(data.train))
+    train, others = _some(len(data.train)), _some(len(data.val) + len(data.test))
     given = {name: [seen[s].family(name) for s in ("train", "val", "test")] for name in TRAITS}
     for name in data.train.attributes:
         codes = [split.attributes[name].codes for split in (data.train, data.val, data.test)]
         given[name] = [one[:, None].astype(np.float32) for one in codes]
     labels = data.train.labels[train]
-    asked = np.concatenate([data.val.labels, data.test.labels])
+    asked = np.concatenate([data.val.labels, data.test.labels])[others]
     found = []
-    for name, (known, *others) in given.items():
+    for name, (known, *unknown) in given.items():
         if (known == known[0]).all():
             continue
-        answers = _forest(known[train], labels, np.concatenate(others))
+        answers = _forest(known[train], labels, np.concatenate(unknown)[others])
         area = where_defined(auc, asked, answers)
         if area is not None and area.low > SUSPECT:
             found.append(Shortcut(name, area))

@@ -1,31 +1,30 @@
 """Pictures that are the same, or nearly: exact by hash, near ones by local contrast.
 
-Near ones are looked for among all pairs by one matrix product of 256 numbers an image, from which
-what all images of a task share (the round view of a fundus, a chest's outline) is taken out. What
-looks alike there is compared once more, finer and without pixels that are white or black in one of
-the two alone. Mirrored pictures are looked for too: a training that flips shows them anyway.
+Near ones are looked for among all pairs by products of 256 numbers an image, from which what all
+images of a task share (the round view of a fundus, a chest's outline) is taken out. What looks
+alike there is compared once more, finer and without pixels that are white or black in one of the
+two alone. Mirrored pictures are looked for too: a training that flips shows them anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.arrays import F32, F64, I64, U8
-from lorkd_deploy.datacheck.pictures import Pictures, blocks, contrast, smoothing
+from lorkd_deploy.arrays import F32, F64, I64
+from lorkd_deploy.datacheck.common import Common
+from lorkd_deploy.datacheck.pictures import Pictures, blocks
+from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.progress import Progress
 
-COARSE, FINE = 16, 32  # px
-CANDIDATE = 0.75  # correlation at COARSE from which a pair is compared once more
-LIMITS = {FINE: 0.90, COARSE: 0.93}  # correlation from which a pair are twins, by the side compared
-SMALL = 56  # px; images with a shorter side have no detail to compare at FINE
-ROWS = 1024  # queries of one matrix product
-COLUMNS = 16384
-WHITE, BLACK = 250, 8
-LEAST_KEPT = 0.15  # of the pixels; where fewer are left, all count
+CANDIDATE = 0.75  # correlation from afar from which a pair is compared once more
+MOST = 32  # such pairs of an image, the most alike: where all look alike, a check still ends
+ROWS, COLUMNS = 1024, 4096  # images of one product: 16 MiB, which a processor's cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +38,15 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def part(self, chosen: npt.NDArray[np.bool_] | I64) -> Pairs:
+        """Those that are `chosen`."""
+        return Pairs(
+            self.first[chosen], self.second[chosen], self.likeness[chosen], self.mirrored[chosen]
+        )
+
+
+NONE = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
 
 
 def exact(one: Pictures, other: Pictures) -> Pairs:
@@ -57,101 +65,109 @@ def _keys(pictures: Pictures) -> npt.NDArray[np.void]:
 def exact_within(pictures: Pictures) -> Pairs:
     """Each image of a split that repeats an earlier one of it, with the first such image."""
     pairs = exact(pictures, pictures)
-    later = pairs.first != pairs.second
-    return Pairs(
-        pairs.first[later], pairs.second[later], pairs.likeness[later], pairs.mirrored[later]
-    )
+    return pairs.part(pairs.first != pairs.second)
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is compared with: images at `places`, each picture once, and their coarse vectors."""
+
+    pictures: Pictures
+    places: I64
+    vectors: Sequence[tuple[slice, F32]]
+    common: Common
+    itself: bool
 
 
 def near(one: Pictures, other: Pictures, common: Common, progress: Progress) -> Pairs:
-    """Pairs of an image of `one` and one of `other` that are nearly the same picture.
+    """Pairs of an image of `one` and one of `other` that are nearly, not exactly, the same picture.
 
-    A bar advances by images of `one`. Where `other` is `one`, each pair comes once, and an image
-    isn't its own twin.
+    Of equal images of `other` the first stands for all. Where `other` is `one`, that holds for
+    both, and each pair comes once. Of one image at most `MOST` pairs are found, as it is and
+    mirrored. A bar advances by images of `one`.
     """
-    itself = one is other
-    known = [(part, common.coarse(other.thumbs[part])) for part in blocks(len(other), COLUMNS)]
+    places = np.sort(np.unique(_keys(other), return_index=True)[1])
+    vectors = [
+        (part, common.coarse(other.thumbs[places[part]])) for part in blocks(len(places), COLUMNS)
+    ]
+    known = _Known(other, places, vectors, common, one is other)
+    asked = places if known.itself else np.arange(len(one))
     found: list[Pairs] = []
-    for rows in blocks(len(one), ROWS):
-        asked = one.thumbs[rows]
-        for mirrored in (False, True):
-            turned = asked[:, :, ::-1] if mirrored else asked
-            left = common.coarse(turned)
-            for columns, right in known:
-                if itself and columns.stop <= rows.start:
-                    continue
-                alike = left @ right.T >= CANDIDATE
-                first, second = np.nonzero(alike)
-                if itself:
-                    keep = second + columns.start > first + rows.start
-                    first, second = first[keep], second[keep]
-                for part in blocks(len(first), ROWS):
-                    i, j = first[part], second[part] + columns.start
-                    likeness = common.likeness(turned[i], other.thumbs[j])
-                    twins = likeness >= LIMITS[common.side]
-                    found.append(
-                        Pairs(i[twins] + rows.start, j[twins], likeness[twins],
-                              np.full(int(twins.sum()), mirrored))
-                    )  # fmt: skip
-        progress.advance(rows.stop - rows.start)
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        parts = list(blocks(len(asked), ROWS))
+        for rows, pairs in zip(
+            parts, pool.map(partial(_near_some, one, asked, known), parts), strict=True
+        ):
+            found.append(pairs)
+            progress.advance(rows.stop - rows.start)
+    progress.advance(len(one) - len(asked))
     return _joined(found)
 
 
-def _joined(parts: list[Pairs]) -> Pairs:
+def _near_some(one: Pictures, asked: I64, known: _Known, rows: slice) -> Pairs:
+    """The pairs of the images of `one` at `asked[rows]`."""
+    mine = asked[rows]
+    found = []
+    for mirrored in (False, True):
+        thumbs = one.thumbs[mine][:, :, ::-1] if mirrored else one.thumbs[mine]
+        first, second, afar = _candidates(
+            known.common.coarse(thumbs), known, rows.start if known.itself else None
+        )
+        theirs = known.places[second]
+        differ = (one.digests[mine[first]] != known.pictures.digests[theirs]).any(axis=1)
+        first, theirs, afar = first[differ], theirs[differ], afar[differ]
+        for part in blocks(len(first), ROWS):
+            i, j = first[part], theirs[part]
+            likeness, twins = known.common.compared(thumbs[i], known.pictures.thumbs[j], afar[part])
+            pairs = Pairs(mine[i], j, likeness, np.full(len(i), mirrored))
+            found.append(pairs.part(twins))
+    return _joined(found)
+
+
+def _candidates(asked: F32, known: _Known, start: int | None) -> tuple[I64, I64, F32]:
+    """Row, column and correlation of what looks alike from afar; where the rows are columns from
+    `start` on, of columns behind the row's own."""
+    rows, columns, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [asked[:0, 0]]
+    for part, vectors in known.vectors:
+        if start is not None and part.stop <= start:
+            continue
+        alike = (asked @ vectors.T).reshape(-1)
+        hits = np.flatnonzero(alike >= CANDIDATE)
+        row, column = np.divmod(hits, len(vectors))
+        column += part.start
+        if start is not None:
+            later = column > row + start
+            hits, row, column = hits[later], row[later], column[later]
+        best = _most_alike(row, alike[hits])
+        rows.append(row[best])
+        columns.append(column[best])
+        values.append(alike[hits[best]])
+    row, column, value = np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
+    best = _most_alike(row, value)
+    return row[best], column[best], value[best]
+
+
+def _most_alike(rows: I64, values: F32) -> I64:
+    """The places of each row's `MOST` greatest values."""
+    order = np.lexsort((-values, rows))
+    ranked = rows[order]
+    rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
+    return np.asarray(order[rank < MOST], np.int64)
+
+
+def _joined(parts: Sequence[Pairs]) -> Pairs:
     """All pairs, each once: a picture that is its own mirror image is not two twins."""
-    first = np.concatenate([p.first for p in parts] or [np.zeros(0, np.int64)])
-    second = np.concatenate([p.second for p in parts] or [np.zeros(0, np.int64)])
-    likeness = np.concatenate([p.likeness for p in parts] or [np.zeros(0)])
-    mirrored = np.concatenate([p.mirrored for p in parts] or [np.zeros(0, bool)])
-    order = np.lexsort((mirrored, -likeness, second, first))
-    first, second = first[order], second[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
-    order = order[new]
-    return Pairs(first[new], second[new], likeness[order], mirrored[order])
-
-
-class Common:
-    """What the images of a task have in common, to be taken out before two are compared."""
-
-    def __init__(self, train: Pictures) -> None:
-        self.side = FINE if train.side >= SMALL else COARSE
-        chosen = train.thumbs[:: max(1, len(train) // 4096)]
-        self._means = {side: contrast(chosen, side).mean(axis=0) for side in (COARSE, FINE)}
-
-    def coarse(self, thumbs: U8) -> F32:
-        """Unit vectors float32 `(N, 256)`, whose products are correlations."""
-        flat = (contrast(thumbs, COARSE) - self._means[COARSE]).reshape(len(thumbs), -1)
-        length = np.linalg.norm(flat, axis=1, keepdims=True)
-        plain = thumbs.reshape(len(thumbs), -1).std(axis=1) < 1
-        length[plain] = np.inf  # an image of one value is like no other
-        return np.asarray(flat / np.maximum(length, 1e-6), np.float32)
-
-    def likeness(self, one: U8, other: U8) -> F64:
-        """Correlation of the local contrast of P pairs, thumbnails `(P, 32, 32)` each.
-
-        Only what lies inside both pictures counts: not what is black or white, and not its edge,
-        since the round view of a camera is no sign of a twin.
-        """
-        a, b = contrast(one, self.side), contrast(other, self.side)
-        kept = self._kept(one) & self._kept(other)
-        kept[kept.mean(axis=(1, 2)) < LEAST_KEPT] = True
-        mean = self._means[self.side]
-        a, b = np.where(kept, a - mean, 0), np.where(kept, b - mean, 0)
-        product = (a * b).sum(axis=(1, 2))
-        size = np.sqrt((a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2)))
-        return np.asarray(product / np.maximum(size, 1e-9), np.float64)
-
-    def _kept(self, thumbs: U8) -> npt.NDArray[np.bool_]:
-        """Which pixels `(P, side, side)` can be compared."""
-        by = FINE // self.side
-        lost = ((thumbs >= WHITE) | (thumbs <= BLACK)).astype(np.float32)
-        lost = lost.reshape(len(thumbs), self.side, by, self.side, by).max(axis=(2, 4))
-        near = smoothing(self.side, 5)
-        around = (near @ lost @ near.T) < 1e-3
-        alone = lost == 0
-        enough = around.mean(axis=(1, 2)) >= LEAST_KEPT
-        return np.asarray(np.where(enough[:, None, None], around, alone), bool)
+    every = [NONE, *parts]
+    pairs = Pairs(
+        np.concatenate([p.first for p in every]),
+        np.concatenate([p.second for p in every]),
+        np.concatenate([p.likeness for p in every]),
+        np.concatenate([p.mirrored for p in every]),
+    )
+    pairs = pairs.part(np.lexsort((pairs.mirrored, -pairs.likeness, pairs.second, pairs.first)))
+    new = np.ones(len(pairs), bool)
+    new[1:] = (pairs.first[1:] != pairs.first[:-1]) | (pairs.second[1:] != pairs.second[:-1])
+    return pairs.part(new)
 
 
 def clusters(count: int, pairs: Iterator[tuple[I64, I64]]) -> I64:

@@ -74,7 +74,8 @@ def study(
     _claim(folder, loaded)
     with exclusive(folder, "study"):
         numbers = tuple(range(loaded.seed, loaded.seed + seeds))
-        work = Work(folder, open_setup(loaded), variants, numbers, progress or Silent())
+        opened = open_setup(loaded, progress=progress)
+        work = Work(folder, opened, variants, numbers, progress or Silent())
         known = _known(work)  # a recipe that can't be is told before anything is trained
         left = [training for training in work.trainings if training.folder not in known]
         answered = (folder / FOUNDATION / ANSWERS).exists()

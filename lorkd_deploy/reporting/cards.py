@@ -225,6 +225,7 @@ def limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
         "on another hospital's images, devices or patients was not measured.",
         f"{_unmeasured(own)} behaviour on images of another kind: {UNMEASURED}.",
         *cautions.leaks(sources, [task.name for task in tasks]),
+        *cautions.uncompared(sources, [task.name for task in tasks]),
         "The probabilities are not calibrated risks; a threshold holds for images like those of "
         "the validation split.",
     ]

@@ -35,6 +35,7 @@ def warnings(sources: Sources) -> list[str]:
             f"interval is below zero): {', '.join(worse)}."
         )
     found += leaks(sources)
+    found += uncompared(sources)
     found += sources.profile.notes if sources.profile else ()
     if {task.data.get("source") for task in sources.manifest.tasks} & {"phantom"}:
         found.append(
@@ -54,6 +55,16 @@ def leaks(sources: Sources, tasks: Sequence[str] | None = None) -> list[str]:
                 f"Leakage in the data of {task.task}: {'; '.join(says)}. Its figures are too good."
             )
     return found
+
+
+def uncompared(sources: Sources, tasks: Sequence[str] | None = None) -> list[str]:
+    """For each task, or each of `tasks`, that nobody has looked for images in two splits."""
+    return [
+        f"Whether images of {task.task} lie in two splits was not looked for, since they are many: "
+        "`lorkd data check RECIPE --run RUN` does it."
+        for task in (sources.check.tasks if sources.check else ())
+        if not task.compared and (tasks is None or task.task in tasks)
+    ]
 
 
 def below(pairs: Sequence[Pair]) -> list[str]:

@@ -11,6 +11,8 @@ from lorkd_deploy.bundle.compressed import write_compressed
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
+from lorkd_deploy.datacheck.quick import warn_of_leaks
+from lorkd_deploy.datacheck.result import keep_check, read_check
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.lowrank.budget import parse_budget
 from lorkd_deploy.lowrank.spectrum import Step, holding
@@ -79,9 +81,12 @@ def compress(
         )
     recipe = bundle.recipe
     with claimed(out, recipe, "compress") as new:
-        setup = open_setup(recipe)
+        setup = open_setup(recipe, progress=progress)
         for name, data in zip(setup.names, setup.data, strict=True):
             bundle.task(name).require_own(data)
+        if (check := read_check(source.path)) is not None:
+            keep_check(check, new.path)
+        warn_of_leaks(recipe, setup.data, new.path, progress)
         shrunk = _all_shrunk(bundle, setup, choose, progress)
         return _write(source, bundle, new, setup=setup, rule=rule, shrunk=shrunk)
 

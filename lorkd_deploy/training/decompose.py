@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.datacheck.quick import warn_of_leaks
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import load_recipe
@@ -76,17 +75,14 @@ def decompose(
         job = Job(
             "decompose",
             run,
-            open_setup(trained, processes),
+            open_setup(trained, processes, progress),
             resume=resume,
             auto_batch=auto_batch,
             allow_missing=allow_missing,
             tensorboard=tensorboard,
             progress=progress or Silent(),
         )
-        opened = job.setup
-        processes.first(
-            lambda: warn_of_leaks(opened.recipe, opened.data, run.path, job.progress).leaks
-        )
+        job.warn_of_leaks()
         return add_departments(job, growth) if growth else _decompose(job)
 
 

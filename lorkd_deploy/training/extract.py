@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from lorkd_deploy.datacheck.quick import warn_of_leaks
 from lorkd_deploy.errors import UsageError, unknown_name
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, TaskNetwork
 from lorkd_deploy.experts.copies import copy_of
@@ -116,7 +117,8 @@ def extract(
     refuse_bundle(out, "an extracted one is always a new one")
     with claimed(out, loaded, "extract") as run:
         began = time.perf_counter()
-        setup = open_setup(loaded)
+        setup = open_setup(loaded, progress=progress)
+        warn_of_leaks(loaded, setup.data, run.path, progress)
         w0 = build(loaded.student.architecture)
         unused = load_whole(w0, Path(base), loaded.student)
         if unused:

@@ -70,13 +70,14 @@ def teacher(
         job = Job(
             "teacher",
             run,
-            open_setup(loaded, processes),
+            open_setup(loaded, processes, progress),
             resume=resume,
             auto_batch=auto_batch,
             allow_missing=allow_missing,
             tensorboard=tensorboard,
             progress=progress or Silent(),
         )
+        job.warn_of_leaks()
         processes.first(
             lambda: try_student(job.setup, job.progress)
         )  # a recipe put right is another run's

@@ -37,7 +37,7 @@ def validate(
     and `decompose` raise before they train.
     """
     loaded, shown = load_recipe(recipe, set), progress or Silent()
-    setup = open_setup(loaded)
+    setup = open_setup(loaded, progress=shown)
     unused = {"student": try_student(setup, shown).graph.unused}
     if loaded.transfer.kind != "none":
         own = setup.for_teacher()

@@ -55,10 +55,58 @@ def test_a_line_without_a_label_is_named(tmp_path: Path) -> None:
     assert str(caught.value.where).endswith("val.txt, line 5")
 
 
-@pytest.mark.parametrize("recipe", ["radimagenet", "med-mt"])
-def test_the_shipped_recipes_read_lists_of_their_layout(tmp_path: Path, recipe: str) -> None:
-    tasks = load_recipe(recipe).tasks
-    assert len(tasks) == {"radimagenet": 11, "med-mt": 8}[recipe]
+def test_a_list_of_several_tasks_gives_each_its_own_classes(tmp_path: Path) -> None:
+    names = [f"{split}/{n}.png" for split in ("train", "test") for n in range(12)]
+    images(tmp_path, names)
+    for split, part in (("train", names[:12]), ("test", names[12:])):
+        lines = [f"{name} {n % 6}" for n, name in enumerate(part)]
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines))
+    given = {"source": "list", "train": "train.txt", "test": "test.txt", "val_share": 0.34}
+
+    def opened(**more: Any) -> TaskData:
+        return open_data(ListData.model_validate(given | more), tmp_path)
+
+    data = opened(label_range=[2, 4])
+    assert data.classes == ("class-2", "class-3", "class-4")
+    assert data.test.labels.tolist() == [0, 1, 2] * 2
+    assert [image[0, 0] for image in data.test.images] == [14, 15, 16, 20, 21, 22]
+    assert (len(data.train), len(data.val)) == (3, 3)
+    named = opened(label_range=[2, 4], classes=["cyst", "mass", "none"])
+    assert named.classes == ("cyst", "mass", "none") and named.test.labels.max() == 2
+    with pytest.raises(DataError, match="no image whose label is a number from 7 to 9"):
+        opened(label_range=[7, 9])
+    for wrong in ({"label_range": [4, 4]}, {"label_range": [2, 4], "classes": ["a", "b"]},
+                  {"label_range": [0, 1], "findings": ["a", "b"]}):  # fmt: skip
+        with pytest.raises(ValueError, match="label_range"):
+            opened(**wrong)
+    with (tmp_path / "train.txt").open("a") as stream:
+        stream.write("\ntrain/0.png cyst")
+    with pytest.raises(DataError, match="line 13: 'cyst' is no number"):
+        opened(label_range=[2, 4])
+
+
+def test_radimagenet_reads_its_two_lists_of_165_classes(tmp_path: Path) -> None:
+    tasks = load_recipe("radimagenet").tasks
+    numbers = [number for number in range(165) for _ in range(4)]
+    names = [f"{split}_{n}.png" for split in ("train", "test") for n in range(len(numbers))]
+    (tmp_path / "radimagenet/images").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "radimagenet/images" / name).touch()
+    for file, part in (("rad_train_shuffled", names[:660]), ("rad_test", names[660:])):
+        lines = [f"{name} {number}" for name, number in zip(part, numbers, strict=True)]
+        (tmp_path / f"radimagenet/{file}.txt").write_text("\n".join(lines))
+    classes = []
+    for task in tasks:
+        assert isinstance(task.data, ListData)
+        data = open_data(task.data, tmp_path)
+        assert len(data.test) == 4 * len(data.classes) == len(data.train) + len(data.val)
+        classes += data.classes
+    assert classes == [f"class-{number}" for number in range(165)] and len(tasks) == 11
+
+
+def test_med_mt_reads_lists_of_its_layout(tmp_path: Path) -> None:
+    tasks = load_recipe("med-mt").tasks
+    assert len(tasks) == 8
     for task in tasks:
         spec = task.data
         assert isinstance(spec, ListData)
@@ -68,8 +116,7 @@ def test_the_shipped_recipes_read_lists_of_their_layout(tmp_path: Path, recipe: 
                 root = tmp_path / (spec.root or Path(file).parent)
                 names = [f"{task.name}/{split}_{n}.png" for n in range(20)]
                 images(root, names)
-                mark = "," if recipe == "med-mt" else " "
-                lines = [f"{name}{mark}{n % 2}" for n, name in enumerate(names)]
+                lines = [f"{name},{n % 2}" for n, name in enumerate(names)]
                 (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / file).write_text("\n".join(lines))
         data = open_data(spec, tmp_path)

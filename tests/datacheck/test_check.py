@@ -12,10 +12,14 @@ from PIL import Image
 from lorkd_deploy import check_data, load_recipe
 from lorkd_deploy.cli import main
 from lorkd_deploy.data import Split
+from lorkd_deploy.data.files import ImageFiles, Paths
+from lorkd_deploy.datacheck import twins as twins_module
+from lorkd_deploy.datacheck.common import Common
 from lorkd_deploy.datacheck.pictures import look
 from lorkd_deploy.datacheck.result import DataCheck, keep_check, read_check
-from lorkd_deploy.datacheck.twins import Common, clusters, exact, near
+from lorkd_deploy.datacheck.twins import clusters, exact, exact_within, near
 from lorkd_deploy.errors import RecipeError
+from lorkd_deploy.image_files import KINDS as KINDS_OF_FILES
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.progress import Silent
 from tests.datacheck.planted import KINDS, copied, pictures
@@ -35,12 +39,51 @@ def test_copies_are_found_and_nothing_else() -> None:
     assert len(near(seen_of(pictures(100, seed=2)), train, common, Silent())) == 0
     for kind in KINDS:
         copies = seen_of([copied(image, kind) for image in originals])
-        pairs = near(copies, train, common, Silent())
+        same, nearly = exact(copies, train), near(copies, train, common, Silent())
+        pairs, others = (same, nearly) if kind == "exact" else (nearly, same)
         assert pairs.first.tolist() == pairs.second.tolist() == list(range(100)), kind
         assert pairs.mirrored.all() == pairs.mirrored.any() == (kind == "mirrored")
-        assert len(exact(copies, train)) == (100 if kind == "exact" else 0)
+        assert len(others) == 0
     itself = near(train, train, common, Silent())
     assert len(itself) == 0
+
+
+def test_what_fine_detail_loses_is_found_by_shades_and_only_then() -> None:
+    """Below the limit a pair has to be alike from afar and in its shades too."""
+    originals = pictures(60, seed=5)
+    common = Common(seen_of(originals))
+    rng = np.random.default_rng(0)
+    grained = [np.clip(i + rng.normal(0, 9, i.shape), 0, 255).astype(np.uint8) for i in originals]
+    one, other = seen_of(grained).thumbs, seen_of(originals).thumbs
+    afar = (common.coarse(one) * common.coarse(other)).sum(axis=1)
+    likeness, twins = common.compared(one, other, afar)
+    between = (likeness < 0.9) & (likeness >= 0.84)
+    assert between.any() and (afar >= 0.9).all() and twins[between].all()
+    shaded = one // 2 + np.linspace(0, 120, 32, dtype=np.uint8)[:, None]
+    likeness, twins = common.compared(shaded, other, afar)
+    between = (likeness < 0.9) & (likeness >= 0.84)
+    assert between.any() and not twins[between].any()
+    _, twins = common.compared(one, other, np.zeros(60, np.float32))
+    assert not twins[likeness < 0.9].any()
+
+
+def test_where_all_look_alike_few_pairs_of_each_are_compared_and_all_are_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(twins_module, "MOST", 3)
+    monkeypatch.setattr(twins_module, "ROWS", 16)
+    monkeypatch.setattr(twins_module, "COLUMNS", 16)
+    (image,) = pictures(1, seed=6)
+    rng = np.random.default_rng(0)
+    copies = [image + rng.integers(0, 2, image.shape, np.uint8) for _ in range(40)]
+    others = pictures(20, seed=7)
+    seen = seen_of([*copies, copies[0], *others])
+    pairs = near(seen, seen, Common(seen_of(others)), Silent())
+    assert np.bincount(pairs.first).max() <= 3 and (pairs.first < pairs.second).all()
+    same = exact_within(seen)
+    links = [(pairs.first, pairs.second), (same.first, same.second)]
+    found = clusters(len(seen), iter(links))
+    assert (found[:41] == found[0]).all() and len(np.unique(found)) == 21
 
 
 def test_clusters_join_what_is_linked() -> None:
@@ -125,6 +168,27 @@ def test_everything_that_is_wrong_is_said(
     assert html.count('<img src="data:image/png') == 2 * len(pairs) and "1 of 1 tasks leak" in html
     assert main([*command, *attribute]) == 0
     json.loads(capsys.readouterr().out)
+
+
+def test_what_a_file_is_its_bytes_say_and_not_its_name(tmp_path: Path) -> None:
+    for n, image in enumerate(pictures(6, seed=8)):
+        Image.fromarray(image).save(tmp_path / f"{n}.png", ["PNG", "JPEG", "BMP"][n % 3])
+    np.save(tmp_path / "6.npy", image)
+    paths = Paths.of(tmp_path, [f"{n}.png" for n in range(6)] + ["6.npy"])
+    seen = look(Split(ImageFiles(paths), np.zeros(7, np.int64)), SEEN, Silent())
+    kinds_seen = [KINDS_OF_FILES[int(number)] for number in seen.family("format")[:, 0]]
+    assert kinds_seen == ["PNG", "JPEG", "BMP"] * 2 + ["NumPy"]
+
+
+def test_near_twins_within_a_split_are_noted(recipe: Path) -> None:
+    folder = recipe.parent
+    for place, kind in ((40, "mirrored"), (9, "brighter")):  # of another patient, and of the same
+        source = np.asarray(Image.open(folder / "train8.png"))
+        Image.fromarray(copied(source, kind)).save(folder / f"train{place}.png")
+    (task,) = check_data(recipe).tasks
+    (finding,) = [f for f in task.findings if f.kind == "near duplicates within a split"]
+    assert finding.level == "note" and finding.count == 3
+    assert finding.says.endswith("(3 pairs, 2 of two patients)") and not task.leaks
 
 
 def test_a_run_carries_the_findings_without_names(recipe: Path, tmp_path: Path) -> None:

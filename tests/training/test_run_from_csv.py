@@ -16,6 +16,8 @@ from lorkd_deploy.datacheck.result import read_check
 from lorkd_deploy.profiling.profile import PROFILE, read_profile
 from tests.tiny_recipe import tiny_recipe
 
+LEAK = "fundus: 1 of 80 test images are nearly the same picture"
+
 
 def recipe(folder: Path) -> Path:
     """Drawn images with a CSV of patients, sex and age; a test image mirrors a training image."""
@@ -41,9 +43,11 @@ def recipe(folder: Path) -> Path:
 def test_attributes_and_a_leak_go_from_the_recipe_to_report_and_card(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = tmp_path / "run"
-    assert main(["decompose", str(recipe(tmp_path)), "--out", str(run), "-q"]) == 0
-    assert "fundus: 1 of 80 test images are nearly the same picture" in caplog.text
+    run, file = tmp_path / "run", recipe(tmp_path)
+    for command in ("teacher", "decompose"):
+        caplog.clear()
+        assert main([command, str(file), "--out", str(run), "-q"]) == 0
+        assert LEAK in caplog.text
     check = read_check(run)
     assert check is not None and check.leaks == ("fundus",) and check.leaks_only
     assert main(["export", str(run), "--target", "onnx", "-q"]) == 0
@@ -71,3 +75,16 @@ def test_attributes_and_a_leak_go_from_the_recipe_to_report_and_card(
         assert "By subgroup" in text and "too few to tell" in text
         assert "Leakage in the data of fundus" in text
     assert "devices and sites: age, sex" in card
+    caplog.clear()
+    small = tmp_path / "small"
+    assert main(["compress", str(run), "--out", str(small), "--energy", "0.9", "-q"]) == 0
+    assert LEAK in caplog.text and read_check(small) == check
+    caplog.clear()
+    models = [
+        "--base",
+        str(file),
+        "--model",
+        f"fundus={file}",
+    ]  # no weights: refused after the look
+    assert main(["extract", str(file), *models, "--out", str(tmp_path / "other"), "-q"]) == 1
+    assert LEAK in caplog.text and not (tmp_path / "other").exists()

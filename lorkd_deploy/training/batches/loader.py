@@ -27,7 +27,7 @@ from lorkd_deploy.recipe import AugmentSpec
 from lorkd_deploy.training.batches.augment import augmented
 from lorkd_deploy.training.batches.sampler import Draw, MixedSampler
 
-IN_MEMORY = 2 << 30  # bytes of resized images a split may hold; above it they are read each time
+IN_MEMORY = 2 << 30  # bytes of resized images held; above it they are read each time
 CHUNK = 8  # images that a thread makes before another may take its turn
 MOST_AHEAD = 8  # batches in memory
 
@@ -43,15 +43,21 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads(), "lorkd-reader")
 
 
-class Images:
-    """A split's images at network size, held in memory where they fit, else made on request."""
+def bytes_of(images: int, preprocess: Preprocess) -> int:
+    """What so many images at network size take."""
+    return images * preprocess.size**2 * 3
 
-    def __init__(self, split: Split, preprocess: Preprocess) -> None:
+
+class Images:
+    """A split's images at network size, in memory where `hold` says so and they fit, else made on
+    request."""
+
+    def __init__(self, split: Split, preprocess: Preprocess, *, hold: bool = True) -> None:
         self.split = split
         self.labels = np.asarray(split.labels)
         self._preprocess = preprocess
         self._held: U8 | None = None
-        if len(split.images) * preprocess.size**2 * 3 <= IN_MEMORY:
+        if hold and bytes_of(len(split.images), preprocess) <= IN_MEMORY:
             self._held = self._make(np.arange(len(split.images)))
 
     def __len__(self) -> int:

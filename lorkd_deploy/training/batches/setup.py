@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from lorkd_deploy.arrays import I64
-from lorkd_deploy.data import TaskData, open_data
-from lorkd_deploy.errors import DataError, LorkdError, RecipeError
+from lorkd_deploy.data import SPLITS, TaskData, open_every
+from lorkd_deploy.errors import DataError, RecipeError
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
 from lorkd_deploy.safety.held_out import halves
-from lorkd_deploy.training.batches.loader import Augment, Images, Loader
+from lorkd_deploy.training.batches.loader import IN_MEMORY, Augment, Images, Loader, bytes_of
 from lorkd_deploy.training.batches.sampler import MixedSampler
 from lorkd_deploy.training.processes import Processes
 
@@ -58,30 +59,50 @@ class Setup:
         return {t.name: d.name for d in self.recipe.departments for t in d.tasks}
 
     @cached_property
+    def _held(self) -> frozenset[tuple[int, str]]:
+        """Task and split of the images that stay in memory, `IN_MEMORY` in all: of each task those
+        that train first, which are asked for most."""
+        held, left = set(), IN_MEMORY
+        for place, data in enumerate(self.data):
+            for name in SPLITS:
+                size = bytes_of(len(getattr(data, name)), self.preprocess)
+                if size > left:
+                    break
+                held.add((place, name))
+                left -= size
+        return frozenset(held)
+
+    def _images(self, name: str) -> tuple[Images, ...]:
+        return tuple(
+            Images(getattr(data, name), self.preprocess, hold=(place, name) in self._held)
+            for place, data in enumerate(self.data)
+        )
+
+    @cached_property
     def train(self) -> tuple[Images, ...]:
-        return tuple(Images(data.train, self.preprocess) for data in self.data)
+        return self._images("train")
 
     @cached_property
     def val(self) -> tuple[Images, ...]:
         """The validation images that may choose: all, or a half where the recipe holds out some."""
         if not self.recipe.safety.holds_out:
-            return tuple(Images(data.val, self.preprocess) for data in self.data)
-        return tuple(self._part_of_val(data, 0) for data in self.data)
+            return self._images("val")
+        return tuple(self._part_of_val(place, 0) for place in range(len(self.data)))
 
     @cached_property
     def held_out(self) -> tuple[Images, ...]:
         """The validation images that have chosen nothing; none where the recipe holds out none."""
         none = not self.recipe.safety.holds_out
-        return () if none else tuple(self._part_of_val(data, 1) for data in self.data)
+        return () if none else tuple(self._part_of_val(p, 1) for p in range(len(self.data)))
 
-    def _part_of_val(self, data: TaskData, half: int) -> Images:
-        val = data.val
+    def _part_of_val(self, place: int, half: int) -> Images:
+        val = self.data[place].val
         indices = halves(val.labels, val.groups, self.recipe.seed)[half]
-        return Images(val.part(indices), self.preprocess)
+        return Images(val.part(indices), self.preprocess, hold=(place, "val") in self._held)
 
     @cached_property
     def test(self) -> tuple[Images, ...]:
-        return tuple(Images(data.test, self.preprocess) for data in self.data)
+        return self._images("test")
 
     def steps(self, spec: TrainSpec) -> tuple[int, int]:
         """Steps of the whole training, and between two validations."""
@@ -116,19 +137,20 @@ class Setup:
         return Loader(self.train, sampler, augment, share=(index, count))
 
 
-def open_setup(recipe: Recipe, processes: Processes | None = None) -> Setup:
+def open_setup(
+    recipe: Recipe, processes: Processes | None = None, progress: Progress | None = None
+) -> Setup:
     """Open every task's data; the first fault names its task."""
     processes = processes or Processes()
+    sections = {task.name: task.data for task in recipe.tasks}
     with processes.one_per_machine_first():
-        data = tuple(_open(task, recipe) for task in recipe.tasks)
-    return Setup(recipe, data, processes)
+        opened = open_every(sections, recipe.data_folder, download=True, progress=progress)
+    pairs = zip(recipe.tasks, opened, strict=True)
+    return Setup(recipe, tuple(_checked(task, data, recipe) for task, data in pairs), processes)
 
 
-def _open(task: TaskSpec, recipe: Recipe) -> TaskData:
-    try:
-        data = open_data(task.data, recipe.data_folder, download=True)
-    except LorkdError as exc:
-        raise DataError(f"task {task.name!r}: {exc.what}", where=exc.where, fix=exc.fix) from exc
+def _checked(task: TaskSpec, data: TaskData, recipe: Recipe) -> TaskData:
+    """The data that a training takes of a task: `images_per_task`, every class among them."""
     most = recipe.images_per_task
     if most is not None and len(data.train) > most:
         drawn = np.random.default_rng(0).permutation(len(data.train))[:most]

@@ -61,7 +61,7 @@ class TeacherFeatures:
         }
 
         def make() -> F16:
-            images = Images(job.setup.data[number].train, self._preprocess)
+            images = Images(job.setup.data[number].train, self._preprocess, hold=False)
             return self.of_images(images, f"teacher features of {name}").astype(np.float16)
 
         file = cached(job, f"{self._kind}-{name}", depends, make, f"teacher features of {name}")

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 import torch
 
+from lorkd_deploy.datacheck.quick import warn_of_leaks
 from lorkd_deploy.progress import Progress, Silent
 from lorkd_deploy.recipe import TrainSpec
 from lorkd_deploy.run import Run
@@ -69,6 +70,13 @@ class Job:
         """Where it is continued from."""
         identity = self.identity or self.run.recipe_sha256 or self.setup.recipe.sha256
         return Checkpoints(self.run.path / "checkpoints" / self.name, identity)
+
+    def warn_of_leaks(self) -> None:
+        """Warn of images and patients that lie in two splits, and keep in the run what is found."""
+        setup = self.setup
+        self.processes.first(
+            lambda: warn_of_leaks(setup.recipe, setup.data, self.run.path, self.progress).leaks
+        )
 
     def finish(self, write: Callable[[], T]) -> T:
         """What the first process writes of the finished training, whose checkpoints then go."""

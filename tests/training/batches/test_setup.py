@@ -9,7 +9,9 @@ import pytest
 from tiny_recipe import write_recipe
 
 from lorkd_deploy.errors import DataError, RecipeError
+from lorkd_deploy.progress import Silent
 from lorkd_deploy.recipe import load_recipe
+from lorkd_deploy.training.batches import setup as module
 from lorkd_deploy.training.batches.setup import open_setup
 
 
@@ -75,3 +77,42 @@ def test_a_finding_that_is_none_of_two_classes_is_refused(
         opened(tmp_path, labels, classes, finding=wrong)
     if len(classes) == 2:
         opened(tmp_path, labels, classes, finding="a")
+
+
+def test_images_are_held_within_one_limit_for_all_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = open_setup(load_recipe(write_recipe(tmp_path / "r.yaml")))
+    every = (setup.train, setup.val, setup.test)
+    assert all(images._held is not None for split in every for images in split)
+    sizes = [[len(split[task]) * setup.preprocess.size**2 * 3 for split in every]
+             for task in range(3)]  # fmt: skip
+    monkeypatch.setattr(module, "IN_MEMORY", sum(sizes[0]) + sizes[1][0])
+    setup = open_setup(setup.recipe)
+    held = [[split[task]._held is not None for split in (setup.train, setup.val, setup.test)]
+            for task in range(3)]  # fmt: skip
+    assert held == [[True, True, True], [True, False, False], [False, False, False]]
+    np.testing.assert_array_equal(setup.val[1][np.arange(3)], every[1][1][np.arange(3)])
+
+
+def test_tasks_are_opened_with_a_bar_and_the_first_fault_is_named(tmp_path: Path) -> None:
+    class Bar(Silent):
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def start(self, what: str, total: int) -> None:
+            self.seen.append(f"{what} {total}")
+
+        def advance(self, steps: int = 1, **shown: str) -> None:
+            self.seen += shown.values()
+
+    shown = Bar()
+    recipe = load_recipe(write_recipe(tmp_path / "r.yaml"))
+    setup = open_setup(recipe, progress=shown)
+    assert shown.seen == ["opening the data 3", *setup.names]
+    tasks = [
+        {"name": name, "data": {"source": "npz", "path": f"{name}.npz"}} for name in ("one", "two")
+    ]
+    faulty = write_recipe(tmp_path / "f.yaml", departments=[{"name": "ward", "tasks": tasks}])
+    with pytest.raises(DataError, match=r"task 'one': there is no data at 'one\.npz'"):
+        open_setup(load_recipe(faulty))
