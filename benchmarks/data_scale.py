@@ -13,7 +13,7 @@ as it has images, at the archives' own size, turned by 90° and 180° where the 
             for leaks and the trial of both networks' graphs come before them
     check   `check_data` at 224 px; then what a training takes to find that the check was made
 
-A row that is there isn't measured again, so that a stopped benchmark goes on; `--again` measures it.
+A row that is there isn't measured again, so that a stopped benchmark goes on, unless by `--again`.
 Writes benchmarks/results/data_scale.{json,md}, after each row.
 """
 
