@@ -9,6 +9,7 @@ once: 1,000 at 256 px for lists, where every name is a hard link of one of them,
 as it has images, at the archives' own size, turned by 90° and 180° where the archives have too few.
 
     open    a list of `path label` lines, nothing kept of it; then again, its index being kept
+    tasks   the same list as RadImageNet's 11 tasks, each its own classes (`label_range`)
     train   `decompose` at 224 px until 10 steps of the teacher, of 32 images, are done: the check
             for leaks and the trial of both networks' graphs come before them
     check   `check_data` at 224 px; then what a training takes to find that the check was made
@@ -47,6 +48,7 @@ RESULTS = Path(__file__).with_name("results")
 FILES = 1000
 SIZES = {
     "open": (1_000, 10_000, 100_000, 1_300_000),
+    "tasks": (1_300_000,),
     "train": (1_000, 10_000, 100_000, 1_300_000),
     "check": (10_000, 100_000),
 }
@@ -89,7 +91,7 @@ def linked(work: Path, count: int) -> Path:
             os.link(files / f"{number}.png", folder / name)
             share = ((place * FILES + number) * 0.6180339887) % 1
             split = next(split for split, end in SHARES if share < end)
-            lines[split].append(f"{name} {number % 10}")
+            lines[split].append(f"{name} {(place * FILES + number) % 165}")
     for split, of_split in lines.items():
         (folder / f"{split}.txt").write_text("\n".join(of_split) + "\n")
     return folder
@@ -167,6 +169,24 @@ def opened(folder: Path) -> Callable[[], dict[str, Any]]:
     return work
 
 
+def of_tasks(folder: Path) -> Callable[[], dict[str, Any]]:
+    from lorkd_deploy.data import open_every
+    from lorkd_deploy.data.list import ListData
+    from lorkd_deploy.recipe import load_recipe
+
+    files = {split: str(folder / f"{split}.txt") for split, _ in SHARES}
+    sections = {}
+    for task in load_recipe("radimagenet").tasks:
+        assert isinstance(task.data, ListData)
+        own = {"root": str(folder), "label_range": task.data.label_range}
+        sections[task.name] = ListData.model_validate({"source": "list", **files, **own})
+
+    def work() -> dict[str, Any]:
+        return {"images": [len(data.train) for data in open_every(sections)]}
+
+    return work
+
+
 def trained(folder: Path) -> Callable[[], dict[str, Any]]:
     from lorkd_deploy.training.decompose import decompose
 
@@ -211,7 +231,8 @@ def checked(folder: Path) -> Callable[[], dict[str, Any]]:
 def measure(part: str, count: int, work: Path) -> None:
     """One row, in a process of its own; prints it as JSON."""
     folder = (different if part == "check" else linked)(work, count)
-    made = {"open": opened, "again": opened, "train": trained, "check": checked}[part](folder)
+    parts = {"open": opened, "again": opened, "tasks": of_tasks, "train": trained, "check": checked}
+    made = parts[part](folder)
     wall, cpu = time.perf_counter(), time.process_time()
     result = made()
     row = {
@@ -303,6 +324,7 @@ def markdown(result: dict[str, Any]) -> str:
     names = {
         "open": "open a list",
         "again": "open it again",
+        "tasks": "open it as 11 tasks",
         "train": f"training, {STEPS} steps",
         "check": "`data check`",
     }
