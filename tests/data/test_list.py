@@ -70,7 +70,7 @@ def test_a_list_of_several_tasks_gives_each_its_own_classes(tmp_path: Path) -> N
     assert data.classes == ("class-2", "class-3", "class-4")
     assert data.test.labels.tolist() == [0, 1, 2] * 2
     assert [image[0, 0] for image in data.test.images] == [14, 15, 16, 20, 21, 22]
-    assert (len(data.train), len(data.val)) == (3, 3)
+    assert (len(data.train), len(data.val)) == (4, 2)
     named = opened(label_range=[2, 4], classes=["cyst", "mass", "none"])
     assert named.classes == ("cyst", "mass", "none") and named.test.labels.max() == 2
     with pytest.raises(DataError, match="no image whose label is a number from 7 to 9"):
@@ -87,19 +87,19 @@ def test_a_list_of_several_tasks_gives_each_its_own_classes(tmp_path: Path) -> N
 
 def test_radimagenet_reads_its_two_lists_of_165_classes(tmp_path: Path) -> None:
     tasks = load_recipe("radimagenet").tasks
-    numbers = [number for number in range(165) for _ in range(4)]
+    numbers = [number for number in range(165) for _ in range(10)]
     names = [f"{split}_{n}.png" for split in ("train", "test") for n in range(len(numbers))]
     (tmp_path / "radimagenet/images").mkdir(parents=True)
     for name in names:
         (tmp_path / "radimagenet/images" / name).touch()
-    for file, part in (("rad_train_shuffled", names[:660]), ("rad_test", names[660:])):
+    for file, part in (("rad_train_shuffled", names[:1650]), ("rad_test", names[1650:])):
         lines = [f"{name} {number}" for name, number in zip(part, numbers, strict=True)]
         (tmp_path / f"radimagenet/{file}.txt").write_text("\n".join(lines))
     classes = []
     for task in tasks:
         assert isinstance(task.data, ListData)
         data = open_data(task.data, tmp_path)
-        assert len(data.test) == 4 * len(data.classes) == len(data.train) + len(data.val)
+        assert len(data.test) == 10 * len(data.classes) == len(data.train) + len(data.val)
         classes += data.classes
     assert classes == [f"class-{number}" for number in range(165)] and len(tasks) == 11
 
