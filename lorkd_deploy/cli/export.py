@@ -68,7 +68,8 @@ def export(
         str | None,
         typer.Option(
             metavar="LAYOUT",
-            help="Also write a server's model repository: mlserver or triton.",
+            help="Also write a server's model repository: mlserver, triton-python, triton, kserve "
+            "or ovms.",
             show_default=False,
         ),
     ] = None,

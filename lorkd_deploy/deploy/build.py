@@ -22,6 +22,7 @@ from lorkd_deploy.deploy.artifact import (
 from lorkd_deploy.deploy.auto import fastest_engine
 from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
 from lorkd_deploy.deploy.chain import Stage, stages
+from lorkd_deploy.deploy.example import write_example
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here
 from lorkd_deploy.deploy.reference import Reference
@@ -172,6 +173,8 @@ class EngineBuild:
             return not_run_here(self.target, self.probe), written.facts
         with self.exporter.open(fresh, written.files, RunOptions(threads=usable_cpus())) as runner:
             parity = reference.check(engine, runner, self.spec.precision, chain)
+            if written.files[0].endswith(".onnx"):
+                write_example(fresh, reference.bundle, runner)
             return parity, {**written.facts, **runner.facts}
 
 

@@ -58,15 +58,15 @@ def export(
     it all are quantised. `options` are the target's own; what they are is in its facts. `teacher`
     adds the foundation model's engine. `explain` gives each engine a second output, the maps of
     where it looks.
-    Engines go to RUN/export, or to `out`. `layout` "mlserver", "triton-python" or "triton" makes a
-    server's model repository of them too, in RUN/LAYOUT; then `out` is that repository's place, not
-    the engines'. `sample` "python" or "cpp" writes a program that runs the engine beside each.
+    Engines go to RUN/export, or to `out`. `layout` "mlserver", "triton-python", "triton",
+    "kserve" or "ovms" makes a server's model repository of them too, in RUN/LAYOUT; then `out` is
+    that repository's place, not the engines'. `sample` "python" or "cpp" writes a program that runs
+    the engine beside each.
 
-    Raises `DataError` where `auto` or
-    `max_drop` has no validation images, `ParityError` with the figures where an engine differs from
-    the model it came from: it is not written, and one that was there before stays. `GateError`
-    where `max_drop` can't be kept, `UsageError` for an unknown name, `RuntimeUnavailableError` for
-    what this machine can't build, `LorkdError` for a full disk.
+    Raises `DataError` where `auto` or `max_drop` has no validation images, `ParityError` with the
+    figures where an engine differs from the model it came from: it is not written, and one that was
+    there before stays. `GateError` where `max_drop` can't be kept, `UsageError` for an unknown name,
+    `RuntimeUnavailableError` for what this machine can't build, `LorkdError` for a full disk.
     """
     target = ALIASES.get(target, target)
     builder = exporter(target)

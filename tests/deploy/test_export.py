@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ import onnx
 import pytest
 
 from lorkd_deploy.bundle import size
+from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy import build as build_module
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, read_artifact
+from lorkd_deploy.deploy.example import DATA_SET
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.verify import verify
@@ -69,7 +72,8 @@ def test_one_engine_a_task_each_proven(run: Path) -> None:
         assert artifact.facts["provider"] == "CPUExecutionProvider"
         model = run / "export" / artifact.name / "model.onnx"
         assert artifact.onnx_sha256 == artifact.files[0].sha256 == sha256_file(model)
-        assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "model.onnx"]
+        beside = ["artifact.json", "model.onnx", DATA_SET]
+        assert sorted(p.name for p in artifact.folder.iterdir()) == beside
     assert find_artifacts(run) == sorted(artifacts, key=lambda a: a.name)
 
 
@@ -295,10 +299,32 @@ def test_nothing_of_this_machine_is_in_an_engine(run: Path, tmp_path: Path) -> N
         assert json.loads(props["lorkd.tasks"])[0]["name"] == artifact.tasks[0].name
         assert props["lorkd.bundle_sha256"] == artifact.bundle_sha256
         assert props["lorkd.preprocess_sha256"] == artifact.preprocess_sha256
-        for file in artifact.folder.iterdir():
+        for file in (path for path in artifact.folder.rglob("*") if path.is_file()):
             text = file.read_bytes()
             for place in (tmp_path, Path.home(), Path(build_module.__file__).parent):
                 assert str(place).encode() not in text, f"{place} in {file.name}"
+
+
+def test_an_example_lies_beside_an_onnx_engine_as_the_tools_of_onnx_expect(
+    run: Path, data: Path
+) -> None:
+    import onnxruntime
+
+    shutil.rmtree(data)  # it is of generated inputs: no test image is needed
+    (artifact,) = export(run, task=["eye"])
+    given, wanted = (
+        onnx.load_tensor(artifact.folder / DATA_SET / f"{side}_0.pb")
+        for side in ("input", "output")
+    )
+    session = onnxruntime.InferenceSession(artifact.folder / "model.onnx")
+    assert given.name == session.get_inputs()[0].name
+    assert wanted.name == session.get_outputs()[0].name
+    (found,) = session.run(None, {given.name: onnx.numpy_helper.to_array(given)})
+    expected = onnx.numpy_helper.to_array(wanted)
+    assert expected.shape == (1, 3)
+    assert np.abs(found - expected).max() < 1e-5
+    inputs = load_bundle(run).manifest.preprocess.normalise(known_inputs(load_bundle(run)))
+    assert np.array_equal(onnx.numpy_helper.to_array(given), inputs[:1])
 
 
 def test_images_that_are_elsewhere_are_said_to_be(run: Path, data: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorkd_deploy.deploy.artifact import ARTIFACT, Artifact, read_artifact
-from lorkd_deploy.deploy.programs import mlserver, triton, triton_python
+from lorkd_deploy.deploy.programs import kserve, mlserver, ovms, triton, triton_python
 from lorkd_deploy.deploy.programs.served import ServedModel
 from lorkd_deploy.errors import ArtifactError, UsageError, unknown_name
 from lorkd_deploy.storage import exclusive, folder_atomic, write_atomic
@@ -25,7 +25,8 @@ from lorkd_deploy.storage import exclusive, folder_atomic, write_atomic
 class Layout:
     """`engine` is the folder of a model in which its engine lies. `files` gives what a model needs
     beside the engine's own files, by path, or raises for an engine that the server can't run;
-    `shared` what the repository needs once, which stays as it is where it is there already.
+    `shared` what the repository needs once, which stays as it is where it is there already, and
+    `index` what names all models in it.
     `targets` are those that the server can run, None where it runs any, and `adapters` says whether
     it can run an engine with an adapter: one that calls this package can. `start` is the command
     that starts it, `{}` the repository; `written` is told what was written.
@@ -36,6 +37,7 @@ class Layout:
     start: str
     targets: tuple[str, ...] | None = None
     shared: Callable[[], Mapping[str, bytes]] = dict
+    index: Callable[[Sequence[str]], Mapping[str, bytes]] = lambda names: {}
     written: Callable[[Sequence[ServedModel]], None] = lambda models: None
     adapters: bool = True
 
@@ -53,6 +55,15 @@ LAYOUTS = {
         adapters=False,
     ),
     "triton-python": Layout(triton.VERSION, triton_python.files, triton.START),
+    "kserve": Layout(mlserver.ENGINE, kserve.files, kserve.START, shared=kserve.shared),
+    "ovms": Layout(
+        triton.VERSION,
+        ovms.files,
+        ovms.START,
+        targets=("openvino",),
+        index=ovms.index,
+        adapters=False,
+    ),
 }
 
 
@@ -101,6 +112,11 @@ def write_repository(layout: str, models: Sequence[ServedModel], repository: Pat
         for path, data in chosen.shared().items():
             if not (repository / path).exists():
                 write_atomic(repository / path, data)
+        there = sorted(
+            f.parents[1].name for f in repository.glob(f"[!.]*/{chosen.engine}/{ARTIFACT}")
+        )
+        for path, data in chosen.index(there).items():
+            write_atomic(repository / path, data)
     chosen.written(models)
 
 

@@ -41,13 +41,13 @@ def files(model: ServedModel) -> dict[str, bytes]:
     return {"model-settings.json": _json(settings), **beside}
 
 
-def shared() -> dict[str, bytes]:
+def shared(host: str = "127.0.0.1") -> dict[str, bytes]:
     """The server's own settings. Without workers it answers in one process, whose threads share
-    the engines; only this machine can reach it.
+    the engines; only this machine can reach it, unless `host` is another address.
     """
     settings = {
         "debug": False,
-        "host": "127.0.0.1",
+        "host": host,
         "http_port": 8080,
         "grpc_port": 8081,
         "metrics_port": 8082,

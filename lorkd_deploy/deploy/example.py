@@ -1,0 +1,35 @@
+"""An example beside an ONNX engine: an input and what the engine gives of it, as ONNX's tools want.
+
+    ENGINE'S FOLDER/
+      model.onnx
+      test_data_set_0/   input_0.pb   output_0.pb, and one for each further output
+
+ONNX's own test runner and ONNX Runtime's `onnx_test_runner` and `onnxruntime_perf_test` find it
+there. The input is the first of the bundle's generated ones: nobody's picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lorkd_deploy.bundle.parity_inputs import known_inputs
+from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.runtime import Runner
+
+DATA_SET = "test_data_set_0"
+
+
+def write_example(folder: Path, bundle: Bundle, runner: Runner) -> None:
+    """Write `DATA_SET` into an engine's `folder`; `runner` is the engine, open."""
+    from onnx import numpy_helper
+
+    batch = bundle.manifest.preprocess.normalise(known_inputs(bundle)[:1])
+    tensors = {"input_0.pb": (bundle.manifest.graph.input, batch)}
+    for number, (name, values) in enumerate(runner.outputs(batch).items()):
+        tensors[f"output_{number}.pb"] = name, values
+    (folder / DATA_SET).mkdir()
+    for file, (name, values) in tensors.items():
+        tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        (folder / DATA_SET / file).write_bytes(tensor.SerializeToString(deterministic=True))
