@@ -8,6 +8,7 @@ thread, batch 1, 224 px; 1, 10 and 50 departments with one task each.
 
     kept open    `Switchboard` with a budget for all: fused engines, opened once
     on demand    `Switchboard` with no budget: each switch checks the hashes and opens the engine
+    adapters     `Switchboard` with adapters: one session of W0, a small adapter a department
     template     no engine on disk: each switch fuses, fills the graph and opens that
     branch       one session for all, unfused: W0, and beside each pointwise convolution a low-rank
                  branch whose factors are inputs; the 3 × 3 stem's and the head's weights are
@@ -26,6 +27,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -79,6 +81,13 @@ class Board:
             yield engine
 
 
+class Adapters(Board):
+    """Engines of one base and an adapter each, in a copy of the run: they take the fused one's place."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(load_bundle(adapted_copy(bundle.path)), budget=1e9, adapters=True)
+
+
 class Template:
     """The bundle alone: fuse, fill, open."""
 
@@ -111,6 +120,7 @@ class Branch:
 WAYS: dict[str, Callable[[Bundle], Any]] = {
     "kept open": lambda bundle: Board(bundle, budget=1e9),
     "on demand": lambda bundle: Board(bundle, budget=0),
+    "adapters": Adapters,
     "template": Template,
     "branch": Branch,
 }
@@ -200,7 +210,15 @@ def make_bundle(folder: Path, count: int, size: int) -> Bundle:
     template = graph_template(*model.dense(0), size)
     bundle = as_bundle(folder, model, template, pictures, inputs_logits(model, pictures))
     export(folder)
+    copy = adapted_copy(folder)
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("export"))
+    export(copy, options={"adapters": True})
     return bundle
+
+
+def adapted_copy(folder: Path) -> Path:
+    """Where the same bundle's engines with adapters lie."""
+    return folder.with_name(f"{folder.name}-adapters")
 
 
 def measure(bundle: Bundle, count: int, rounds: int) -> dict[str, Any]:
@@ -287,6 +305,8 @@ def main() -> int:
         expert = statistics.median(v.bytes for k, v in files.items() if k.startswith("experts/"))
         disk = dict.fromkeys(WAYS, expert / MIB)
         disk |= dict.fromkeys(("kept open", "on demand"), engine.stat().st_size / MIB)
+        place = adapted_copy(bundle.path) / engine.parent.relative_to(bundle.path)
+        disk["adapters"] = (place / "task.onnx_adapter").stat().st_size / MIB
         if TRT.can_run:
             built = export(bundle.path, "trt", task=["task0"])
             disk["trt open"] = sum(artifact.bytes for artifact in built) / MIB

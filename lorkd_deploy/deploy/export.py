@@ -65,8 +65,8 @@ def export(
 
     Raises `DataError` where `auto` or `max_drop` has no validation images, `ParityError` with the
     figures where an engine differs from the model it came from: it is not written, and one that was
-    there before stays. `GateError` where `max_drop` can't be kept, `UsageError` for an unknown name,
-    `RuntimeUnavailableError` for what this machine can't build, `LorkdError` for a full disk.
+    there before stays. `GateError` where `max_drop` can't be kept, `UsageError` for an unknown
+    name, `RuntimeUnavailableError` for what this machine can't build, `LorkdError` for a full disk.
     """
     target = ALIASES.get(target, target)
     builder = exporter(target)
