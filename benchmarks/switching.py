@@ -82,7 +82,8 @@ class Board:
 
 
 class Adapters(Board):
-    """Engines of one base and an adapter each, in a copy of the run: they take the fused one's place."""
+    """Engines of one base and an adapter each, in a copy of the run: they'd take the fused ones'
+    place."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(load_bundle(adapted_copy(bundle.path)), budget=1e9, adapters=True)
