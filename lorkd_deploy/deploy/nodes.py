@@ -84,7 +84,14 @@ def keep(graph: onnx.GraphProto, outputs: Sequence[onnx.ValueInfoProto]) -> None
             needed.update(name for name in node.input if name)  # "": an optional one is left out
             nodes.append(node)
     weights = [value for value in graph.initializer if value.name in needed]
-    for field, kept in (("node", nodes[::-1]), ("initializer", weights), ("output", outputs)):
+    # The network's own input comes first; behind it may be weights that are inputs with defaults.
+    inputs = [value for place, value in enumerate(graph.input) if not place or value.name in needed]
+    for field, kept in (
+        ("node", nodes[::-1]),
+        ("initializer", weights),
+        ("input", inputs),
+        ("output", outputs),
+    ):
         del getattr(graph, field)[:]
         getattr(graph, field).extend(kept)
 

@@ -14,12 +14,15 @@ from lorkd_exporters import _adapters
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.adapters import adapted
 from lorkd_deploy.deploy.artifact import find_artifacts, open_engine, read_artifact
+from lorkd_deploy.deploy.chain import FUSED, Stage, opened_stage
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.nodes import Cuttable
 from lorkd_deploy.deploy.pack import pack
 from lorkd_deploy.deploy.switchboard import Switchboard
 from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import ArtifactError, UsageError
+from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import RunOptions, exporter
 from tests import tiny_bundle
 from tests.deploy.made_run import OF_TASK, PREPROCESS, TASKS, true_logits
@@ -85,6 +88,22 @@ def test_an_adapter_of_a_layer_with_rank_r_holds_two_thin_ones(run: Path) -> Non
     base = {i.name: i.raw_data for i in model.graph.initializer}
     assert base["conv2.bias"] == fused["conv2.bias"]
     assert base["conv2.weight"] != fused["conv2.weight"]  # it is W0 alone
+
+
+def test_a_model_with_adapters_can_be_cut_where_a_difference_is_looked_for(
+    run: Path, batch: Any
+) -> None:
+    bundle = load_bundle(run)
+    fused = onnx_model(bundle, "eye")
+    both = [Cuttable(model).up_to("x4") for model in (fused, adapted(bundle, "eye", fused))]
+    found = []
+    for model in both:
+        with opened_stage(Stage(FUSED, model, BASELINE)) as runner:
+            found.append(runner(batch))
+    assert np.abs(found[0] - found[1]).max() < 1e-4
+    export(run, options=ADAPTERS, task=["eye"])
+    (verdict,) = verify(run, drill_down=True)
+    assert verdict.drilled is not None
 
 
 def test_a_board_shares_one_session(run: Path, batch: Any) -> None:
