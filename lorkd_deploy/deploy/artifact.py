@@ -59,7 +59,8 @@ class Artifact(Part):
     department's name too. `files` has the engine first. `facts` is what the runtime says that it
     did: version, provider, threads. `explain`: it gives maps of where it looks beside its logits.
     `choice` is the table of `--precision auto`, if it chose; `sensitivity` what int8 costs layer by
-    layer, and which of them stay in float32, where `max_drop` was given.
+    layer, and which of them stay in float32, where `max_drop` was given. `example` are the files of
+    an input and its outputs (`example.py`), which the engine doesn't need: a copy may lack them.
     """
 
     schema_version: int = SCHEMA
@@ -80,6 +81,7 @@ class Artifact(Part):
     explain: bool = False
     choice: Choice | None = None
     sensitivity: Sensitivity | None = None
+    example: tuple[EngineFile, ...] = ()
     folder: Path = Field(default=Path(), exclude=True)
 
     @property
@@ -207,8 +209,10 @@ def exported_engine(run: Run, bundle: Bundle, task: str, target: str, precision:
 
 
 def check_files(artifact: Artifact) -> None:
-    """Raise `ArtifactError` where a file of the engine is missing or not as it was written."""
-    for entry in artifact.files:
+    """Raise `ArtifactError` where a file of the engine is missing or not as it was written; of the
+    example's, where one that is there isn't."""
+    there = [entry for entry in artifact.example if (artifact.folder / entry.name).exists()]
+    for entry in (*artifact.files, *there):
         try:
             file = inside(artifact.folder, entry.name)
         except BundleError as exc:

@@ -22,7 +22,7 @@ from lorkd_deploy.deploy.artifact import (
 from lorkd_deploy.deploy.auto import fastest_engine
 from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
 from lorkd_deploy.deploy.chain import Stage, stages
-from lorkd_deploy.deploy.example import write_example
+from lorkd_deploy.deploy.example import example_files, write_example
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here
 from lorkd_deploy.deploy.reference import Reference
@@ -148,6 +148,7 @@ class EngineBuild:
             facts=facts,
             explain=self.explain,
             sensitivity=found,
+            example=tuple(_file(fresh, name) for name in example_files(fresh)),
             build_seconds=round(seconds, 4),
             environment=environment(),
         )

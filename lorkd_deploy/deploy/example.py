@@ -33,3 +33,8 @@ def write_example(folder: Path, bundle: Bundle, runner: Runner) -> None:
     for file, (name, values) in tensors.items():
         tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
         (folder / DATA_SET / file).write_bytes(tensor.SerializeToString(deterministic=True))
+
+
+def example_files(folder: Path) -> list[str]:
+    """Names of the example's files in an engine's `folder`, relative to it; none without one."""
+    return [f"{DATA_SET}/{file.name}" for file in sorted((folder / DATA_SET).glob("*.pb"))]

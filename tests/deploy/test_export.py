@@ -17,7 +17,7 @@ from lorkd_deploy.bundle import size
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy import build as build_module
-from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, read_artifact
+from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts, read_artifact
 from lorkd_deploy.deploy.example import DATA_SET
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graph import onnx_model
@@ -325,6 +325,14 @@ def test_an_example_lies_beside_an_onnx_engine_as_the_tools_of_onnx_expect(
     assert np.abs(found - expected).max() < 1e-5
     inputs = load_bundle(run).manifest.preprocess.normalise(known_inputs(load_bundle(run)))
     assert np.array_equal(onnx.numpy_helper.to_array(given), inputs[:1])
+    assert [entry.name for entry in artifact.example] == [
+        f"{DATA_SET}/{side}_0.pb" for side in ("input", "output")
+    ]
+    (artifact.folder / artifact.example[1].name).write_bytes(b"another answer")
+    with pytest.raises(ArtifactError, match=r"output_0\.pb has changed since"):
+        check_files(artifact)
+    shutil.rmtree(artifact.folder / DATA_SET)  # the engine doesn't need it
+    check_files(artifact)
 
 
 def test_images_that_are_elsewhere_are_said_to_be(run: Path, data: Path) -> None:
