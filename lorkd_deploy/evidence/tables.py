@@ -88,10 +88,13 @@ def differences_table(
 
 
 def word(found: Difference) -> Cell:
-    """Better, worse or not shown, with its p-value."""
+    """Better, worse or not shown, with its p-value, and with the seeds that would show it."""
     note = f"p {found.p:.3f}" if found.p >= 0.001 else "p < 0.001"
-    if found.verdict == "not shown" and found.needed is not None:
-        note += f"; {found.needed} seeds would show it"
+    if found.verdict == "not shown" and len(found.seeds) > 1:
+        seeds = (
+            "more seeds alone wouldn't" if found.needed is None else f"{found.needed} seeds would"
+        )
+        note += f"; {seeds} show it"
     return Cell(found.verdict, found.verdict, note, _TONES[found.verdict])
 
 

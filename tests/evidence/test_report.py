@@ -96,6 +96,9 @@ def test_tables_hold_every_method_and_task(result: StudyResult) -> None:
     assert (word["mtl"].text, word["mtl"].tone) == ("better", "good")
     assert (word["foundation"].text, word["foundation"].tone) == ("worse", "bad")
     assert word["mtl-kd"].text == "not shown"
+    needed = result.comparison.difference("mtl-kd", None, "auc").needed
+    told = f"{needed} seeds would show it" if needed else "more seeds alone wouldn't show it"
+    assert (word["mtl-kd"].note or "").endswith(f"; {told}")
     assert "kf/seed-0 failed" in page.warnings[0]
 
 
