@@ -45,8 +45,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -227,8 +229,7 @@ def targets() -> tuple[str, ...]:
     package = importlib.import_module("lorkd_exporters")
     found = (module.name for module in pkgutil.iter_modules(package.__path__))
     own = {name.replace("_", "-") for name in found if not name.startswith("_")}
-    others = {point.name for point in metadata.entry_points(group=ENTRY_POINTS)}
-    return tuple(sorted(own | others))
+    return tuple(sorted(own | {point.name for point in _others(tuple(sys.path))}))
 
 
 def exporter(target: str) -> Exporter:
@@ -236,13 +237,20 @@ def exporter(target: str) -> Exporter:
     name = ALIASES.get(target, target)
     if name not in targets():
         raise unknown_name("target", target, (*targets(), *ALIASES))
-    for point in metadata.entry_points(group=ENTRY_POINTS):
+    for point in _others(tuple(sys.path)):
         if point.name == name:
             module: Exporter = point.load()
             return module
     found: Any = importlib.import_module("lorkd_exporters." + name.replace("-", "_"))
     exporter_module: Exporter = found
     return exporter_module
+
+
+@cache
+def _others(where: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
+    """Exporters of other packages below `where`, the process's `sys.path`: finding them reads a
+    file of every package, which a switch from engine to engine has no time for."""
+    return tuple(metadata.entry_points(group=ENTRY_POINTS))
 
 
 def require_precision(target: str, precision: str, probe: Probe) -> None:

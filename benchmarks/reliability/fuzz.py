@@ -11,9 +11,10 @@ stopped campaign goes on by the same call.
 
 from __future__ import annotations
 
-import copy
 import json
+import logging
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -30,13 +31,14 @@ from hypothesis import strategies as st
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.reliability.campaign import Campaign, arguments
+from benchmarks.reliability.campaign import QUICK, Campaign, arguments
 from benchmarks.reliability.children import memory
 from benchmarks.reliability.inputs import Kind, kinds
 from lorkd_deploy.errors import LorkdError
 
 BATCH = 250  # examples of a process
 SECONDS = 10
+BEGUN = "begun"  # the file that was tried last
 MEMORY = 1 << 30  # bytes above what the imports took
 FINE = ("read", "refused")
 PROTOCOL = (
@@ -91,7 +93,7 @@ _values = st.recursive(
 @st.composite
 def altered(draw: st.DrawFn, documents: list[Any]) -> Any:
     """One of the JSON values with up to four places replaced, taken out or added."""
-    whole = [copy.deepcopy(documents[draw(st.integers(0, len(documents) - 1))])]
+    whole = [_copy(documents[draw(st.integers(0, len(documents) - 1))])]
     for _ in range(draw(st.integers(1, 4))):
         places = list(_places(whole[0]))
         if not places:
@@ -105,8 +107,12 @@ def altered(draw: st.DrawFn, documents: list[Any]) -> Any:
         elif how == "add" and isinstance(holder, dict):
             holder[draw(st.text(min_size=1, max_size=8))] = draw(_values)
         elif isinstance(holder, list):
-            holder.append(copy.deepcopy(holder[key]))
+            holder.append(_copy(holder[key]))
     return whole[0]
+
+
+def _copy(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # ten times as fast as deepcopy
 
 
 def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
@@ -186,7 +192,7 @@ def watched(folder: Path) -> Iterator[list[str]]:
 
 
 def batch(kind: Kind, folder: Path, number: int, count: int, tell: Callable[[Any], None]) -> None:
-    """`count` files by the seed `number`; `tell` gets (outcome, what was said, the file)."""
+    """`count` files by the seed `number`; `tell` gets (outcome, what was said, a fault's file)."""
 
     def late(*_: object) -> None:
         raise TooSlowError
@@ -201,29 +207,29 @@ def batch(kind: Kind, folder: Path, number: int, count: int, tell: Callable[[Any
         )  # fmt: skip
         @given(strategy(kind))
         def one(data: bytes) -> None:
-            tell((None, "", data))  # a crash is this one's
-            tell((*tried(kind.read, data, strayed), data))
+            (folder / BEGUN).write_bytes(data)  # a crash is this one's
+            outcome, said = tried(kind.read, data, strayed)
+            tell((outcome, said, "" if outcome in FINE else data.hex()))
 
         one()
 
 
 def run(campaign: Campaign, found: dict[str, Kind], folder: Path, count: int) -> None:
     """`count` files of each kind; batches that were done are left out."""
-    for name, kind in found.items():
-        while (done := campaign.done(name)) < count:
-            for outcome, said, data in _in_a_process(
-                kind, folder, campaign.seed + 1000 * done, min(BATCH, count - done)
-            ):
-                fault = None
-                if outcome not in FINE:
-                    fault = {"said": said[:500], "file": data.hex()[:2000]}
-                campaign.add(name, outcome, fault)
-            campaign.write("Damaged and hostile files", PROTOCOL)
+    for upto in (*range(BATCH, count, BATCH), count):  # the kinds in turn
+        for name, kind in found.items():
+            while (done := campaign.done(name)) < upto:
+                for outcome, said, data in _in_a_process(
+                    kind, folder, campaign.seed + 1000 * done, upto - done
+                ):
+                    fault = {"said": said[:500], "file": data[:2000]}
+                    campaign.add(name, outcome, None if outcome in FINE else fault)
+                campaign.write("Damaged and hostile files", PROTOCOL)
 
 
 def _in_a_process(
     kind: Kind, folder: Path, number: int, count: int
-) -> Iterator[tuple[str, str, bytes]]:
+) -> Iterator[tuple[str, str, str]]:
     """The outcomes of a batch in a child with limited memory; what ends it has crashed."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -232,36 +238,33 @@ def _in_a_process(
         try:
             os.close(reading)
             os.chdir(folder)
+            logging.disable(logging.WARNING)
             memory(MEMORY >> 20)()
-            with os.fdopen(writing, "w") as stream:
-                batch(kind, folder, number, count, lambda said: _send(stream, said))
+            with os.fdopen(writing, "w", buffering=1) as stream:
+
+                def tell(said: tuple[str, str, str]) -> None:
+                    stream.write(json.dumps(said) + "\n")
+
+                batch(kind, folder, number, count, tell)
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(status)
     os.close(writing)
-    begun: bytes | None = None
     with os.fdopen(reading) as stream:
         for line in stream:
-            outcome, said, data = json.loads(line)
-            begun = bytes.fromhex(data) if outcome is None else None
-            if outcome is not None:
-                yield outcome, said, bytes.fromhex(data)
+            yield tuple(json.loads(line))
     _, status = os.waitpid(child, 0)
     if status:
-        yield "crashed", f"the process ended with {status}", begun or b""
-
-
-def _send(stream: Any, said: tuple[str | None, str, bytes]) -> None:
-    stream.write(json.dumps((*said[:2], said[2].hex())) + "\n")
-    stream.flush()
+        data = (folder / BEGUN).read_bytes().hex()
+        yield "crashed", f"the process ended with {status}", data
 
 
 def main() -> int:
     given_ = arguments(__doc__ or "", 10_000)
     campaign = Campaign("fuzz", given_.seed, given_.results)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=QUICK) as name:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         run(campaign, kinds(folder), folder, given_.count)

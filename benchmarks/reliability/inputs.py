@@ -33,6 +33,7 @@ from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.storage import sha256_bytes
 
 TASK = "lung"
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C where libyaml is
 SMALL = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 
 
@@ -69,7 +70,10 @@ def _recipe(folder: Path) -> Kind:
         file.write_bytes(data)
         return load_recipe(file)
 
-    return Kind(corpus, read, lambda value: yaml.safe_dump(value).encode(), yaml.safe_load)
+    def written(value: Any) -> bytes:
+        return yaml.dump(value, Dumper=_Dumper).encode()
+
+    return Kind(corpus, read, written, yaml.safe_load)
 
 
 def _of_a_run(run: Path, shown: Path) -> dict[str, Kind]:
