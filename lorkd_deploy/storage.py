@@ -174,7 +174,8 @@ def inside(folder: Path, relative: str) -> Path:
     """`folder / relative`, refusing anything that would leave `folder` (`..`, absolute, links)."""
     pure = PurePosixPath(relative)
     candidate = folder / pure
-    leaves = pure.is_absolute() or ".." in pure.parts or "\\" in relative or not pure.parts
+    leaves = pure.is_absolute() or ".." in pure.parts or not pure.parts
+    leaves = leaves or "\\" in relative or "\0" in relative
     if leaves or not candidate.resolve().is_relative_to(folder.resolve()):
         raise BundleError(
             f"the path {relative!r} leaves its folder",

@@ -113,7 +113,7 @@ def test_a_second_writer_is_told(tmp_path: Path) -> None:
 
 def test_paths_stay_inside(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path.parent)
-    for outside in ("..", "a/../../b", "/etc/hostname", "a\\b", "", "link", "link/b"):
+    for outside in ("..", "a/../../b", "/etc/hostname", "a\\b", "a\0b", "", "link", "link/b"):
         with pytest.raises(BundleError, match="leaves its folder"):
             inside(tmp_path, outside)
     assert inside(tmp_path, "a/b") == tmp_path / "a" / "b"

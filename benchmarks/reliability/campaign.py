@@ -31,10 +31,12 @@ class Campaign:
         self.file = folder / f"reliability-{name}.json"
         self.counts: dict[str, dict[str, int]] = {}
         self.faults: list[dict[str, Any]] = []
+        self.figures: dict[str, str] = {}  # what else was measured of a part, in words
         if self.file.exists():
             known = json.loads(self.file.read_text(encoding="utf-8"))
             if known["seed"] == seed:
                 self.counts, self.faults = known["counts"], known["faults"]
+                self.figures = known.get("figures", {})
 
     def done(self, part: str) -> int:
         """How many trials of a part there were."""
@@ -69,6 +71,7 @@ class Campaign:
             "protocol": protocol,
             "counts": self.counts,
             "faults": self.faults,
+            **({"figures": self.figures} if self.figures else {}),
             "environment": machine.model_dump(mode="json"),
             "load_average": os.getloadavg(),
         }
@@ -89,16 +92,23 @@ class Campaign:
                 for part, of in self.counts.items()
             ),
         ]
-        for fault in self.faults[:20]:
-            lines += ["", f"- {fault}"]
+        told = [f"- {part}: {figure}." for part, figure in self.figures.items()]
+        told += [f"- {fault}" for fault in self.faults[:20]]
+        lines += [""] * bool(told) + told
         write_atomic(self.file, (json.dumps(document, indent=1) + "\n").encode())
         write_atomic(self.file.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
 
 
-def arguments(description: str, count: int) -> argparse.Namespace:
-    """`--count` (of each part), `--seed` and `--results` of a script."""
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """`--seed` and `--results` of a script."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--count", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser
+
+
+def arguments(description: str, count: int) -> argparse.Namespace:
+    """These and `--count` (of each part)."""
+    parser = parser_of(description)
+    parser.add_argument("--count", type=int, default=count)
     return parser.parse_args()

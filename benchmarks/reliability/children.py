@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -30,11 +32,12 @@ def memory(mebibytes: int) -> Callable[[], None]:
 
 
 class Ended(NamedTuple):
-    """How a command ended (negative: the signal), what it said, and after how long, s."""
+    """How a command ended (negative: the signal), what it said, and its CPU and wall time, s."""
 
     code: int
     said: str
     seconds: float
+    wall: float
 
     @property
     def is_sentence(self) -> bool:
@@ -46,7 +49,7 @@ class Child:
     """A command under way; `limit` is called in its process first."""
 
     def __init__(self, command: Sequence[str], limit: Callable[[], None] | None = None) -> None:
-        self.began = time.monotonic()
+        self._began = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         self._said, saying = os.pipe()  # no file: it may have no disk
@@ -66,15 +69,65 @@ class Child:
                 os._exit(code)
         os.close(saying)
 
-    def kill_after(self, seconds: float) -> Ended:
-        """kill -9 at that time, if it is still under way."""
-        time.sleep(max(0.0, self.began + seconds - time.monotonic()))
+    def kill_after(self, seconds: float, *, wall: bool = False) -> Ended:
+        """kill -9 once it has had so much CPU time (`wall`: at that time), if it is under way.
+
+        By CPU time a machine that others slow makes no difference to where that is.
+        """
+        while (self._wall() if wall else self._seconds()) < seconds and not self._has_ended():
+            time.sleep(0.001)
         os.kill(self.pid, signal.SIGKILL)  # a zombie is killed without effect
         return self.wait()
 
     def wait(self) -> Ended:
-        with os.fdopen(self._said, errors="replace") as stream:
-            said = stream.read()
+        said, ended = bytearray(), False
+        while True:  # to its end, not to that of the pipe, which a process of its own may hold
+            ready, _, _ = select.select([self._said], [], [], 0 if ended else 0.005)
+            if ready and (block := os.read(self._said, 1 << 16)):
+                said += block
+            elif ended:
+                break
+            else:
+                ended = self._has_ended()
+        os.close(self._said)
+        seconds = self._seconds()
         _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return Ended(code, said, time.monotonic() - self.began)
+        code, text = os.waitstatus_to_exitcode(status), said.decode(errors="replace")
+        return Ended(code, text, seconds, self._wall())
+
+    def _wall(self) -> float:
+        return time.monotonic() - self._began
+
+    def _seconds(self) -> float:
+        return time.clock_gettime(~self.pid << 3 | 2)  # Linux's clock of another process
+
+    def _has_ended(self) -> bool:
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        return ended is not None
+
+
+def adopt_orphans() -> None:
+    """Processes whose parents end become children of this one, so that they can be seen."""
+    become_subreaper = 36  # PR_SET_CHILD_SUBREAPER
+    ctypes.CDLL(None).prctl(become_subreaper, 1, 0, 0, 0)
+
+
+def children() -> set[int]:
+    """Ids of this process's children."""
+    found = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for listed in found for pid in listed.read_text().split()}
+
+
+def orphans(seconds: float, known: set[int]) -> set[int]:
+    """Children but the `known` that don't end by themselves within that time; they are killed."""
+    due = time.monotonic() + seconds
+    while left := children() - known:
+        late = time.monotonic() > due
+        for pid in left:
+            if late:
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0 if late else os.WNOHANG)
+        if late:
+            return left
+        time.sleep(0.01)
+    return set()

@@ -2,11 +2,11 @@
 
     python benchmarks/reliability/fuzz.py --count 10000
 
-Hypothesis draws a file of the corpus (`inputs.py`) and what is done to it: bytes that are changed,
-taken out, put in or repeated, and for JSON and YAML values that are replaced, with the digest made
-anew. Batches run in processes of their own, whose memory is limited to 1 GiB above what the imports
-took, so that a crash is one outcome among others. Writes results/reliability-fuzz.json and .md; a
-stopped campaign goes on by the same call.
+A file of the corpus (`inputs.py`) is changed by chance: bytes that are changed, taken out, put in
+or repeated, and for JSON and YAML values that are replaced by those that Hypothesis draws, with the
+digest made anew. Batches run in processes of their own, whose memory is limited to 1 GiB above what
+the imports took, so that a crash is one outcome among others. Writes results/reliability-fuzz.json
+and .md; a stopped campaign goes on by the same call.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -36,46 +37,47 @@ from benchmarks.reliability.children import memory
 from benchmarks.reliability.inputs import Kind, kinds
 from lorkd_deploy.errors import LorkdError
 
-BATCH = 250  # examples of a process
+BATCH = 250  # files of a process
+DRAWN = 25  # files by one draw of Hypothesis, each of which takes longer than most files do
 SECONDS = 10
 BEGUN = "begun"  # the file that was tried last
 MEMORY = 1 << 30  # bytes above what the imports took
 FINE = ("read", "refused")
 PROTOCOL = (
-    "Hypothesis changes well-formed files, and each is read as the product reads it, in processes "
-    f"limited to {MEMORY >> 30} GiB above the imports and {SECONDS} s a file. Read: accepted. "
-    "Refused: by a sentence, as the command line prints it. All else is a fault: another error, "
-    "more time or memory, a crash, a file written elsewhere, code that was run (pickles are "
+    "Well-formed files are changed by chance (the first 250 of a kind change by change by "
+    "Hypothesis, the others with its values), and each is read as the product reads it, in "
+    f"processes limited to {MEMORY >> 30} GiB above the imports and {SECONDS} s a file. Read: "
+    "accepted. Refused: by a sentence, as the command line prints it. All else is a fault: another "
+    "error, more time or memory, a crash, a file written elsewhere, code that was run (pickles are "
     "planted)."
 )
 _NUMBERS = (0, 1, 2, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
 _TEXTS = ("", "../../x", "/etc/passwd", "a/b", "\x00", "é", "\ud7ff", "x" * 10_000, "1e999", "~")
 
 
-@st.composite
-def damaged(draw: st.DrawFn, corpus: tuple[bytes, ...]) -> bytes:
+def damaged(chance: Random, corpus: tuple[bytes, ...]) -> bytes:
     """One of the files with up to six changes to its bytes."""
-    data = bytearray(corpus[draw(st.integers(0, len(corpus) - 1))])
-    for _ in range(draw(st.integers(1, 6))):
-        place = draw(st.integers(0, max(0, len(data) - 1)))
-        how = draw(st.sampled_from(("flip", "set", "number", "insert", "cut", "end", "repeat")))
+    data = bytearray(chance.choice(corpus))
+    for _ in range(chance.randint(1, 6)):
+        place = chance.randint(0, max(0, len(data) - 1))
+        how = chance.choice(("flip", "set", "number", "insert", "cut", "end", "repeat"))
         if how == "flip" and data:
-            data[place] ^= 1 << draw(st.integers(0, 7))
+            data[place] ^= 1 << chance.randrange(8)
         elif how == "set":
-            data[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+            data[place : place + 1] = chance.randbytes(1)
         elif how == "number":
-            size, order = draw(st.sampled_from((2, 4, 8))), draw(st.sampled_from(("little", "big")))
-            number = draw(st.sampled_from(_NUMBERS)) % 2 ** (8 * size)
+            size, order = chance.choice((2, 4, 8)), chance.choice(("little", "big"))
+            number = chance.choice(_NUMBERS) % 2 ** (8 * size)
             data[place : place + size] = number.to_bytes(size, order)  # type: ignore[arg-type]
         elif how == "insert":
-            data[place:place] = draw(st.binary(min_size=1, max_size=40))
+            data[place:place] = chance.randbytes(chance.randint(1, 40))
         elif how == "cut":
-            del data[place : place + draw(st.integers(1, 64))]
+            del data[place : place + chance.randint(1, 64)]
         elif how == "end":
             del data[place:]
         else:
-            part = data[place : place + draw(st.integers(1, 200))]
-            data[place:place] = part * draw(st.sampled_from((1, 2, 50)))
+            part = data[place : place + chance.randint(1, 200)]
+            data[place:place] = part * chance.choice((1, 2, 50))
     return bytes(data)
 
 
@@ -90,22 +92,21 @@ _values = st.recursive(
 )
 
 
-@st.composite
-def altered(draw: st.DrawFn, documents: list[Any]) -> Any:
+def altered(chance: Random, documents: list[Any], values: list[Any]) -> Any:
     """One of the JSON values with up to four places replaced, taken out or added."""
-    whole = [_copy(documents[draw(st.integers(0, len(documents) - 1))])]
-    for _ in range(draw(st.integers(1, 4))):
+    whole = [_copy(chance.choice(documents))]
+    for _ in range(chance.randint(1, 4)):
         places = list(_places(whole[0]))
         if not places:
             break
-        holder, key = places[draw(st.integers(0, len(places) - 1))]
-        how = draw(st.sampled_from(("replace", "replace", "remove", "add", "double")))
+        holder, key = chance.choice(places)
+        how = chance.choice(("replace", "replace", "remove", "add", "double"))
         if how == "replace":
-            holder[key] = draw(_values)
+            holder[key] = _copy(chance.choice(values))
         elif how == "remove":
             del holder[key]
         elif how == "add" and isinstance(holder, dict):
-            holder[draw(st.text(min_size=1, max_size=8))] = draw(_values)
+            holder[chance.choice(_TEXTS)] = _copy(chance.choice(values))
         elif isinstance(holder, list):
             holder.append(_copy(holder[key]))
     return whole[0]
@@ -122,13 +123,14 @@ def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(holder[key])
 
 
-def strategy(kind: Kind) -> st.SearchStrategy[bytes]:
-    """Files of a kind."""
-    bytes_ = damaged(kind.corpus)
-    if kind.document is None:
-        return bytes_
-    documents = [kind.parse(data) for data in kind.corpus]
-    return bytes_ | altered(documents).map(kind.document)
+def files(kind: Kind, chance: Random, values: list[Any]) -> Iterator[bytes]:
+    """`DRAWN` files of a kind."""
+    documents = [kind.parse(data) for data in kind.corpus] if kind.document else []
+    for _ in range(DRAWN):
+        if kind.document and chance.random() < 0.5:
+            yield kind.document(altered(chance, documents, values))
+        else:
+            yield damaged(chance, kind.corpus)
 
 
 class TooSlowError(Exception):
@@ -192,7 +194,10 @@ def watched(folder: Path) -> Iterator[list[str]]:
 
 
 def batch(kind: Kind, folder: Path, number: int, count: int, tell: Callable[[Any], None]) -> None:
-    """`count` files by the seed `number`; `tell` gets (outcome, what was said, a fault's file)."""
+    """`count` files by the seed `number`, to the next `DRAWN`.
+
+    `tell` gets the outcome, what was said, and a fault's file, in hexadecimal digits.
+    """
 
     def late(*_: object) -> None:
         raise TooSlowError
@@ -202,16 +207,17 @@ def batch(kind: Kind, folder: Path, number: int, count: int, tell: Callable[[Any
 
         @seed(number)
         @settings(
-            max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+            max_examples=-(-count // DRAWN), database=None, deadline=None, phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
-        @given(strategy(kind))
-        def one(data: bytes) -> None:
-            (folder / BEGUN).write_bytes(data)  # a crash is this one's
-            outcome, said = tried(kind.read, data, strayed)
-            tell((outcome, said, "" if outcome in FINE else data.hex()))
+        @given(st.randoms(use_true_random=True), st.lists(_values, min_size=DRAWN, max_size=DRAWN))
+        def some(chance: Random, values: list[Any]) -> None:
+            for data in files(kind, chance, values):
+                (folder / BEGUN).write_bytes(data)  # a crash is this one's
+                outcome, said = tried(kind.read, data, strayed)
+                tell((outcome, said, "" if outcome in FINE else data.hex()))
 
-        one()
+        some()
 
 
 def run(campaign: Campaign, found: dict[str, Kind], folder: Path, count: int) -> None:

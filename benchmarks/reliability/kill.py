@@ -1,14 +1,17 @@
-"""kill -9 at random moments of the short commands: the former state whole, the next run as ever.
+"""kill -9 at random moments: the former state whole, no process left, the next run as if never.
 
-    python benchmarks/reliability/kill.py --count 800
+    python benchmarks/reliability/kill.py --short 800 --long 200 --studies 5
 
-On a run of the tests' tiny network: `export`, `pack`, `report`, `predict` with a CSV and an audit
-log. Each trial begins on the same state, is killed at a moment drawn over the time that the command
-took undisturbed, and then runs again to its end. Checked are: no file under its final name differs
-from before or from the end, nothing unfinished stays, and the result is the same bytes (dates and
-times apart). A stopped campaign goes on by the same call.
+On runs of the tests' tiny networks: the short commands (`export` to ONNX and OpenVINO, `pack`,
+`report`, `predict` with a CSV and an audit log), the long ones (`benchmark`, `teacher`,
+`decompose`, `extract`, `compress`), and studies. Each trial begins on the same state, is killed at
+a moment that is drawn over the time that the command took undisturbed, and then runs again to its
+end, with `--resume` where it has that. Checked are: no file under its final name differs from
+before or from the end, no process is left, and the result is the same bytes (dates and times apart;
+OpenVINO's files and a benchmark's figures, which never repeat, by a command that judges them). A
+stopped campaign goes on by the same call.
 
-The trainings are killed in tests/training (at every change of the disk, and by a real kill -9).
+tests/training kills the trainings at every change of the disk.
 """
 
 from __future__ import annotations
@@ -18,74 +21,39 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.reliability.campaign import Campaign, arguments
-from benchmarks.reliability.children import Child
+from benchmarks.reliability.campaign import QUICK, Campaign, parser_of
+from benchmarks.reliability.children import Child, adopt_orphans, children, orphans
+from benchmarks.reliability.stages import (
+    IMAGES,
+    LONG,
+    SHORT,
+    STUDY,
+    Stage,
+    material,
+    trained_material,
+)
 from lorkd_deploy.clinic.audit import verify_log
 from lorkd_deploy.errors import LorkdError
 
 BATCH = 4
+PATIENCE = 60  # s in which a process whose parent was killed ends
 PROTOCOL = (
-    "A command is killed by SIGKILL at a moment drawn evenly over its undisturbed time (and a "
-    "fifth more), then run again. Fine: nothing half-written under a final name, nothing "
-    "unfinished left after the second run, whose results are those of an undisturbed one (dates "
-    "and times apart)."
+    "A command is killed by SIGKILL at a moment drawn evenly over its undisturbed time and a fifth "
+    "more (CPU time, or the clock's where it waits for processes of its own), then run again. "
+    "Fine: nothing half-written under a final name, no process left behind, nothing unfinished "
+    "among the results after the second run, and these are those of an undisturbed one (dates and "
+    "times apart)."
 )
 # What no two runs have in common: dates, times, and the digest over them.
 _VARIES = re.compile(
     rb'"(?:created|digest|build_seconds|time|ms|previous|sha256|measured)": ?[^,}\n]*'
 )
-IMAGES = 12
-
-
-class Stage(NamedTuple):
-    """A command by the folder of a trial, and the results below it that it writes."""
-
-    command: Callable[[Path], list[str]]
-    results: tuple[str, ...]
-
-
-STAGES = {
-    "export": Stage(
-        lambda at: ["export", f"{at}/run", "--department", "ward", "--quiet"], ("run/export",)
-    ),
-    "pack": Stage(
-        lambda at: ["pack", f"{at}/run", "--department", "clinic", "--out", f"{at}/delivered",
-                    "--quiet"], ("delivered",)),
-    "report": Stage(
-        lambda at: ["report", f"{at}/run", "--quiet"], ("run/report.html", "run/report.md")
-    ),
-    "predict": Stage(
-        lambda at: ["predict", f"{at}/run", "--task", "eye", f"{at}/pictures", "--csv",
-                    f"{at}/eye.csv", "--audit", f"{at}/log.jsonl", "--quiet"],
-        ("eye.csv", "log.jsonl")),
-}  # fmt: skip
-
-
-def material(folder: Path) -> Path:
-    """The state on which each trial begins."""
-    from PIL import Image
-
-    from lorkd_deploy.deploy.export import export
-    from tests.deploy.made_run import make_run
-
-    start = folder / "start"
-    run = make_run(start / "run", start / "data", images="bundle")
-    export(run, department=["clinic"])
-    (start / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
-        Image.fromarray(pixels).save(start / "pictures" / f"{number}.png")
-    return start
 
 
 def contents(folder: Path, results: tuple[str, ...]) -> dict[str, bytes]:
@@ -104,25 +72,42 @@ def contents(folder: Path, results: tuple[str, ...]) -> dict[str, bytes]:
 def trial(stage: Stage, start: Path, at: Path, after: float, wanted: dict[str, bytes]) -> str:
     """What is wrong after a kill and a second run; nothing if all is well."""
     shutil.copytree(start, at)
-    before = contents(at, stage.results)
-    Child(stage.command(at)).kill_after(after)
+    before, known = contents(at, stage.results), children()
+    killed = Child(stage.command(at)).kill_after(after, wall=stage.waits)
+    if left := orphans(PATIENCE, known):
+        return f"{len(left)} processes are left"
     for name, data in contents(at, stage.results).items():
+        if Path(name).suffix in stage.varies and data != before.get(name):
+            continue  # `check` judges it
         hidden = any(part.startswith(".") for part in Path(name).parts)
         if not hidden and name != "log.jsonl" and data not in (before.get(name), wanted.get(name)):
             return f"{name} is half-written after the kill"
-    if stage.results == ("delivered",) and (at / "delivered").exists():
-        shutil.rmtree(at / "delivered")  # it was whole: `pack` never writes over a folder
-    again = Child(stage.command(at)).wait()
-    if again.code:
-        return f"the next run ends with {again.code}: {again.said[-300:]}"
+    complete = stage.whole is not None and (at / stage.whole).exists()
+    if not complete:
+        again = Child([*stage.command(at), *(stage.again if killed.code < 0 else ())]).wait()
+        if again.code:
+            return f"the next run ends with {again.code}: {again.said[-300:]}"
+    return _right(stage, at, wanted)
+
+
+def _right(stage: Stage, at: Path, wanted: dict[str, bytes]) -> str:
+    if stage.check is not None:
+        checked = Child(stage.check(at)).wait()
+        if checked.code:
+            return f"the result is not right: {checked.said[-300:]}"
     found = contents(at, stage.results)
     if "log.jsonl" in found:
         return _audited(at / "log.jsonl", found, wanted)
-    return _compared(found, wanted)
+    return _compared(found, wanted, stage.varies)
 
 
-def _compared(found: dict[str, bytes], wanted: dict[str, bytes]) -> str:
-    differ = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
+def _compared(found: dict[str, bytes], wanted: dict[str, bytes], varies: tuple[str, ...]) -> str:
+    differ = sorted(
+        name
+        for name in found.keys() | wanted.keys()
+        if (name in found) != (name in wanted)
+        or (Path(name).suffix not in varies and found[name] != wanted[name])
+    )
     return f"other than undisturbed: {', '.join(differ)}" if differ else ""
 
 
@@ -134,33 +119,49 @@ def _audited(log: Path, found: dict[str, bytes], wanted: dict[str, bytes]) -> st
         return f"the audit log is broken: {exc.what}"
     if not IMAGES <= lines <= 2 * IMAGES:
         return f"the audit log has {lines} lines"
-    return _compared({"eye.csv": found["eye.csv"]}, {"eye.csv": wanted["eye.csv"]})
+    return _compared({"eye.csv": found["eye.csv"]}, {"eye.csv": wanted["eye.csv"]}, ())
 
 
-def run(campaign: Campaign, folder: Path, count: int) -> None:
-    """`count` kills over all stages, in turn; those that were done are left out."""
-    start = material(folder)
-    wanted, seconds = {}, {}
-    for name, stage in STAGES.items():
-        at = shutil.copytree(start, folder / "undisturbed" / name)
+def run(
+    campaign: Campaign, start: Path, folder: Path, stages: Mapping[str, Stage], count: int
+) -> None:
+    """`count` kills over `stages`, in turn; those that were done are left out."""
+    if sum(map(campaign.done, stages)) >= count:
+        return
+    adopt_orphans()
+    wanted, times = {}, {}
+    for name, stage in stages.items():
+        at = shutil.copytree(start, folder / "undisturbed")
         ended = Child(stage.command(at)).wait()
         if ended.code:
             raise LorkdError(f"{name} fails undisturbed: {ended.said[-500:]}")
-        wanted[name], seconds[name] = contents(at, stage.results), ended.seconds
-    for number, name, rng in campaign.trials(list(STAGES), count, BATCH, "kill -9", PROTOCOL):
-        after = 1.2 * seconds[name] * rng.random()
+        wanted[name], times[name] = contents(at, stage.results), ended
+        shutil.rmtree(at)
+    for number, name, rng in campaign.trials(list(stages), count, BATCH, "kill -9", PROTOCOL):
+        whole = times[name].wall if stages[name].waits else times[name].seconds
+        after = 1.2 * whole * rng.random()
         at = folder / "trial"
-        wrong = trial(STAGES[name], start, at, after, wanted[name])
+        wrong = trial(stages[name], start, at, after, wanted[name])
         shutil.rmtree(at)
         fault = {"trial": number, "after": round(after, 3), "what": wrong} if wrong else None
         campaign.add(name, "wrong" if wrong else "fine", fault)
 
 
 def main() -> int:
-    given = arguments(__doc__ or "", 800)
+    parser = parser_of(__doc__ or "")
+    parser.add_argument("--short", type=int, default=800)
+    parser.add_argument("--long", type=int, default=200)
+    parser.add_argument("--studies", type=int, default=5)
+    given = parser.parse_args()
     campaign = Campaign("kill", given.seed, given.results)
-    with tempfile.TemporaryDirectory() as name:
-        run(campaign, Path(name), given.count)
+    with tempfile.TemporaryDirectory(dir=QUICK) as name:
+        folder = Path(name)
+        start = material(folder)
+        run(campaign, start, folder, SHORT, given.short)
+        if given.long or given.studies:
+            trained_material(start)
+            run(campaign, start, folder, LONG, given.long)
+            run(campaign, start, folder, STUDY, given.studies)
     print(json.dumps(campaign.counts))
     return bool(campaign.faults)
 

@@ -155,7 +155,7 @@ def _files(folder: Path) -> tuple[int, set[str]]:
         stamp = folder.stat().st_mtime_ns
         with os.scandir(folder) as entries:
             return stamp, {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL is in no folder's name
         return 0, set()
     except OSError as exc:
         raise DataError(

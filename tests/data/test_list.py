@@ -55,6 +55,16 @@ def test_a_line_without_a_label_is_named(tmp_path: Path) -> None:
     assert str(caught.value.where).endswith("val.txt, line 5")
 
 
+@pytest.mark.parametrize("name", ["\0/scan.png", "val/\0.png"])
+def test_a_name_that_no_file_can_have_is_missing(tmp_path: Path, name: str) -> None:
+    opened(tmp_path)
+    with (tmp_path / "val.txt").open("a") as stream:
+        stream.write(f"{name} 1\n")
+    files = {split: f"{split}.txt" for split in ("train", "val", "test")}
+    with pytest.raises(DataError, match="1 of 15 files are missing"):
+        open_data(ListData.model_validate({"source": "list", **files}), tmp_path)
+
+
 def test_a_list_of_several_tasks_gives_each_its_own_classes(tmp_path: Path) -> None:
     names = [f"{split}/{n}.png" for split in ("train", "test") for n in range(12)]
     images(tmp_path, names)

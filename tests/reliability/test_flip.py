@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.reliability import flip
 from benchmarks.reliability.campaign import Campaign
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_missed(tmp_path: Path) -> None:
     parts = flip.material(tmp_path)
     campaign = Campaign("flip", seed=1, folder=tmp_path)
