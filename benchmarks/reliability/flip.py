@@ -2,10 +2,10 @@
 
     python benchmarks/reliability/flip.py --count 10000
 
-The material is a run of the tests' tiny network (bundle, teacher, ONNX engines), a profile with its
-calls and answers, rounds of a stopped benchmark, a history, a checkpoint and an audit log. Each
-trial flips one bit of one file, opens what it belongs to as the product does, and puts it back.
-Writes results/reliability-flip.json and .md; a stopped campaign goes on by the same call.
+The material is a run of the tests' tiny network (bundle, teacher, engines of ONNX Runtime and
+OpenVINO), a profile with its calls and answers, rounds of a stopped benchmark, a history, a
+checkpoint and an audit log. Each trial flips one bit of one file, opens what it belongs to as the
+product does, and puts it back. Writes results/reliability-flip.json and .md; a stopped campaign goes on by the same call.
 """
 
 from __future__ import annotations
@@ -58,16 +58,21 @@ def material(folder: Path) -> dict[str, Part]:
     run = make_run(folder / "run", folder / "data", images="bundle")
     export(run, teacher=True)
     shown = build_run(folder / "shown")
+    other = make_run(folder / "other", folder / "data", images="bundle")
+    if find_spec("openvino"):
+        export(other, "openvino", task=["eye"])
     parts = {
         "bundle": Part(_below(run / "bundle"), lambda: load_bundle(run / "bundle").manifest),
         "teacher": Part(_below(run / "teacher"), lambda: load_bundle(run / "teacher").manifest),
         "engines": Part(_below(run / "export"), lambda: _engines(run)),
+        "OpenVINO's engine": Part(_below(other / "export"), lambda: _engines(other)),
         "run.json": Part((run / "run.json",), lambda: read_record(run / "run.json")),
         "profile": Part(_below(shown / "profile"), lambda: _shown(shown)),
         "audit log": _audit_log(folder / "audit" / "log.jsonl"),
         "rounds of a benchmark": _rounds(folder / "rounds", shown),
     }
-    return parts | (_of_training(folder) if find_spec("torch") else {})
+    parts |= _of_training(folder) if find_spec("torch") else {}
+    return {name: part for name, part in parts.items() if part.files}
 
 
 def _below(folder: Path) -> tuple[Path, ...]:

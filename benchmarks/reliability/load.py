@@ -3,11 +3,12 @@
     python benchmarks/reliability/load.py --switches 10000 --target onnx
 
 On a run of the tests' tiny network with four tasks. 8 threads share one `Switchboard` whose budget
-holds the largest engine alone, so that nearly each switch closes one and opens another. Every
-answer is compared, bit for bit, with the asked task's own, which was compared before with the
-unfused expert in float64. The process's resident memory is read all along; its slope is that of a
-line through the means of blocks, the first fifth left out, with Student's interval of 95 %. Before
-that 64 processes predict from one run folder at once. Writes results/reliability-load.json and .md.
+holds the largest engine alone, so that engines are closed and opened all along. Every answer is
+compared, bit for bit, with the asked task's own, which was compared before with the unfused expert
+in float64. The process's resident memory is read all along; its slope is that of a line through the
+means of blocks, the first fifth left out, with Student's interval of 95 %. Before that 64 processes
+predict from one run folder at once. Writes results/reliability-load.json and .md; a target whose
+switches were done is left out.
 """
 
 from __future__ import annotations

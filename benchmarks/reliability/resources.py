@@ -38,7 +38,7 @@ from lorkd_deploy.errors import LorkdError
 
 ROOM = (0, 8, 32, 96)  # KiB free on the disk that fills
 MEMORY = (0, 2, 16)  # MiB above what the imports took
-ADDRESSES = (128, 256, 512, 1024, 2048)  # MiB of a whole process, `ulimit -v`
+ADDRESSES = (96, 128, 160, 192, 256)  # MiB of a whole process, `ulimit -v`
 DAYS = 400  # by which the clock is set back
 LARGE = (4000, 8000)  # pixels of a picture that memory has no room for
 PROTOCOL = (

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,8 @@ SHORT = {
         ("eye.csv", "log.jsonl"),
     ),
 }  # fmt: skip
+if find_spec("openvino") is None:
+    del SHORT["export to OpenVINO"]
 LONG = {
     "benchmark": Stage(
         _of_run("benchmark", "--no-teacher", "--task", "eye", "--rounds", "2", "--seconds", "0.01",

@@ -122,6 +122,12 @@ class Classifier(Closing):
             pixels = self.preprocess.geometry(read)
         except ImageError as exc:
             raise ImageError(exc.what, where=file, fix=exc.fix) from exc
+        except MemoryError as exc:  # of one picture, which a listener sets aside
+            raise ImageError(
+                "there is not enough memory for the image",
+                where=file,
+                fix="end other programs, or make the image smaller",
+            ) from exc
         return Prepared(file, pixels, header, frame, read if stored else None)
 
     def batches(

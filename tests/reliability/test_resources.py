@@ -35,7 +35,7 @@ def test_a_picture_that_memory_has_no_room_for(start: Path, tmp_path: Path) -> N
     Image.new("L", resources.LARGE).save(at / "pictures" / "large.png")
     ended = Child(resources.SHORT["predict"].command(at), memory(16)).wait()
     assert ended.code == 1 and not resources.judged(ended)
-    assert "memory" in ended.said
+    assert "not enough memory for the image" in ended.said and "large.png" in ended.said
     assert not (at / "eye.csv").exists()
 
 
