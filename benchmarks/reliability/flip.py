@@ -5,7 +5,8 @@
 The material is a run of the tests' tiny network (bundle, teacher, engines of ONNX Runtime and
 OpenVINO), a profile with its calls and answers, rounds of a stopped benchmark, a history, a
 checkpoint and an audit log. Each trial flips one bit of one file, opens what it belongs to as the
-product does, and puts it back. Writes results/reliability-flip.json and .md; a stopped campaign goes on by the same call.
+product does, and puts it back. Writes results/reliability-flip.json and .md; a stopped campaign
+goes on by the same call.
 """
 
 from __future__ import annotations
