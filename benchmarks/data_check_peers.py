@@ -28,6 +28,7 @@ from typing import Any
 SETS = ("knee_xray", "brain_mri")
 RESULTS = Path(__file__).with_name("results")
 TOOLS = ("cleanvision", "fastdup")
+QUIET = {"SENTRY_OPT_OUT": "1"}  # fastdup reports errors to its maker otherwise
 # What each tool is asked in its own environment: pairs of file names, and its version.
 ASK = {
     "cleanvision": """
@@ -46,8 +47,6 @@ import fastdup
 work = fastdup.create(input_dir=sys.argv[1], work_dir=sys.argv[2] + ".work")
 work.run(overwrite=True)
 found = work.similarity()
-print(found.columns.tolist(), file=sys.stderr)
-found = found[found["distance"] >= 0.96]
 pairs = found[["filename_from", "filename_to"]].values.tolist()
 json.dump({"version": version("fastdup"), "sets": pairs}, open(sys.argv[2], "w"))
 """,
@@ -79,9 +78,8 @@ def asked(tool: str, python: str, folder: Path) -> dict[str, Any]:
     out, code = folder.with_suffix(f".{tool}.json"), folder.with_suffix(f".{tool}.py")
     code.write_text(ASK[tool])
     began, before = time.perf_counter(), os.times()
-    done = subprocess.run(
-        [python, str(code), str(folder), str(out)], capture_output=True, text=True, check=False
-    )
+    command, env = [python, str(code), str(folder), str(out)], {**os.environ, **QUIET}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     after = os.times()
     if done.returncode or not out.exists():
         return {"failed": done.stderr.strip().splitlines()[-1:]}

@@ -83,6 +83,7 @@ def linked(work: Path, count: int) -> Path:
             image.resize((256, 256), Image.Resampling.BICUBIC).save(made / f"{number}.png")
         made.rename(files)
     shutil.rmtree(folder, ignore_errors=True)
+    classes = 10 if count == FILES else 165
     lines: dict[str, list[str]] = {split: [] for split, _ in SHARES}
     for place in range(count // FILES):
         (folder / f"{place:04}").mkdir(parents=True)
@@ -91,7 +92,7 @@ def linked(work: Path, count: int) -> Path:
             os.link(files / f"{number}.png", folder / name)
             share = ((place * FILES + number) * 0.6180339887) % 1
             split = next(split for split, end in SHARES if share < end)
-            lines[split].append(f"{name} {(place * FILES + number) % 165}")
+            lines[split].append(f"{name} {(place * FILES + number) % classes}")
     for split, of_split in lines.items():
         (folder / f"{split}.txt").write_text("\n".join(of_split) + "\n")
     return folder
@@ -109,7 +110,7 @@ def different(work: Path, count: int) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(folder / name, compress_level=1)
         split = ("train",) * 7 + ("val",) + ("test",) * 2
-        rows.append(f"{name},{number % 10},{split[number * 7919 % 10]}")
+        rows.append(f"{name},{number // 10 % 10},{split[number * 7919 % 10]}")
     (folder / "scans.csv").write_text("\n".join(rows) + "\n")
     return folder
 
