@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import pytest
 
 from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.cli.shared.parity import show_sensitivity
+from lorkd_deploy.cli.shared.render import Output
 from lorkd_deploy.deploy import sensitivity as deployed
 from lorkd_deploy.deploy.artifact import find_artifacts
 from lorkd_deploy.deploy.graph import onnx_model
@@ -88,6 +91,14 @@ def test_the_layers_are_in_record_engine_and_proof(
     assert len(asked) == 1
     record = json.loads((artifact.folder / "artifact.json").read_text())
     assert record["sensitivity"]["nodes_left"] == [node]
+
+
+def test_where_nothing_was_lost_no_table_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = found("n", "conv", left=(), nodes_left=(), groups=())
+    artifact: Any = SimpleNamespace(name="ward/eye/onnx-int8", sensitivity=kept)
+    show_sensitivity(Output(as_json=False, quiet=False), [artifact])
+    shown = capsys.readouterr().out
+    assert "0 of 2 layers stay in float32" in shown and "What int8 costs" not in shown
 
 
 def test_every_task_of_the_teacher_is_judged_on_its_own_columns(run: Path) -> None:

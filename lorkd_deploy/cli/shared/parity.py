@@ -134,6 +134,8 @@ def show_sensitivity(output: Output, artifacts: Iterable[Artifact]) -> None:
             f"accuracy on {found.images} validation images {mixed:.2f} %, in fp32 {fp32:.2f} %, "
             f"with every layer in int8 {whole:.2f} %"
         )
+        if not found.groups:  # nothing had to be tried
+            continue
         output.table(
             "What int8 costs, the most harmful layers first",
             ("layers", "alone in float32, points", "stay in float32"),
