@@ -5,13 +5,14 @@
 
 A step is forward, backward and the SGD update (momentum, weight decay), without teacher and
 loading, on random images; experts have a nonzero B. On the CPU 64 px in fp32, on a GPU 224 px,
-N = 1024 in bf16 autocast. Variants of a case take turns in one process, and each runs once more in
-a process of its own for its peak memory:
+N = 1024 in bf16 autocast, and ViT-S too. Variants of a case take turns in one process, and each
+runs once more for its peak memory, on the CPU in a process of its own:
 
 1. `plain`: the student without experts, in contiguous and in channels-last format
 2. `ours`: `add_experts`, channels-last; `ours-per-task-norms` beside it
 3. `per-sample`: the papers' formula, a weight for each sample and one convolution with N groups
 4. `separate`: one forward for each task, of a dense weight a task
+5. on a GPU `plain-compiled` and `ours-compiled`: by torch.compile, as `train.compile` has it
 
 Writes knowledge_separation.json, .md and .svg (of a GPU knowledge_separation-cuda.json and so on)
 into benchmarks/results/knowledge_separation/.
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -36,19 +38,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.experts import ExpertModel, add_experts, hold_absent
+from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.experts import ExpertModel, add_experts, hold_absent, route_of_counts
 from lorkd_deploy.experts.layers import ExpertConv2d
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.machine.memory import resident
 from lorkd_deploy.models import build
+from lorkd_deploy.recipe import TrainSpec
+from lorkd_deploy.training.fitting.compiled import compiled
 
 RESULTS = Path(__file__).parent / "results" / "knowledge_separation"
 STUDENTS = {
     "ShuffleNetV2 1.0x": "torchvision:shufflenet_v2_x1_0",
     "ResNet-18": "torchvision:resnet18",
+    "ViT-S": "timm:vit_small_patch16_224",  # of 224 px: on a GPU alone
 }
 PLAIN = ("plain-contiguous", "plain-channels-last")
-VARIANTS = (*PLAIN, "ours", "ours-per-task-norms", "per-sample", "separate")
+COMPILED = ("plain-compiled", "ours-compiled")
+VARIANTS = (*PLAIN, "ours", "ours-per-task-norms", "per-sample", "separate", *COMPILED)
 FITS = 16 * 2**30  # bytes that the per-sample weights may take
 RANK = 4
 PIXELS = {"cpu": 64, "cuda": 224}
@@ -71,19 +78,22 @@ class Case:
         edges = (parts.cumsum(0) / parts.sum() * self.samples).round().long()
         return torch.diff(edges, prepend=edges.new_zeros(1)).tolist()
 
-    @property
-    def ids(self) -> Tensor:
-        return torch.arange(self.tasks).repeat_interleave(torch.tensor(self.counts))
-
     def name(self) -> str:
         spread = f", {self.counts[0]} to {self.counts[-1]}" if self.balance == "uneven" else ""
         return f"{self.student}, N = {self.samples}, T = {self.tasks}, {self.balance}{spread}"
 
 
 def cases(device: str, quick: bool) -> list[Case]:
+    shuffle, residual = list(STUDENTS)[:2]
     if quick:
-        return [Case("ShuffleNetV2 1.0x", 22, 2, balance, device) for balance in ("even", "uneven")]
-    shuffle, residual = STUDENTS
+        return [Case(shuffle, 22, 2, balance, device) for balance in ("even", "uneven")]
+    if device == "cuda":  # what is asked first comes first: there may be time for some alone
+        return [
+            Case(student, 1024, tasks, balance, device)
+            for tasks in (10, 100)
+            for student in STUDENTS
+            for balance in ("even", "uneven")
+        ]
     # Those with a bound first.
     sizes = [
         (shuffle, 160, 10),
@@ -96,7 +106,7 @@ def cases(device: str, quick: bool) -> list[Case]:
         (residual, 400, 100),
     ]
     return [
-        Case(student, samples if device == "cpu" else 1024, tasks, balance, device)
+        Case(student, samples, tasks, balance, device)
         for student, samples, tasks in sizes
         for balance in ("even", "uneven")
         if tasks > 1 or balance == "even"
@@ -122,15 +132,13 @@ def per_sample(layer: ExpertConv2d, x: Tensor) -> Tensor:
     return y.view(n, cout, *y.shape[2:])
 
 
-def step_of(variant: str, case: Case) -> Callable[[], None]:
-    """A training step of one variant, ready to be called."""
+def student(variant: str, architecture: str, tasks: int) -> nn.Module:
+    """The network of one variant, its experts nonzero, in the variant's memory format."""
     torch.manual_seed(0)
-    last = variant in ("plain-channels-last", "ours", "ours-per-task-norms", "separate")
-    layout = torch.channels_last if last else torch.contiguous_format
-    model: nn.Module = build(STUDENTS[case.student])
-    if variant not in PLAIN:
+    model: nn.Module = build(architecture)
+    if not variant.startswith("plain"):
         per_task = variant == "ours-per-task-norms"
-        model = add_experts(model, case.tasks, RANK, norm="per_task" if per_task else "shared")
+        model = add_experts(model, tasks, RANK, norm="per_task" if per_task else "shared")
         for name, parameter in model.named_parameters():
             if name.endswith(".B"):
                 nn.init.normal_(parameter, std=0.01)
@@ -138,15 +146,34 @@ def step_of(variant: str, case: Case) -> Callable[[], None]:
         for module in model.modules():
             if isinstance(module, ExpertConv2d):
                 module.forward = MethodType(per_sample, module)  # type: ignore[method-assign]
-    model = model.to(case.device, memory_format=layout).train()
+    return model.to(memory_format=layout_of(variant)).train()  # type: ignore[call-overload]
+
+
+def layout_of(variant: str) -> torch.memory_format:
+    """Channels-last but for those that are slower in it."""
+    last = variant not in ("plain-contiguous", "per-sample")
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def step_of(variant: str, case: Case) -> Callable[[], None]:
+    """A training step of one variant, ready to be called."""
+    model = student(variant, STUDENTS[case.student], case.tasks).to(case.device)
     size = PIXELS[case.device]
-    images = torch.randn(case.samples, 3, size, size).to(case.device, memory_format=layout)
+    images = torch.randn(case.samples, 3, size, size)
+    images = images.to(case.device, memory_format=layout_of(variant))
     optimiser = torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, foreach=True
     )
     hold_absent(optimiser)
+    kept = ExitStack()  # for as long as the step is there
+    if variant in COMPILED:
+        whole = nn.Module()
+        whole.backbone = model
+        with torch.no_grad():
+            _forward(model, variant, images[:2], Case(case.student, 2, 2, "even", case.device))
+        kept.enter_context(compiled(whole, TrainSpec(compile=True)))
 
-    def step() -> None:
+    def step(_kept: ExitStack = kept) -> None:
         optimiser.zero_grad()
         with torch.autocast(case.device, torch.bfloat16, enabled=case.device == "cuda"):
             features = _forward(model, variant, images, case)
@@ -162,7 +189,7 @@ def _forward(model: nn.Module, variant: str, images: Tensor, case: Case) -> Tens
     if not isinstance(model, ExpertModel):
         return model(images)
     if variant != "separate":
-        return model(images, task=case.ids)
+        return model(images, task=route_of_counts(case.counts, images.device))
     parts = images.split(case.counts)
     return torch.cat([model(part, task=t) for t, part in enumerate(parts)])
 
@@ -174,38 +201,67 @@ def per_sample_bytes(case: Case) -> int:
     return 4 * case.samples * case.tasks * weights
 
 
-def measure(case: Case, rounds: int, skip: Sequence[str]) -> dict[str, Any]:
-    """Seconds a step: wall clock and CPU time of all threads, medians of interleaved rounds."""
+def measure(case: Case, rounds: int, skip: Sequence[str], *, memory: bool = True) -> dict[str, Any]:
+    """Seconds a step: wall clock and CPU time of all threads, medians of interleaved rounds.
+
+    Without `memory` its peak is not measured: on a CPU that takes a process for each variant.
+    """
     needed, before = per_sample_bytes(case), os.getloadavg()[0]
-    variants = [v for v in VARIANTS if v not in skip and (v != "per-sample" or needed <= FITS)]
-    steps = {v: step_of(v, case) for v in variants}
-    wall: dict[str, list[float]] = {v: [] for v in variants}
-    cpu: dict[str, list[float]] = {v: [] for v in variants}
-    for round_ in range(rounds + 1):
+    wanted = [v for v in VARIANTS if v not in skip and (v != "per-sample" or needed <= FITS)]
+    if case.device == "cpu":
+        wanted = [v for v in wanted if v not in COMPILED]
+    steps: dict[str, Callable[[], None]] = {}
+    peaks: dict[str, float | None] = {}
+    left_out: dict[str, str] = {}
+    for v in wanted:
+        try:
+            steps[v], peaks[v] = _warmed_up(v, case, memory=memory)
+        except (LorkdError, RuntimeError) as exc:
+            if case.device == "cpu" or v in PLAIN:
+                raise
+            left_out[v] = str(exc).strip().splitlines()[0]  # no memory, nothing to compile
+    wall: dict[str, list[float]] = {v: [] for v in steps}
+    cpu: dict[str, list[float]] = {v: [] for v in steps}
+    for _ in range(rounds):
         for variant, step in steps.items():
             began, used = time.perf_counter(), time.process_time()
             step()
-            if round_:  # the first is the warm-up
-                wall[variant].append(time.perf_counter() - began)
-                cpu[variant].append(time.process_time() - used)
-    rows = {
+            wall[variant].append(time.perf_counter() - began)
+            cpu[variant].append(time.process_time() - used)
+    rows: dict[str, dict[str, Any]] = {
         v: {
             "wall_s": statistics.median(wall[v]),
             "cpu_s": statistics.median(cpu[v]),
             "cpu_min_s": min(cpu[v]),
-            "peak_mib": _peak_in_fresh_process(v, case),
+            "peak_mib": peaks[v],
         }
-        for v in variants
+        for v in steps
     }
     better = min(PLAIN, key=lambda v: rows[v]["wall_s"])
     for row in rows.values():
-        for key in ("wall_s", "cpu_s", "cpu_min_s", "peak_mib"):
+        for key in ("wall_s", "cpu_s", "cpu_min_s", *(["peak_mib"] if memory else [])):
             row[f"{key.rsplit('_', 1)[0]}_ratio"] = row[key] / rows[better][key]
     return {
         "case": asdict(case), "name": case.name(), "better_plain": better,
-        "per_sample_bytes": needed, "skipped": list(skip), "variants": rows,
+        "per_sample_bytes": needed, "skipped": list(skip), "left_out": left_out, "variants": rows,
         "measured": time.strftime("%Y-%m-%d"), "load": [before, os.getloadavg()[0]],
     }  # fmt: skip
+
+
+def _warmed_up(
+    variant: str, case: Case, *, memory: bool
+) -> tuple[Callable[[], None], float | None]:
+    """A step that has been taken once, on a GPU twice, and its peak memory in MiB."""
+    if case.device == "cpu":
+        step = step_of(variant, case)
+        step()
+        return step, _peak_in_fresh_process(variant, case) if memory else None
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step = step_of(variant, case)
+    for _ in range(2):
+        step()
+    return step, (torch.cuda.max_memory_allocated() - held) / 2**20
 
 
 def _peak_in_fresh_process(variant: str, case: Case) -> float:
@@ -218,13 +274,6 @@ def _peak_in_fresh_process(variant: str, case: Case) -> float:
 
 def peak(variant: str, case: Case) -> float:
     step_of(PLAIN[0], Case(case.student, 2, 1, "even", case.device))()  # what libraries take once
-    if case.device == "cuda":
-        held = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step = step_of(variant, case)
-        for _ in range(3):
-            step()
-        return (torch.cuda.max_memory_allocated() - held) / 2**20
     before = resident().now
     step = step_of(variant, case)
     for _ in range(3):
@@ -245,16 +294,22 @@ def table(result: dict[str, Any]) -> str:
         ours, load = case["variants"]["ours"]["wall_s"], case["load"]
         when = f"{case['measured']}, {load[0]:.1f} → {load[1]:.1f}"
         for variant, row in case["variants"].items():
+            peak = "– | –"
+            if row["peak_mib"] is not None:
+                peak = f"{row['peak_mib']:.0f} | {row['peak_ratio']:.2f}"
             lines.append(
                 f"| {case['name']} | {variant} | {row['wall_s'] * 1e3:.0f} | "
                 f"{row['wall_ratio']:.2f} | {row['wall_s'] / ours:.2f} | {row['cpu_ratio']:.2f} | "
-                f"{row['peak_mib']:.0f} | {row['peak_ratio']:.2f} | {when} |"
+                f"{peak} | {when} |"
             )
-        if skipped := case.get("skipped"):
+        skipped = case.get("skipped", [])
+        if skipped:
             lines.append(
                 f"| {case['name']} | {', '.join(skipped)} | left out by `--skip` | | | | | | |"
             )
-        if case["per_sample_bytes"] > FITS:
+        for variant, why in case.get("left_out", {}).items():
+            lines.append(f"| {case['name']} | {variant} | left out: {why} | | | | | | |")
+        if case["per_sample_bytes"] > FITS and "per-sample" not in skipped:
             need = case["per_sample_bytes"] / 2**30
             lines.append(f"| {case['name']} | per-sample | would need {need:.0f} GiB | | | | | | |")
     return "\n".join(lines)
@@ -262,11 +317,14 @@ def table(result: dict[str, Any]) -> str:
 
 def plot(result: dict[str, Any]) -> str:
     """A step's milliseconds an image against T, on a logarithmic axis, one panel a student."""
+    known = {case["case"]["student"] for case in result["cases"]}
+    shown = [student for student in STUDENTS if student in known]
+    width = 40 + 360 * max(2, len(shown))
     parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 310" font-size="12" '
-        'font-family="sans-serif"><rect width="760" height="310" fill="white"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 310" font-size="12" '
+        f'font-family="sans-serif"><rect width="{width}" height="310" fill="white"/>'
     ]
-    for panel, student in enumerate(STUDENTS):
+    for panel, student in enumerate(shown):
         cases_ = [case for case in result["cases"] if case["case"]["student"] == student]
         left = 50 + 360 * panel
         x_of = {t: left + 25 + 85 * i for i, t in enumerate((1, 10, 32, 100))}
@@ -337,6 +395,18 @@ def write(result: dict[str, Any]) -> None:
     stem.with_suffix(".svg").write_text(plot(result))
 
 
+def without_cases(rounds: int, device: str) -> dict[str, Any]:
+    """What a result says of how and where, its cases still to come."""
+    return {
+        "protocol": {"rounds": rounds, "warmup": 1, "threads": torch.get_num_threads(),
+                     "device": device, "image": PIXELS[device], "rank": RANK,
+                     "precision": "fp32" if device == "cpu" else "bf16 autocast",
+                     "optimiser": "SGD, momentum 0.9, weight decay 1e-4"},
+        "environment": environment().model_dump(mode="json"),
+        "cases": [],
+    }  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -348,7 +418,7 @@ def main() -> int:
     parser.add_argument(
         "--only", default="", help="cases whose name contains this; kept with --go-on"
     )
-    parser.add_argument("--skip", action="append", default=[], choices=VARIANTS[3:])
+    parser.add_argument("--skip", action="append", default=[], choices=VARIANTS[2:])
     parser.add_argument("--go-on", action="store_true", help="keep the cases measured before")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -356,14 +426,7 @@ def main() -> int:
     if chosen.peak:
         print(peak(chosen.peak[0], Case(**json.loads(chosen.peak[1]))))
         return 0
-    result: dict[str, Any] = {
-        "protocol": {"rounds": chosen.rounds, "warmup": 1, "threads": chosen.threads,
-                     "device": chosen.device, "image": PIXELS[chosen.device], "rank": RANK,
-                     "precision": "fp32" if chosen.device == "cpu" else "bf16 autocast",
-                     "optimiser": "SGD, momentum 0.9, weight decay 1e-4"},
-        "environment": environment().model_dump(mode="json"),
-        "cases": [],
-    }  # fmt: skip
+    result = without_cases(chosen.rounds, chosen.device)
     if chosen.go_on:
         kept = json.loads(results_stem(chosen.device).with_suffix(".json").read_text())
         result["cases"] = kept["cases"]

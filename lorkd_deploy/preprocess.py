@@ -112,12 +112,15 @@ class Preprocess(Part):
         rows, columns = min(height, round(share)), min(width, round(share))
         return (height - rows) // 2, (width - columns) // 2, rows, columns
 
+    @property
+    def scale_and_shift(self) -> tuple[F32, F32]:
+        """(x / 255 − mean) / std is `x · scale − shift`, rounded in this order; `(3,)` each."""
+        mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
+        return (1.0 / (255.0 * std)).astype(np.float32), (mean / std).astype(np.float32)
+
     def normalise(self, images: U8) -> F32:
         """uint8 `(N, size, size, 3)` → float32 `(N, 3, size, size)`."""
-        scale = (1.0 / (255.0 * np.asarray(self.std, np.float64))).astype(np.float32)
-        shift = (np.asarray(self.mean, np.float64) / np.asarray(self.std, np.float64)).astype(
-            np.float32
-        )
+        scale, shift = self.scale_and_shift
         values = images.astype(np.float32) * scale - shift
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 

@@ -7,6 +7,7 @@ a gradient of exactly zero, but weight decay and momentum would still move it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +36,17 @@ class _Held:
     state: dict[str, Tensor]
 
 
-def hold_absent(optimizer: Optimizer) -> None:
+def hold_absent(optimizer: Optimizer, absent: Callable[[], Sequence[int]] | None = None) -> None:
     """From now on `optimizer.step()` leaves the experts of absent tasks as they are.
 
     Where a task's slice of a layer's factors has a gradient of exactly zero, the slice and its
     part of the optimiser's state (momentum, AdamW's moments, Adafactor's rows and columns) are put
     back after the step: whatever has an entry for each task. Call it once for each optimiser that
     trains an `ExpertModel`.
+
+    Looking at the gradients waits for a GPU once a step. `absent`, called before each step, may say
+    instead which tasks' samples weren't in its batch, as a sampler knows; their slices are held,
+    all others are not looked at.
 
     An absent task stays where it is under every optimiser of torch but LBFGS, which changes all
     inside of `step` by gradients that are made there. A present task moves as a parameter of its
@@ -54,7 +59,7 @@ def hold_absent(optimizer: Optimizer) -> None:
     held: list[_Held] = []
 
     def before(*_: object) -> None:
-        held[:] = _absent(optimizer)
+        held[:] = _by_gradient(optimizer) if absent is None else _named(optimizer, absent())
 
     def after(*_: object) -> None:
         for one in held:
@@ -69,9 +74,22 @@ def hold_absent(optimizer: Optimizer) -> None:
     optimizer.register_step_post_hook(after)
 
 
-def _absent(optimizer: Optimizer) -> list[_Held]:
+def _named(optimizer: Optimizer, absent: Sequence[int]) -> list[_Held]:
+    stacks = _stacks(optimizer)
+    if not absent or not stacks:
+        return []
+    # Not waited for: a blocking copy would wait for all that a GPU has still to do.
+    tasks = torch.tensor(absent).to(stacks[0].device, non_blocking=True)
+    return [_Held(p, tasks, p.detach()[tasks], _state(optimizer, p, tasks)) for p in stacks]
+
+
+def _stacks(optimizer: Optimizer) -> list[ExpertStack]:
     parameters = (p for group in optimizer.param_groups for p in group["params"])
-    stacks = [p for p in parameters if isinstance(p, ExpertStack) and p.grad is not None]
+    return [p for p in parameters if isinstance(p, ExpertStack) and p.grad is not None]
+
+
+def _by_gradient(optimizer: Optimizer) -> list[_Held]:
+    stacks = _stacks(optimizer)
     if not stacks:
         return []
     # One comparison for all layers, so that a GPU is waited for once per step.

@@ -33,8 +33,8 @@ class TaskHeads(nn.Module):
 
     def forward(self, features: Tensor, task: Tensor | int | Route) -> tuple[Tensor, ...]:
         route = plan_route(task, len(features), len(self.tasks), features.device)
-        features = route.sort(features)
-        present = {t: self.head(t)(features[own]) for t, own in route.segments()}
+        parts = route.sort(features).split(list(route.counts))  # as in `PerTaskNorm`
+        present = {t: self.head(t)(own) for t, own in zip(route.tasks, parts, strict=True)}
         classes = (self.head(t).out_features for t in range(len(self.tasks)))
         return tuple(
             present[t] if t in present else features.new_empty(0, k) for t, k in enumerate(classes)

@@ -113,7 +113,8 @@ class ExpertLayer(nn.Module):
         scales = [self._scale(task) for task in range(len(self.ranks))]
         if len(set(scales)) == 1:
             return scales[0]
-        return torch.tensor(scales, dtype=self.A.dtype, device=self.A.device).view(-1, 1, 1)
+        made = torch.tensor(scales, dtype=self.A.dtype).view(-1, 1, 1)
+        return made.to(self.A.device, non_blocking=True)  # else each layer would wait for a GPU
 
     def factors(self, task: int) -> tuple[Tensor, Tensor]:
         """A and B of one task, as `factor_shapes` says for its rank; views."""

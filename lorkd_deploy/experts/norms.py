@@ -37,12 +37,15 @@ class PerTaskNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         route = self.router.enter(self.name, x)
         counts = self.router.everywhere
+        # One split, whose backward writes each gradient once; that of a slice fills a whole batch.
+        own = dict(zip(route.tasks, x.split(list(route.counts)), strict=True))
         if counts and isinstance(self.tasks[0], nn.SyncBatchNorm):
-            return self._with_the_others(x, dict(route.segments()), counts, route.rows)
-        return torch.cat([_apply(self.tasks[task], x[own]) for task, own in route.segments()])
+            return self._with_the_others(x, own, counts, route.rows)
+        parts = [_apply(self.tasks[task], part) for task, part in own.items()]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _with_the_others(
-        self, x: Tensor, own: dict[int, slice], counts: list[int], rows: int
+        self, x: Tensor, own: dict[int, Tensor], counts: list[int], rows: int
     ) -> Tensor:
         """Each process calls the layers of all tasks that any of them has, in the same order.
 
@@ -52,7 +55,7 @@ class PerTaskNorm(nn.Module):
         values = rows * x.numel() // max(1, x.shape[0] * x.shape[1])
         parts = {}
         for task, count in enumerate(counts):
-            here = x[own.get(task, slice(0, 0))]
+            here = own.get(task, x[:0])
             if count * values > 1:
                 parts[task] = self.tasks[task](here)
             elif task in own:

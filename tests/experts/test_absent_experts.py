@@ -28,6 +28,27 @@ def _student():
     return model
 
 
+def _absent_from(tasks):
+    """What a sampler knows: the tasks that a batch of `tasks` lacks."""
+    return [task for task in range(3) if task not in tasks]
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_who_is_absent_may_be_told_instead_of_found(name: str) -> None:
+    batches = [[0, 1, 2, 0], [0, 2, 0], [1, 1], [0, 1, 2]]
+    models = [_student(), _student()]
+    for model, told in zip(models, (False, True), strict=True):
+        optimiser = OPTIMISERS[name](model.parameters())
+        now: list[int] = []
+        hold_absent(optimiser, (lambda now=now: now) if told else None)
+        torch.manual_seed(1)
+        for tasks in batches:
+            now[:] = _absent_from(tasks)
+            _step(model, optimiser, tasks)
+    found, told_of = (model.state_dict() for model in models)
+    torch.testing.assert_close(told_of, found, rtol=0, atol=0)
+
+
 def _step(model, optimiser, tasks) -> None:
     optimiser.zero_grad()
     ids = torch.tensor(tasks)

@@ -42,7 +42,7 @@ def test_a_grouped_product_is_the_loop(
     monkeypatch.setattr(rows.functional, "grouped_mm", noted)
     looped = results(cin, cout, torch.float32)
     assert not used  # on a CPU it isn't faster
-    monkeypatch.setattr(rows, "GROUPED", ("cpu",))
+    monkeypatch.setattr(rows, "GROUPED", {"cpu": torch.float32})
     grouped = results(cin, cout, torch.float32)
     assert len(used) == 3  # forward, and both factors of the gradient
     for left, right in zip(grouped, looped, strict=True):
@@ -50,12 +50,12 @@ def test_a_grouped_product_is_the_loop(
 
 
 @pytest.mark.parametrize(
-    ("cin", "dtype"), [(18, torch.float32), (16, torch.float64)], ids=["lines", "float64"]
+    ("cin", "dtype"), [(18, torch.float32), (16, torch.float64)], ids=["lines", "precision"]
 )
 def test_what_the_grouped_product_does_not_take(
     monkeypatch: pytest.MonkeyPatch, cin: int, dtype: torch.dtype
 ) -> None:
     looped = results(cin, 24, dtype)
-    monkeypatch.setattr(rows, "GROUPED", ("cpu",))
+    monkeypatch.setattr(rows, "GROUPED", {"cpu": torch.float32})
     for left, right in zip(results(cin, 24, dtype), looped, strict=True):
         assert torch.equal(left, right)

@@ -11,12 +11,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.data import Split
@@ -25,6 +26,7 @@ from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import AugmentSpec
 from lorkd_deploy.training.batches.augment import augmented
+from lorkd_deploy.training.batches.held import Held, Moves
 from lorkd_deploy.training.batches.sampler import Draw, MixedSampler
 
 IN_MEMORY = 2 << 30  # bytes of resized images held; above it they are read each time
@@ -56,16 +58,16 @@ class Images:
         self.split = split
         self.labels = np.asarray(split.labels)
         self._preprocess = preprocess
-        self._held: U8 | None = None
+        self.held: U8 | None = None  # all of them, where they are to stay
         if hold and bytes_of(len(split.images), preprocess) <= IN_MEMORY:
-            self._held = self._make(np.arange(len(split.images)))
+            self.held = self._make(np.arange(len(split.images)))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, indices: I64) -> U8:
         """uint8 `(len(indices), size, size, 3)`."""
-        return self._make(indices) if self._held is None else self._held[indices]
+        return self._make(indices) if self.held is None else self.held[indices]
 
     def _make(self, indices: I64) -> U8:
         side = self._preprocess.size
@@ -86,15 +88,17 @@ class Batch:
 
     `indices` are the images' places in their training split, `flips` which of them are mirrored,
     `total` the samples of the whole batch: more than these in a part of it, or where other
-    processes have the rest.
+    processes have the rest. `absent` are the tasks that the whole batch has no sample of. The
+    images are a tensor on the GPU where all training images are held there (`held.py`).
     """
 
     step: int
-    images: U8
+    images: U8 | Tensor
     labels: tuple[I64, ...]
     indices: tuple[I64, ...]
     flips: tuple[npt.NDArray[np.bool_], ...]
     total: int
+    absent: tuple[int, ...]
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -128,7 +132,9 @@ class Batch:
             tuple(values[places] for values, places in zip(each, own, strict=True))
             for each in (self.labels, self.indices, self.flips)
         )
-        return Batch(self.step, self.images[chosen], labels, indices, flips, self.total)
+        return replace(
+            self, images=self.images[chosen], labels=labels, indices=indices, flips=flips
+        )
 
 
 @dataclass(frozen=True)
@@ -140,20 +146,23 @@ class Augment:
     seed: int
     transforms: tuple[AugmentSpec, ...] = ()
 
-    def __call__(
-        self, images: U8, step: int, places: I64, total: int
-    ) -> tuple[U8, npt.NDArray[np.bool_]]:
-        """The changed images, and which of them are mirrored `(N,)`.
-
-        They stand at `places` in the step's batch of `total`: an image is changed alike,
-        whichever process has it.
+    def drawn(self, step: int, places: I64, total: int, side: int) -> Moves:
+        """How the images at `places` in the step's batch of `total`, `side` px wide, are moved: an
+        image is moved alike, whichever process has it.
         """
         rng = np.random.default_rng((self.seed, 2, step))
         flips = (rng.random(total) < 0.5)[places] & self.flip
+        reach = round(self.shift * side)
+        offsets = rng.integers(0, 2 * reach + 1, (total, 2))[places] if reach else None
+        return Moves(flips, offsets, reach)
+
+    def __call__(
+        self, images: U8, step: int, places: I64, total: int
+    ) -> tuple[U8, npt.NDArray[np.bool_]]:
+        """The changed images, and which of them are mirrored `(N,)`."""
+        flips, offsets, reach = self.drawn(step, places, total, images.shape[1])
         images = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
-        reach = round(self.shift * images.shape[1])
-        if reach:
-            offsets = rng.integers(0, 2 * reach + 1, (total, 2))[places]
+        if offsets is not None:
             images = _shifted(images, offsets, reach)
         if self.transforms:
             images = augmented(images, self.transforms, self.seed, step, places)
@@ -174,8 +183,9 @@ class Loader:
     """Iterates the sampler's batches, as many prepared ahead as `threads()`, 3 to `MOST_AHEAD`.
 
     With `share` (i, n) it fetches the i-th of every n samples of a batch, so that each of n
-    processes has its part of every task. `waiting` is the time in seconds that the training loop
-    has waited for a batch.
+    processes has its part of every task. Where all images are `held` on a GPU, which knows no
+    `Augment.transforms`, batches are made there. `waiting` is the time in seconds that the training
+    loop has waited for a batch.
     """
 
     def __init__(
@@ -185,25 +195,33 @@ class Loader:
         augment: Augment,
         *,
         share: tuple[int, int] = (0, 1),
+        held: Held | None = None,
     ) -> None:
         self._tasks = tasks
         self._sampler = sampler
         self._augment = augment
         self._ahead = min(max(3, threads()), MOST_AHEAD)
         self._first, self._every = share
+        self._held = held
         self.waiting = 0.0
 
     def batch(self, draw: Draw) -> Batch:
         """Fetch and augment the images of one draw that are this process's."""
-        total = sum(draw.counts)
+        total, everywhere = sum(draw.counts), draw.counts
         places = np.arange(self._first, total, self._every)
         draw = draw.part(places)
         chosen = list(zip(self._tasks, draw.indices, strict=True))
         labels = tuple(task.labels[indices] for task, indices in chosen)
-        images = np.concatenate([task[indices] for task, indices in chosen])
-        images, flips = self._augment(images, draw.step, places, total)
+        images: U8 | Tensor
+        if self._held is not None:
+            moves = self._augment.drawn(draw.step, places, total, self._held.side)
+            images, flips = self._held.batch(draw.indices, moves), moves.flips
+        else:
+            images = np.concatenate([task[indices] for task, indices in chosen])
+            images, flips = self._augment(images, draw.step, places, total)
         flipped = tuple(np.split(flips, np.cumsum(draw.counts)[:-1]))
-        return Batch(draw.step, images, labels, draw.indices, flipped, total)
+        absent = tuple(task for task, count in enumerate(everywhere) if not count)
+        return Batch(draw.step, images, labels, draw.indices, flipped, total, absent)
 
     def at(self, step: int) -> Batch:
         """The batch of one step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,9 +19,12 @@ from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.recipe import Recipe, TaskSpec, TrainSpec
 from lorkd_deploy.safety.held_out import halves
+from lorkd_deploy.training.batches.held import Held, fits
 from lorkd_deploy.training.batches.loader import IN_MEMORY, Augment, Images, Loader, bytes_of
 from lorkd_deploy.training.batches.sampler import MixedSampler
 from lorkd_deploy.training.processes import Processes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,13 @@ class Setup:
                 + (f" with accumulate: {spec.accumulate}" if spec.accumulate > 1 else ""),
                 fix="raise batch_size, which is that of all processes together, or start fewer",
             )
-        return Loader(self.train, sampler, augment, share=(index, count))
+        device, held = self.processes.device, None
+        images = [split.held for split in self.train]
+        # What `spec.augment` lists is drawn image by image: threads do it while the GPU is busy.
+        if not spec.augment and fits(images, device):
+            held = Held([part for part in images if part is not None], device)
+            log.debug("all training images are held on the GPU")
+        return Loader(self.train, sampler, augment, share=(index, count), held=held)
 
 
 def open_setup(

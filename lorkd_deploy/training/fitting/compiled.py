@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from itertools import groupby
 from typing import Any, cast
 
@@ -27,6 +28,10 @@ from lorkd_deploy.runtime import first_line
 
 log = logging.getLogger(__name__)
 Forward = Callable[..., Any]
+# Layers of one class would use up each other's number of compilations. The older torch of a GPU
+# that is lent, under which benchmarks/on_gpu.py runs, can't isolate them.
+_KEY = "isolate_recompiles"
+_ISOLATED = {_KEY: True} if _KEY in signature(torch.compile).parameters else {}
 # Rows by task, and statistics by way of other processes.
 _AS_THEY_ARE = (ExpertLayer, PerTaskNorm, nn.SyncBatchNorm)
 
@@ -142,9 +147,8 @@ def _is_worth(module: nn.Module) -> bool:
 
 def _compiled(forward: Forward) -> Forward:
     # Static: kernels that turn dynamic at the second size would make a resumed training differ.
-    # Isolated: layers of one class would use up each other's number of compilations.
     torch_compile: Any = torch.compile  # whose overloads lack what it takes
-    made: Forward = torch_compile(forward, dynamic=False, isolate_recompiles=True)
+    made: Forward = torch_compile(forward, dynamic=False, **_ISOLATED)
     return made
 
 

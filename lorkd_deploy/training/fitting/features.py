@@ -43,7 +43,8 @@ class TeacherFeatures:
         """float32 on the job's device, in the batch's order."""
         pairs = zip(self._held, batch.indices, strict=True)
         parts = [held[indices] for held, indices in pairs]
-        return torch.from_numpy(np.concatenate(parts)).to(self._job.device).float()
+        known = torch.from_numpy(np.concatenate(parts))
+        return known.to(self._job.device, non_blocking=True).float()
 
     def of_task(self, number: int) -> F16:
         """Those of all training images of a task, `(n, F)`."""

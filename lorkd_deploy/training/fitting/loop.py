@@ -14,16 +14,16 @@ import torch
 
 from lorkd_deploy.errors import TrainingError
 from lorkd_deploy.recipe import TrainSpec
-from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.fitting.autocast import chosen_precision
 from lorkd_deploy.training.fitting.checkpoint import State, pack, unpack
 from lorkd_deploy.training.fitting.compiled import compiled
 from lorkd_deploy.training.fitting.history import Fitted, write_history
 from lorkd_deploy.training.fitting.job import Job
-from lorkd_deploy.training.fitting.objective import Loss, Objective
+from lorkd_deploy.training.fitting.objective import Objective
 from lorkd_deploy.training.fitting.sharing import share_state, shared_statistics
 from lorkd_deploy.training.fitting.tensorboard import Scalars
 from lorkd_deploy.training.fitting.update import Update, fitting_parts
+from lorkd_deploy.training.fitting.watch import Seen, Watch
 from lorkd_deploy.training.networks.evaluate import scores, summary
 
 log = logging.getLogger(__name__)
@@ -50,14 +50,13 @@ def fit(job: Job, objective: Objective, notes: Mapping[str, Any] | None = None) 
             objective.train()
             torch.manual_seed(_mixed(seed, batch.step, job.processes.index))
             loss = training.update.gradients(batch)
-            if not math.isfinite(float(loss.total)):
-                raise training.not_finite(batch.step, loss)
             lr = spec.lr * schedule(spec, batch.step, training.steps)
+            seen = training.finite(training.watch.add(batch.step, loss, lr))
             training.update.apply(lr)
             now.step = batch.step + 1
-            training.report(batch, loss, lr)
+            training.report(seen)
             if now.step % training.validate_steps == 0 or now.step == training.steps:
-                training.validate(loss)
+                training.validate()
             if training.must_save():
                 training.save()
     return training.fitted()
@@ -103,6 +102,8 @@ class _Training:
             parts = fitting_parts(job, objective, self._precision, batch, self.update.parts)
             self.update.parts = job.processes.most(parts)
         self.now.parts = self.update.parts
+        self.watch = Watch(job.device)
+        self._losses: dict[str, float] = {}
         self._scalars = Scalars(job.events, self.now.step)
         self._began, self._saved = time.perf_counter() - self.now.seconds, time.monotonic()
 
@@ -121,28 +122,37 @@ class _Training:
             progress.stop()
             self._scalars.close()
 
-    def report(self, batch: Batch, loss: Loss, lr: float) -> None:
-        """Show the step that was just done."""
+    def finite(self, seen: list[Seen]) -> list[Seen]:
+        """`seen`, whose losses are finite; raises `TrainingError` naming the first that isn't."""
+        for one in seen:
+            if not one.finite:
+                raise self.not_finite(one.step, one.parts)
+        return seen
+
+    def report(self, seen: list[Seen]) -> None:
+        """Show steps that were done."""
         now = self.now
         now.seconds = time.perf_counter() - self._began
-        rate = batch.total * now.step / max(now.seconds, 1e-9)
-        losses = {name: float(value) for name, value in loss.parts.items()}
-        accuracy = float(loss.accuracy)
-        shown = {name: f"{value:.3f}" for name, value in losses.items()}
-        self._job.progress.advance(1, **shown, accuracy=f"{accuracy:.2f}", images=f"{rate:.0f}/s")
-        figures = {"lr": lr, "accuracy": accuracy, "images per second": rate}
-        self._scalars.add(now.step, {f"loss/{n}": v for n, v in losses.items()} | figures)
+        rate = self._job.spec.batch_size * now.step / max(now.seconds, 1e-9)
+        for one in seen:
+            self._losses = one.parts
+            shown = {name: f"{value:.3f}" for name, value in one.parts.items()}
+            shown |= {"accuracy": f"{one.accuracy:.2f}", "images": f"{rate:.0f}/s"}
+            self._job.progress.advance(1, **shown)
+            figures = {"lr": one.lr, "accuracy": one.accuracy, "images per second": rate}
+            figures |= {f"loss/{name}": value for name, value in one.parts.items()}
+            self._scalars.add(one.step + 1, figures)
 
-    def validate(self, loss: Loss) -> None:
+    def validate(self) -> None:
         """Score every task on its validation split."""
+        self.report(self.finite(self.watch.read()))
         self._check_weights()
         setup, now = self._job.setup, self.now
         network, preprocess = self._objective.network, setup.preprocess
         found = summary(
             scores(network, setup.val, setup.kinds, preprocess, setup.processes), setup.names
         )
-        losses = {name: float(value) for name, value in loss.parts.items()}
-        now.history.append({"step": now.step, **losses, **found})
+        now.history.append({"step": now.step, **self._losses, **found})
         log.info("step %d: %s", now.step, ", ".join(f"{k} {v:.4f}" for k, v in found.items()))
         figures = {f"validation/{name}": value for name, value in now.history[-1].items()}
         self._scalars.add(now.step, figures | {"waiting for data": self.fitted().waited})
@@ -176,6 +186,7 @@ class _Training:
     def save(self) -> None:
         """Write a checkpoint."""
         now = self.now
+        self.report(self.finite(self.watch.read()))
         now.waiting += self.loader.waiting
         self.loader.waiting = 0.0
         self._check_weights()
@@ -208,10 +219,10 @@ class _Training:
         if any(not torch.isfinite(v).all() for v in self._objective.state_dict().values()):
             raise self.not_finite(self.now.step - 1)
 
-    def not_finite(self, step: int, loss: Loss | None = None) -> TrainingError:
-        """The error for weights, or the `loss`, that are not finite after `step`."""
-        parts = loss.parts if loss else {}
-        bad = [name for name, value in parts.items() if not math.isfinite(float(value))]
+    def not_finite(self, step: int, parts: Mapping[str, float] | None = None) -> TrainingError:
+        """The error for weights, or parts of the loss, that are not finite after `step`."""
+        parts = parts or {}
+        bad = [name for name, value in parts.items() if not math.isfinite(value)]
         state = self._objective.state_dict()
         names = [n for n, value in state.items() if not torch.isfinite(value).all()]
         causes = [f"the {' and '.join(bad) or 'summed'} loss is not finite"] if parts else []

@@ -75,7 +75,8 @@ class Objective(nn.Module):
         """The network's input and each task's labels, on the device."""
         setup, device = self._setup, self._setup.processes.device
         x = network_input(batch.images, setup.preprocess, self.network)
-        return x, [torch.from_numpy(part).to(device) for part in batch.labels]
+        labels = [torch.from_numpy(part).to(device, non_blocking=True) for part in batch.labels]
+        return x, labels
 
     def label_loss(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
         """As the recipe has it: smoothing, and weights by class."""

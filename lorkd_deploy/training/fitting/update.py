@@ -44,7 +44,10 @@ class Update:
         self._device = next(objective.parameters()).device
         self._parameters = [p for p in objective.parameters() if p.requires_grad]
         self._optimizer = _optimizer(self._parameters, spec)
-        hold_absent(self._optimizer)
+        self._absent: tuple[int, ...] = ()
+        # Which gradients are zero a CPU sees at once; a GPU would be waited for.
+        known = (lambda: self._absent) if self._device.type == "cuda" else None
+        hold_absent(self._optimizer, known)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
 
     def gradients(self, batch: Batch) -> Loss:
@@ -53,6 +56,7 @@ class Update:
         Where it is shared between processes, gradients, buffers and loss are those of all.
         """
         self._optimizer.zero_grad(set_to_none=True)
+        self._absent = batch.absent
         means: dict[str, Tensor] = {}
         with merged_buffers(self._objective, self._processes):
             for part in batch.split(self.parts):

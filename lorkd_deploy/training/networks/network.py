@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,13 +49,25 @@ def weights_sha256(module: nn.Module) -> str:
     return sha256_bytes(tensor_bytes(state))
 
 
-def network_input(images: U8, preprocess: Preprocess, network: nn.Module) -> Tensor:
+def network_input(images: U8 | Tensor, preprocess: Preprocess, network: nn.Module) -> Tensor:
     """uint8 `(N, S, S, 3)` → normalised float32 `(N, 3, S, S)`, where `network` is and in the order
     of memory of its weights.
+
+    The bytes go there as they are, to a GPU without waiting for it, and become numbers there: the
+    same ones as by `Preprocess.normalise`.
     """
-    x = torch.from_numpy(preprocess.normalise(images))
     device = next(network.parameters()).device
-    return x.to(device, memory_format=memory_order(network))
+    if not isinstance(images, Tensor):
+        images = torch.from_numpy(np.require(images, requirements=("C", "W")))
+    if device.type == "cuda" and not images.is_cuda:
+        images = images.pin_memory()
+    count, side = images.shape[:2]
+    lines = images.to(device, non_blocking=True).view(count, side, -1).float()
+    for each, change in zip(preprocess.scale_and_shift, (lines.mul_, lines.sub_), strict=True):
+        # A whole line of pixels at a time: three numbers would be too few to compute at once.
+        change(torch.from_numpy(each).repeat(side).to(device, non_blocking=True))
+    x = lines.view(count, side, side, 3).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=memory_order(network))
 
 
 def place(network: TaskNetwork, device: torch.device, *, channels_last: bool, size: int) -> None:

@@ -77,7 +77,7 @@ def test_images_too_large_to_hold_are_made_on_request(monkeypatch: pytest.Monkey
     held = Images(_split(5, 7), PREPROCESS)[rows]
     monkeypatch.setattr(module, "IN_MEMORY", 0)
     made = Images(_split(5, 7), PREPROCESS)
-    assert made._held is None
+    assert made.held is None
     np.testing.assert_array_equal(made[rows], held)
 
 

@@ -27,6 +27,7 @@ def _batch(counts: tuple[int, ...]) -> Batch:
         indices=tuple(np.arange(count) + 100 * task for task, count in enumerate(counts)),
         flips=tuple(np.arange(count) % 2 == 1 for count in counts),
         total=total,
+        absent=tuple(task for task, count in enumerate(counts) if not count),
     )
 
 
