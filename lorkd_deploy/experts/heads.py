@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.errors import UsageError
@@ -33,7 +34,7 @@ class TaskHeads(nn.Module):
 
     def forward(self, features: Tensor, task: Tensor | int | Route) -> tuple[Tensor, ...]:
         route = plan_route(task, len(features), len(self.tasks), features.device)
-        parts = route.sort(features).split(list(route.counts))  # as in `PerTaskNorm`
+        parts = torch.split(route.sort(features), list(route.counts))  # as `PerTaskNorm`
         present = {t: self.head(t)(own) for t, own in zip(route.tasks, parts, strict=True)}
         classes = (self.head(t).out_features for t in range(len(self.tasks)))
         return tuple(

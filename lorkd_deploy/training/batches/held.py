@@ -48,7 +48,7 @@ class Held:
         if self._images.is_cuda:
             packed = packed.pin_memory()
         places = packed.to(self._images.device, non_blocking=True)
-        image, row, column = places.split([1, self.side, self.side], dim=1)
+        image, row, column = torch.split(places, [1, self.side, self.side], dim=1)
         return self._images[image[:, :, None], row[:, :, None], column[:, None, :]]
 
     def _lines(self, moves: Moves) -> tuple[I64, I64]:

@@ -46,9 +46,12 @@ class Update:
         self._optimizer = _optimizer(self._parameters, spec)
         self._absent: tuple[int, ...] = ()
         # Which gradients are zero a CPU sees at once; a GPU would be waited for.
-        known = (lambda: self._absent) if self._device.type == "cuda" else None
-        hold_absent(self._optimizer, known)
+        known = self._device.type == "cuda"
+        hold_absent(self._optimizer, self._absent_tasks if known else None)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
+
+    def _absent_tasks(self) -> tuple[int, ...]:
+        return self._absent
 
     def gradients(self, batch: Batch) -> Loss:
         """Forward and backward of the whole batch; returns its mean loss, detached.
