@@ -14,9 +14,9 @@ other at random.
     … gRPC       the same servers, raw bytes
 
 Every answer is compared, bit by bit, with the engine's own. With 8 clients one department is
-exported in fp16 and loaded again while they ask; its answers have to be the old or the new
-engine's, and the new one's as soon as the server says that it is loaded. A wrong answer, or a
-request without one, ends the script with an error.
+exported as base and adapter, which rounds otherwise, and loaded again while they ask; its answers
+have to be the old or the new engine's, and the new one's as soon as the server says that it is
+loaded. A wrong answer, or a request without one, ends the script with an error.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def served(run: Path, layout: str, images: Any, requests: int, work: Path) -> di
 
             def exchange(times: list[float] = times, fresh: list[Artifact] = fresh) -> None:
                 times.append(time.perf_counter())
-                fresh.extend(export(run, precision="fp16", task=[EXCHANGED], layout=layout))
+                other = {"adapters": True}
+                fresh.extend(export(run, options=other, task=[EXCHANGED], layout=layout))
                 server.reload(EXCHANGED)
                 times.append(time.perf_counter())
 
@@ -127,6 +128,8 @@ def served(run: Path, layout: str, images: Any, requests: int, work: Path) -> di
             many = ask_all(clients, requests, tasks, images, exchange)
             seconds = time.perf_counter() - began
             new = own_answer(fresh[0], images)
+            if new == old[EXCHANGED]:
+                raise WrongAnswerError("both engines answer alike, so that nothing would be shown")
             by_new = check(many, old, new, (times[0], times[1]))
             rows[name] = {
                 "alone_ms": milliseconds(alone),
