@@ -9,7 +9,8 @@ this machine; a client is a thread with a connection of its own that asks one de
 other at random.
 
     engine       the engine's own call, on a network input that is ready
-    model step   that with preprocessing, probabilities and label, called in this process
+    adapter      the same as base and adapter
+    model step   the engine with preprocessing, probabilities and label, called in this process
     … REST       MLServer or Triton (its Python backend), JSON
     … gRPC       the same servers, raw bytes
 
@@ -17,6 +18,9 @@ Every answer is compared, bit by bit, with the engine's own. With 8 clients one 
 exported as base and adapter, which rounds otherwise, and loaded again while they ask; its answers
 have to be the old or the new engine's, and the new one's as soon as the server says that it is
 loaded. A wrong answer, or a request without one, ends the script with an error.
+
+Memory is what a process of its own grows by when all departments are used in it, by three ways of
+`benchmarks/switching.py`.
 """
 
 from __future__ import annotations
@@ -34,11 +38,14 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where `switching` and what it takes lie
+from switching import adapted_copy, in_a_fresh_process, make_bundle
+
 from benchmarks.serving.clients import Asked, Grpc, Rest, ask_all
 from benchmarks.serving.servers import SERVERS, Server
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.deploy.artifact import Artifact, open_engine
+from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, open_engine, read_artifact
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.model_step import PROBABILITIES, ModelStep, step_files
 from lorkd_deploy.machine.environment import environment
@@ -48,23 +55,11 @@ from lorkd_deploy.storage import write_atomic
 RESULTS = Path(__file__).parents[1] / "results"
 CLIENTS = 8
 EXCHANGED = "task0"
+WAYS = ("kept open", "on demand", "adapters")
 
 
 class WrongAnswerError(Exception):
     """An answer that is not the engine's own."""
-
-
-def make_bundle(folder: Path, count: int, size: int) -> Bundle:
-    """A bundle of `count` departments with one task each."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from synthetic import as_bundle, inputs_logits, student
-
-    from lorkd_deploy.training.bundling.graph_template import graph_template
-
-    model = student("shared", count, size)
-    pictures = parity_inputs(1, size, 0)
-    template = graph_template(*model.dense(0), size)
-    return as_bundle(folder, model, template, pictures, inputs_logits(model, pictures))
 
 
 def own_answer(artifact: Artifact, images: Any) -> bytes:
@@ -77,19 +72,27 @@ def own_answer(artifact: Artifact, images: Any) -> bytes:
 def bare(
     bundle: Bundle, artifacts: Mapping[str, Artifact], images: Any, calls: int
 ) -> dict[str, list[float]]:
-    """ms of each call of the engine and of the model step, in turns."""
+    """ms of each call of engine, engine with adapter and model step, in turns."""
     artifact = artifacts[EXCHANGED]
+    same = read_artifact(adapted_copy(bundle.path) / "export" / artifact.name)
     for name, data in step_files(artifact, bundle).items():
         write_atomic(artifact.folder / name, data)
     batch = artifact.preprocess(images)
-    times: dict[str, list[float]] = {"engine": [], "model step": []}
-    with open_engine(artifact) as runner, ModelStep(artifact.folder) as step:
-        calls_of: dict[str, Callable[[], Any]] = {
+    with (
+        open_engine(artifact) as runner,
+        open_engine(same) as adapter,
+        ModelStep(artifact.folder) as step,
+    ):
+        ways: dict[str, Callable[[], Any]] = {
             "engine": lambda: runner(batch),
+            "adapter": lambda: adapter(batch),
             "model step": lambda: step(images),
         }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for call in ways.values():
+            call()
         for _ in range(calls):
-            for name, call in calls_of.items():
+            for name, call in ways.items():
                 began = time.perf_counter()
                 call()
                 times[name].append(1e3 * (time.perf_counter() - began))
@@ -179,8 +182,9 @@ def main() -> int:
         folder = Path(name)
         bundle = make_bundle(folder / "run", count, size)
         images = parity_inputs(1, size, 5)
-        artifacts = {a.engine: a for a in export(bundle.path)}
+        artifacts = {a.engine: a for a in find_artifacts(bundle.path)}
         alone = bare(bundle, artifacts, images, requests // 8)
+        memory = {way: in_a_fresh_process(bundle.path, way, count) for way in WAYS}
         order = list(SERVERS)
         random.Random(0).shuffle(order)
         servers = {}
@@ -195,6 +199,7 @@ def main() -> int:
         "environment": environment().model_dump(mode="json"),
         "load_average": {"before": before, "after": os.getloadavg()},
         "bare_ms": alone,
+        "memory_mib": memory,
         "servers": servers,
     }
     text = "\n".join(lines(document)) + "\n"
@@ -233,7 +238,9 @@ def lines(document: Mapping[str, Any]) -> list[str]:
                 f"| {quantiles(row['together_ms'])} | {row['requests_a_second']:.0f} "
                 f"| {row['requests']} | {row['answered_by_the_new_engine']} |"
             )
-    return text
+    memory = [f"| {way} | {mib:.1f} |" for way, mib in document["memory_mib"].items()]
+    heading = f"## Memory of {document['departments']} departments in one process"
+    return [*text, "", heading, "", "| way | MiB |", "|---|---:|", *memory]
 
 
 def quantiles(times: Sequence[float]) -> str:
