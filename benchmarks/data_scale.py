@@ -292,9 +292,12 @@ def main() -> None:
         measure(args.measure[0], int(args.measure[1]), args.work)
         return
     file = RESULTS / "data_scale.json"
-    known: dict[str, Any] = json.loads(file.read_text())["rows"] if file.exists() else {}
-    for name, row in rows(args.work, args.only, args.sizes, dict(known), again=args.again):
-        known[name] = row
+
+    def measured() -> dict[str, Any]:
+        return json.loads(file.read_text())["rows"] if file.exists() else {}
+
+    for name, row in rows(args.work, args.only, args.sizes, measured(), again=args.again):
+        known = {**measured(), name: row}  # another part may be measured beside this one
         print(name, row["wall_s"], row["cpu_s"], row["peak_mib"], file=sys.stderr, flush=True)
         result = {"environment": _environment(), "rows": known}
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
