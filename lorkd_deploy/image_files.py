@@ -179,6 +179,12 @@ def read_image(path: Path) -> U8:
             where=path,
             fix=f"give a {IN_WORDS} file, or a NumPy .npy file",
         ) from exc
+    except MemoryError as exc:  # a damaged file, too, may announce more than there is
+        raise ImageError(
+            "there is not enough memory for the image",
+            where=path,
+            fix="look at it in a viewer; end other programs, or make it smaller",
+        ) from exc
     except Image.DecompressionBombError as exc:
         raise ImageError(
             f"the image is too large to be safe: {exc}",

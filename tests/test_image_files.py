@@ -101,3 +101,17 @@ def test_a_large_image_is_read_without_a_warning_by_our_commands_alone(tmp_path:
     command = [sys.executable, "-c", code, str(tmp_path / "large.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("(9600, 9600)\n", "")
+
+
+def test_one_that_announces_more_than_memory_has_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def announced(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    file = tmp_path / "a.png"
+    Image.new("L", (8, 8)).save(file)
+    monkeypatch.setattr(Image, "open", announced)
+    with pytest.raises(ImageError, match="not enough memory for the image") as caught:
+        read_image(file)
+    assert str(caught.value.where) == str(file)
