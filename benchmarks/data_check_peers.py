@@ -120,7 +120,12 @@ def main() -> None:
                 answer = asked(tool, args.python, folder)
                 sets = answer.pop("sets", None)
                 rows.append(
-                    {"set": name, "tool": tool, **answer, **(counted(sets) if sets else {})}
+                    {
+                        "set": name,
+                        "tool": tool,
+                        **answer,
+                        **(counted(sets) if sets is not None else {}),
+                    }
                 )
                 print(rows[-1], file=sys.stderr, flush=True)
     made = datetime.now(timezone.utc).isoformat(timespec="seconds")

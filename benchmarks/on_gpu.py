@@ -137,6 +137,7 @@ def measure(given: Any, out: Path, seconds: float, known: tuple[Step, ...]) -> i
     }
     for step in known:
         left = max(1.0, seconds - (time.monotonic() - began))
+        (out / f"{step.name}.json").unlink(missing_ok=True)  # of an earlier call
         summary["steps"].append(attempt(step, given, out, min(step.seconds, left)))
         print(json.dumps(summary["steps"][-1]), flush=True)
         _write(out / "on_gpu.json", summary)

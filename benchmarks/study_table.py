@@ -56,9 +56,7 @@ def without_paths(result: StudyResult) -> StudyResult:
             return {key: bare(one) for key, one in value.items()}
         if isinstance(value, list):
             return [bare(one) for one in value]
-        return (
-            re.sub(r"(?<![\w.:])/(?:[^\s/:,']+/)+", "", value) if isinstance(value, str) else value
-        )
+        return FOLDERS.sub("", value) if isinstance(value, str) else value
 
     changed = {"recipe": bare(result.recipe), "failed": bare(result.failed)}
     return result.model_copy(update=changed)

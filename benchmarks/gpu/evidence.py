@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from benchmarks.gpu.given import Given
-from benchmarks.study_table import table
+from benchmarks.study_table import first_screen
 from lorkd_deploy import load_recipe
 from lorkd_deploy.evidence.result import StudyResult
 from lorkd_deploy.evidence.study import RECORD, StudyRecord, study
@@ -27,7 +27,8 @@ def run(given: Given) -> Iterator[dict[str, Any]]:
         loaded = load_recipe(recipe, changes)
         shown = StudyRecord(recipe=loaded.model_dump(mode="json"), recipe_sha256=loaded.sha256)
         write_part(folder / RECORD, shown)
-        shutil.copytree(made, folder / FOUNDATION / "teacher")
+        if not (folder / FOUNDATION / "teacher").exists():
+            shutil.copytree(made, folder / FOUNDATION / "teacher")
     for seeds in count(1):
         asked = "mtl,experts" if given.rehearsal else METHODS
         workers = 1 if given.rehearsal else WORKERS
@@ -38,4 +39,4 @@ def run(given: Given) -> Iterator[dict[str, Any]]:
 
 
 def lines(document: dict[str, Any]) -> Iterator[str]:
-    yield table(StudyResult.model_validate(document))
+    yield first_screen(StudyResult.model_validate(document))

@@ -79,7 +79,9 @@ def trial(stage: Stage, start: Path, at: Path, after: float, wanted: dict[str, b
     for name, data in contents(at, stage.results).items():
         if Path(name).suffix in stage.varies and data != before.get(name):
             continue  # `check` judges it
-        hidden = any(part.startswith(".") for part in Path(name).parts)
+        # A checkpoint of a training that was killed is what the next run goes on from.
+        parts = Path(name).parts
+        hidden = any(part.startswith(".") or part == "checkpoints" for part in parts)
         if not hidden and name != "log.jsonl" and data not in (before.get(name), wanted.get(name)):
             return f"{name} is half-written after the kill"
     complete = stage.whole is not None and (at / stage.whole).exists()

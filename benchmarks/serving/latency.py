@@ -134,6 +134,10 @@ def served(run: Path, layout: str, images: Any, requests: int, work: Path) -> di
             if new == old[EXCHANGED]:
                 raise WrongAnswerError("both engines answer alike, so that nothing would be shown")
             by_new = check(many, old, new, (times[0], times[1]))
+            if not by_new:
+                raise WrongAnswerError(
+                    "no request came after the exchange, so that nothing is shown"
+                )
             rows[name] = {
                 "alone_ms": milliseconds(alone),
                 "together_ms": milliseconds(many),

@@ -228,6 +228,7 @@ class OnnxRunner(Closing):
     def close(self) -> None:
         """Free the model; calling the runner after this raises `ArtifactError`."""
         self._run = _closed
+        self._adapter = _adapters.NONE
 
 
 def _require(providers: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -142,7 +143,9 @@ def export(
     if layout is not None:
         repository = out or open_run(run).path / layout
         output.text(f"model repository: {repository}")
-        output.text(f"start the server: {LAYOUTS[layout].start.format(repository)}")
+        output.text(
+            f"start the server: {LAYOUTS[layout].start.format(shlex.quote(str(repository)))}"
+        )
     for language in sample:
         output.text(f"programs: sample-{language} in each engine's folder")
     proof.show_choices(output, artifacts)

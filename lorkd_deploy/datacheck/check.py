@@ -41,8 +41,9 @@ def check_data(
     opened = open_every(sections, known.data_folder, progress=progress)
     checks = []
     for task, data in zip(known.tasks, opened, strict=True):
+        kept = Kept(task, data, known.preprocess)  # before the look: a file may change during it
         checks.append(check_task(task, data, known.preprocess, progress))
-        Kept(task, data, known.preprocess).write(checks[-1])
+        kept.write(checks[-1])
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return DataCheck(created=now, recipe=known.name, tasks=tuple(checks))
 

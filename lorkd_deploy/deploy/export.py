@@ -84,7 +84,7 @@ def export(
         require_own(layout, repository, names)
     spec = EngineSpec(precision, dict(options or {}))
     if spec.adapters:
-        _require_adapters(chosen, sample, layout)
+        _require_adapters(chosen, precision, sample, layout)
     if explain:
         for reference, _ in chosen:
             require_maps(reference.bundle)
@@ -128,9 +128,17 @@ def _check_precision(target: str, precision: str, probe: Probe, max_drop: float 
 
 
 def _require_adapters(
-    chosen: Sequence[tuple[Reference, str]], sample: Sequence[str], layout: str | None
+    chosen: Sequence[tuple[Reference, str]],
+    precision: str,
+    sample: Sequence[str],
+    layout: str | None,
 ) -> None:
     """Raise `UsageError`, before anything is built, for what can't be had as base and adapter."""
+    if precision != BASELINE:
+        raise UsageError(
+            f"adapters are {BASELINE}, {precision} was asked for",
+            fix=f"--precision {BASELINE}, or export without --option adapters=true",
+        )
     for reference, _ in chosen:
         require_adapters(reference.bundle)
     if sample:

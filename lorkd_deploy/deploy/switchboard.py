@@ -96,8 +96,9 @@ class Switchboard(Closing):
     all are, the budget is exceeded until one is given back. Every method may be called from any
     thread.
 
-    With `adapters` all tasks share one session of W0, for a device with little memory: engines are
-    those of `lorkd export --option adapters=true`. The budget counts their adapters, without W0.
+    With `adapters` all tasks share one session of W0, in less memory than all kept open: engines
+    are those of `lorkd export --option adapters=true`. The budget counts their adapters, without
+    W0.
 
     Raises `BundleError` for a damaged bundle, `UsageError` for an unknown target or precision.
     """

@@ -44,6 +44,8 @@ def _export(artifact: Artifact) -> Iterator[str]:
     )
     if options.get("device", "CPU") != "CPU":
         extra += f" --option device={options['device']}"
+    if artifact.adapters:
+        extra += " --option adapters=true"
     if artifact.sensitivity:
         extra += f" --max-drop {artifact.sensitivity.max_drop:g}"
     teacher = " --teacher" if artifact.engine == TEACHER else ""

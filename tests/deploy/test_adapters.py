@@ -163,6 +163,7 @@ def test_a_damaged_adapter_is_refused(run: Path) -> None:
     ("given", "said"),
     [
         ({"options": ADAPTERS, "precision": "fp16"}, "adapters are fp32"),
+        ({"options": ADAPTERS, "precision": "auto"}, "adapters are fp32"),
         ({"options": ADAPTERS, "teacher": True}, "no adapters"),
         ({"options": ADAPTERS | {"providers": ["CUDA"]}}, "CPU alone"),
         ({"options": {"adapters": "yes"}}, "valid boolean"),

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import check_files, read_artifact
 from lorkd_deploy.deploy.export import export
+from lorkd_deploy.deploy.programs import kserve
 from lorkd_deploy.deploy.programs.layouts import LAYOUTS
+from lorkd_deploy.deploy.programs.served import ServedModel
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.runtime import exporter
 from tests.deploy.made_run import TASKS
@@ -67,6 +70,15 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], type
     if isinstance(value, list):
         return {k: t for v in value for k, t in leaves(v, (*path, "*")).items()}
     return {path: type(value)}
+
+
+def test_kserve_is_told_no_name_that_a_service_may_not_have(run: Path) -> None:
+    (artifact,) = export(run, task=["eye"])
+    model = ServedModel(
+        artifact.model_copy(update={"engine": "2d-eye"}), load_bundle(run / "bundle")
+    )
+    with pytest.raises(ArtifactError, match="begin with a letter"):
+        kserve.files(model)
 
 
 def test_kserve_has_a_runtime_and_a_service_a_task(run: Path) -> None:

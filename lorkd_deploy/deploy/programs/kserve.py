@@ -22,6 +22,7 @@ import yaml
 from lorkd_deploy._version import __version__
 from lorkd_deploy.deploy.programs import mlserver
 from lorkd_deploy.deploy.programs.served import ServedModel
+from lorkd_deploy.errors import ArtifactError
 
 RUNTIME = "lorkd-mlserver"
 FORMAT = "lorkd"
@@ -30,7 +31,15 @@ START = "kubectl apply --filename {}/servingruntime.yaml"
 
 
 def files(model: ServedModel) -> dict[str, bytes]:
-    """What a model needs beside its engine's own files, by path."""
+    """What a model needs beside its engine's own files, by path.
+
+    Raises `ArtifactError` for a task whose name begins with a digit, which a service's may not.
+    """
+    if model.name[0].isdigit():
+        raise ArtifactError(
+            f"{model.name}: KServe wants a service's name to begin with a letter",
+            fix="--layout mlserver has the same without a service, or rename the task",
+        )
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",

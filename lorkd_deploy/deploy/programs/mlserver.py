@@ -6,7 +6,7 @@
         model-settings.json   what the server tells of the model, and what runs it
         engine/               the engine's folder as it was exported, and its model step
 
-Written after MLServer's documentation of its settings; `tests/deploy/test_mlserver.py` runs it.
+Written after MLServer's documentation of its settings; `tests/deploy/test_servers.py` runs it.
 """
 
 from __future__ import annotations

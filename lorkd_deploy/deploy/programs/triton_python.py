@@ -8,7 +8,7 @@
 
 Unlike the layout `triton`, for the backends of the runtimes, it takes images and gives
 probabilities, for every target; the server's Python needs lorkd-deploy and the target's runtime.
-`tests/deploy/test_triton_python.py` runs it.
+`tests/deploy/test_servers.py` runs it.
 """
 
 from __future__ import annotations

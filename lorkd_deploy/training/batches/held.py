@@ -34,8 +34,11 @@ class Held:
 
     def __init__(self, images: Sequence[U8], device: torch.device) -> None:
         self.side = images[0].shape[1]
-        self._images = torch.cat([torch.from_numpy(part).to(device) for part in images])
         self._starts = np.cumsum([0, *(len(part) for part in images)])[:-1]
+        shape = (sum(len(part) for part in images), *images[0].shape[1:])
+        self._images = torch.empty(shape, dtype=torch.uint8, device=device)  # never there twice
+        for start, part in zip(self._starts, images, strict=True):
+            self._images[start : start + len(part)] = torch.from_numpy(part)
 
     def batch(self, indices: Sequence[I64], moves: Moves) -> Tensor:
         """uint8 `(N, S, S, 3)` on the device: of each task the images at `indices`, moved."""

@@ -64,16 +64,15 @@ class Setup:
 
     @cached_property
     def _held(self) -> frozenset[tuple[int, str]]:
-        """Task and split of the images that stay in memory, `IN_MEMORY` in all: of each task those
-        that train first, which are asked for most."""
+        """Task and split of the images that stay in memory, `IN_MEMORY` in all: first those that
+        train, which are asked for most."""
         held, left = set(), IN_MEMORY
-        for place, data in enumerate(self.data):
-            for name in SPLITS:
+        for name in SPLITS:
+            for place, data in enumerate(self.data):
                 size = bytes_of(len(getattr(data, name)), self.preprocess)
-                if size > left:
-                    break
-                held.add((place, name))
-                left -= size
+                if size <= left:
+                    held.add((place, name))
+                    left -= size
         return frozenset(held)
 
     def _images(self, name: str) -> tuple[Images, ...]:

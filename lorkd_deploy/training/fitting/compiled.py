@@ -28,8 +28,8 @@ from lorkd_deploy.runtime import first_line
 
 log = logging.getLogger(__name__)
 Forward = Callable[..., Any]
-# Layers of one class would use up each other's number of compilations. The older torch of a GPU
-# that is lent, under which benchmarks/on_gpu.py runs, can't isolate them.
+# Layers of one class would use up each other's number of compilations. An older torch, under
+# which benchmarks/on_gpu.py runs too, can't isolate them.
 _KEY = "isolate_recompiles"
 _ISOLATED = {_KEY: True} if _KEY in signature(torch.compile).parameters else {}
 # Rows by task, and statistics by way of other processes.
