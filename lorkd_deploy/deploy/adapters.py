@@ -76,12 +76,13 @@ def adapted(bundle: Bundle, engine: str, fused: bytes) -> bytes:
         value = values[head.initializer]
         own[head.initializer] = _Own(value, value.ndim - 1 if head.transpose else 0)
     plain = _WithoutDelta(bundle.path, bundle.manifest, bundle.sha256).fuse(engine)
+    expert = bundle.expert(engine)
     for name, layer in layers.items():
         node = _carrier(graph, name, layer, bundle)
         if node is None:
             own[name] = _Own(values[name])
             continue
-        a = bundle.expert(engine).get(layer.name + FACTORS[0])
+        a = expert.get(layer.name + FACTORS[0])
         a = (
             np.zeros((1, math.prod(layer.shape[1:])), np.float32)
             if a is None
