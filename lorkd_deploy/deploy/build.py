@@ -32,12 +32,7 @@ from lorkd_deploy.deploy.validation import validation_splits
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE, PRECISIONS
 from lorkd_deploy.runtime import EngineFiles, EngineSpec, Exporter, Probe, RunOptions
-from lorkd_deploy.storage import (
-    clear_after_a_kill,
-    folder_atomic,
-    sha256_bytes,
-    sha256_file,
-)
+from lorkd_deploy.storage import clear_after_a_kill, folder_atomic, sha256_bytes, sha256_file
 
 WRONG = "don't deploy it; if the bundle is whole (`lorkd inspect`), report this"
 TOO_COARSE = (
@@ -124,10 +119,15 @@ class EngineBuild:
         found = None
         if self.max_drop is not None:
             found = sensitivity(fused, bundle, engine, self.probe, self.max_drop)
-        left = found.nodes_left if found else ()
-        adapters = self.spec.adapters
-        how = self.spec.precision, self.probe
-        model = source_model(fused, bundle, engine, *how, left=left, adapters=adapters)
+        model = source_model(
+            fused,
+            bundle,
+            engine,
+            self.spec.precision,
+            self.probe,
+            left=found.nodes_left if found else (),
+            adapters=self.spec.adapters,
+        )
         written = self._engine(model, fresh)
         seconds = time.perf_counter() - started
         files = tuple(_file(fresh, name) for name in written.files)

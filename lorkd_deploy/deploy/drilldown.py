@@ -22,7 +22,7 @@ from lorkd_deploy.deploy.chain import FUSED, Stage, opened_stage
 from lorkd_deploy.deploy.graph import onnx_model
 from lorkd_deploy.deploy.nodes import Cuttable, layer_of
 from lorkd_deploy.deploy.reference import Reference
-from lorkd_deploy.deploy.source_model import source_model
+from lorkd_deploy.deploy.source_model import source_again
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
@@ -134,10 +134,7 @@ def _pair(artifact: Artifact, reference: Reference) -> _Pair:
     rebuilt = own.suffix != ".onnx"
     if rebuilt:
         probe = exporter(artifact.target).probe()
-        how = artifact.precision, probe
-        left, adapters = artifact.nodes_left, artifact.adapters
-        model = source_model(fused, bundle, artifact.engine, *how, left=left, adapters=adapters)
-        cut = Cuttable(model)
+        cut = Cuttable(source_again(fused, bundle, artifact, probe))
         run = partial(_rebuilt, artifact, cut)
     else:
         cut = Cuttable(own.read_bytes())

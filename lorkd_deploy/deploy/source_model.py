@@ -61,6 +61,19 @@ def source_model(
     return converted(fused, precision, probe, partial(calibration_images, bundle, engine), left)
 
 
+def source_again(fused: bytes, bundle: Bundle, artifact: Artifact, probe: Probe) -> bytes:
+    """The same for an engine that exists, as its record says; raises as `source_model` does."""
+    return source_model(
+        fused,
+        bundle,
+        artifact.engine,
+        artifact.precision,
+        probe,
+        left=artifact.nodes_left,
+        adapters=artifact.adapters,
+    )
+
+
 def calibration_images(bundle: Bundle, engine: str) -> F32:
     """Network inputs float32 `(N, 3, S, S)` from the training splits of the engine's tasks.
 
@@ -104,9 +117,7 @@ def remade(artifact: Artifact, bundle: Bundle) -> Remade:
         why = f"what {artifact.target} takes for {artifact.precision} is not known here"
         return Remade(fused, None, not_here=f"{why}: {probe.reason}")
     try:
-        how = artifact.precision, probe
-        left, adapters = artifact.nodes_left, artifact.adapters
-        source = source_model(fused, bundle, artifact.engine, *how, left=left, adapters=adapters)
+        source = source_again(fused, bundle, artifact, probe)
     except LorkdError as exc:
         return Remade(fused, None, not_here=exc.what)
     if sha256_bytes(source) == artifact.onnx_sha256:
