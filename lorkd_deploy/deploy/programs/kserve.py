@@ -14,7 +14,6 @@ run by us: there is no cluster here. What is in the pod, `tests/deploy/test_serv
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import yaml
@@ -90,5 +89,5 @@ def shared() -> dict[str, bytes]:
 
 
 def _yaml(value: Any) -> bytes:
-    text: str = yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False)
+    text: str = yaml.safe_dump(value, sort_keys=False)
     return text.encode()
