@@ -117,6 +117,11 @@ class Artifact(Part):
         return tuple(file.name for file in self.files)
 
     @property
+    def example_here(self) -> tuple[EngineFile, ...]:
+        """The example's files, of those that are there."""
+        return tuple(entry for entry in self.example if (self.folder / entry.name).exists())
+
+    @property
     def nodes_left(self) -> tuple[str, ...]:
         """Nodes of the graph that stay in float32 though the engine is in int8."""
         return self.sensitivity.nodes_left if self.sensitivity else ()
@@ -211,8 +216,7 @@ def exported_engine(run: Run, bundle: Bundle, task: str, target: str, precision:
 def check_files(artifact: Artifact) -> None:
     """Raise `ArtifactError` where a file of the engine is missing or not as it was written; of the
     example's, where one that is there isn't."""
-    there = [entry for entry in artifact.example if (artifact.folder / entry.name).exists()]
-    for entry in (*artifact.files, *there):
+    for entry in (*artifact.files, *artifact.example_here):
         try:
             file = inside(artifact.folder, entry.name)
         except BundleError as exc:

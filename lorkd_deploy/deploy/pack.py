@@ -24,7 +24,6 @@ from lorkd_deploy.deploy.artifact import (
     check_files,
     read_artifact,
 )
-from lorkd_deploy.deploy.example import example_files
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.schema import Part
@@ -70,7 +69,8 @@ def pack(run: str | Path, department: str, out: str | Path) -> Delivery:
         part = write_derived(bundle, fresh / "bundle", described, {})
         for engine in engines:
             place = fresh / "export" / engine.name
-            for name in (*engine.file_names, *example_files(engine.folder), ARTIFACT):
+            example = (entry.name for entry in engine.example_here)
+            for name in (*engine.file_names, *example, ARTIFACT):
                 write_atomic(place / name, inside(engine.folder, name).read_bytes())
             if engine.adapters:
                 share_base(engine, place, fresh / "export")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import find_artifacts
+from lorkd_deploy.deploy.example import DATA_SET
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.pack import pack
 from lorkd_deploy.deploy.predict import predict
@@ -68,6 +69,15 @@ def test_nothing_of_the_others_is_in_any_file(exported: Path, tmp_path: Path) ->
         for name, data in looked_for:
             assert data not in content, f"{name} in {place}"
             assert data not in place.encode(), f"{name} in the name {place}"
+
+
+def test_an_example_is_delivered_as_it_is_recorded_alone(exported: Path, tmp_path: Path) -> None:
+    for engine in find_artifacts(exported):
+        (engine.folder / DATA_SET / "input_1.pb").write_bytes(b"somebody's picture")
+    made = pack(exported, "ward", tmp_path / "ward")
+    for engine in made.engines:
+        found = sorted(file.name for file in (engine.folder / DATA_SET).iterdir())
+        assert found == ["input_0.pb", "output_0.pb"]
 
 
 def test_a_part_is_a_whole_bundle(exported: Path, tmp_path: Path) -> None:
