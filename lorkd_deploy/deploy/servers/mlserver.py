@@ -103,10 +103,9 @@ def _flat(data: Any) -> U8:
 
 
 def _encoded(name: str, datatype: str, values: npt.NDArray[Any]) -> ResponseOutput:
-    flat = values.reshape(-1).tolist()
-    parameters = Parameters(content_type="str") if datatype == "BYTES" else None
+    flat, parameters = values.reshape(-1).tolist(), None
     if datatype == "BYTES":
-        flat = [text.encode() for text in flat]
+        flat, parameters = [text.encode() for text in flat], Parameters(content_type="str")
     return ResponseOutput(
         name=name,
         shape=list(values.shape),
