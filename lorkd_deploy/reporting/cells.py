@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lorkd_deploy.bundle.manifest import TEACHER
+from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.figures import RATIO, Figure, Value
 from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
@@ -31,6 +33,12 @@ def engine_name(engine: EngineProfile | ScenarioRun) -> str:
 def engine_cell(engine: EngineProfile | ScenarioRun) -> Cell:
     """The engine's model, with its target and precision in small print."""
     return label(engine_name(engine), note=f"{engine.target} {engine.precision}")
+
+
+def artifact_cell(artifact: Artifact) -> Cell:
+    """The same of an engine as it was exported, measured or not."""
+    name = FOUNDATION if artifact.engine == TEACHER else f"{EXPERT} {artifact.engine}"
+    return label(name, note=f"{artifact.target} {artifact.precision}")
 
 
 def number(value: float | None, digits: int = 3, unit: str = "", *, note: str = "") -> Cell:

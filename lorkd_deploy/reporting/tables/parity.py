@@ -6,7 +6,7 @@ from lorkd_deploy.bundle.manifest import TEACHER
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.chain import ENGINE, TRAINED
 from lorkd_deploy.deploy.parity import Change, Compared
-from lorkd_deploy.reporting.cells import FOUNDATION, UNMEASURED, label
+from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION, UNMEASURED, artifact_cell, label
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -37,12 +37,12 @@ def parity(sources: Sources, department: str | None = None) -> Table:
         if artifact.engine == TEACHER and department is None:
             rows += _rows(sources, artifact)
     if not rows and department is None:
-        rows.append(_gap(FOUNDATION, "all", "not exported"))
+        rows.append(_gap(label(FOUNDATION), "all", "not exported"))
     for task in tasks:
         own = [a for a in sources.artifacts if a.engine == task.name]
         rows += [row for artifact in own for row in _rows(sources, artifact)]
         if not own:
-            rows.append(_gap(f"Expert {task.name}", task.name, "not exported"))
+            rows.append(_gap(label(f"{EXPERT} {task.name}"), task.name, "not exported"))
     return Table(
         "proof-table",
         "Parity",
@@ -54,27 +54,26 @@ def parity(sources: Sources, department: str | None = None) -> Table:
 
 
 def _rows(sources: Sources, artifact: Artifact) -> list[tuple[Cell, ...]]:
-    name = FOUNDATION if artifact.engine == TEACHER else f"Expert {artifact.engine}"
-    target = f"{artifact.target} {artifact.precision}"
+    engine = artifact_cell(artifact)
     bundle = sources.teacher if artifact.engine == TEACHER else sources.bundle
     if bundle is None or artifact.bundle_sha256 not in bundle.origins:
-        return [_gap(name, "all", "exported from another bundle", target)]
+        return [_gap(engine, "all", "exported from another bundle")]
     if not artifact.parity.compared:
         why = "; ".join(artifact.parity.reasons) or "not run here"
-        return [_gap(name, "all", why, target)]
-    rows = [_row(name, target, WHOLE, entry) for entry in artifact.parity.compared]
+        return [_gap(engine, "all", why)]
+    rows = [_row(engine, WHOLE, entry) for entry in artifact.parity.compared]
     for link in artifact.parity.links:
         step = f"{link.before} → {link.after}"
-        rows += [_row(name, target, step, entry) for entry in link.compared]
+        rows += [_row(engine, step, entry) for entry in link.compared]
     for task, why in artifact.parity.images_not_here.items():
-        rows.append(_gap(name, task, f"not run here: {why}", target, _INPUTS["images"]))
+        rows.append(_gap(engine, task, f"not run here: {why}", _INPUTS["images"]))
     return rows
 
 
-def _row(name: str, target: str, step: str, entry: Compared) -> tuple[Cell, ...]:
+def _row(engine: Cell, step: str, entry: Compared) -> tuple[Cell, ...]:
     sure = f"{entry.certain_flips} beyond doubt" if entry.flips else ""
     return (
-        label(name, note=target),
+        engine,
         label(step),
         label(entry.task),
         label(_INPUTS[entry.on]),
@@ -112,10 +111,10 @@ def _change(change: Change | None) -> Cell:
     return Cell(value, 100 * change.difference, f"{low} to {high}")
 
 
-def _gap(name: str, task: str, why: str, target: str = "", on: str = "") -> tuple[Cell, ...]:
+def _gap(engine: Cell, task: str, why: str, on: str = "") -> tuple[Cell, ...]:
     empty = Cell("–", tone="quiet")
     return (
-        label(name, note=target),
+        engine,
         empty,
         label(task),
         label(on) if on else empty,

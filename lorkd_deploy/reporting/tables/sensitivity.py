@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lorkd_deploy.bundle.manifest import TEACHER
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.precisions.sensitivity import LayerGroup, Sensitivity
-from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION, label, signed
+from lorkd_deploy.reporting.cells import artifact_cell, label, signed
 from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
@@ -36,8 +35,7 @@ def sensitivity(sources: Sources) -> Table | None:
 
 
 def _rows(artifact: Artifact, found: Sensitivity) -> Iterator[tuple[Cell, ...]]:
-    name = FOUNDATION if artifact.engine == TEACHER else f"{EXPERT} {artifact.engine}"
-    engine = label(name, note=f"{artifact.target} {artifact.precision}")
+    engine = artifact_cell(artifact)
     if not found.groups:
         nothing = label("none: int8 alone loses no more than was allowed", tone="quiet")
         yield (engine, nothing, Cell("–"), _count(found.images), label("int8"))
