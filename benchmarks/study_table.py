@@ -18,7 +18,7 @@ from typing import Any
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.comparison import Difference
 from lorkd_deploy.evidence.methods.table import METHODS
-from lorkd_deploy.evidence.page import lead, seeds_in_words, study_page
+from lorkd_deploy.evidence.page import seeds_in_words, study_page, verdicts_in_words, warnings
 from lorkd_deploy.evidence.report import as_markdown
 from lorkd_deploy.evidence.result import RESULT, StudyResult
 from lorkd_deploy.evidence.statistics import Estimate
@@ -71,18 +71,23 @@ def with_table(text: str, name: str, shown: str) -> str:
     return changed
 
 
+def without_changed(result: StudyResult) -> StudyResult:
+    """The same without methods whose recipe was changed, which the pages have no row for."""
+    plain = tuple(name for name in result.variants if name in METHODS)
+    return result.model_copy(update={"variants": plain})
+
+
 def first_screen(result: StudyResult) -> str:
-    """The README's: a row for each method, and below it what it takes to judge it."""
-    shown = tuple(name for name in result.variants if name in METHODS)  # none with changes
-    result, first = result.model_copy(update={"variants": shown}), result.first
+    """The README's: a row for each method, and below it what a figure holds for."""
+    result, first = without_changed(result), result.first
     lines = [
-        " ".join(lead(result, metric) for metric in METRICS),
+        answer(result),
         "",
         f"| | mean AUC | {first} minus it | mean accuracy | {first} minus it "
         "| parameters, one task | ms |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in shown:
+    for name in result.variants:
         cost, title = result.costs[name], f"`{name}`: {METHODS[name].title}"
         cells = [f"**{title}**" if name == first else title]
         for metric in METRICS:
@@ -91,19 +96,32 @@ def first_screen(result: StudyResult) -> str:
         latency = "–" if cost.latency is None else f"{cost.latency:.1f}"
         cells += [f"{cost.parameters / 1e6:.2f} M", latency]
         lines.append(f"| {' | '.join(cells)} |")
-    software = ", ".join(f"{n} {result.software[n]}" for n in SAID if n in result.software)
     lines += [
         "",
-        f"{len(result.tasks)} tasks of public images, {seeds_in_words(result.seeds)}, whole test "
-        "splits; the same images, schedule and number of images per task for every way. Means over "
-        "tasks and seeds, 95 % intervals over images and seeds; parameters and latency (one image, "
-        "one CPU thread, ONNX Runtime) of what one task deploys. "
-        f"{result.seconds / 3600:.1f} hours of training, a CPU thread each; {result.created[:10]}, "
-        f"{software}. {missed(result)}"
-        "[All of it](benchmarks/results/study-seven-tasks.md), [task by task](docs/results.md).",
+        " ".join(
+            [
+                *warnings(result.seeds, {}),
+                f"Means over {len(result.tasks)} tasks of public images and over "
+                f"{seeds_in_words(result.seeds)}, on the whole test splits; in brackets the 95 % "
+                "interval over images and seeds. Every way saw the same images, as many of each "
+                "task, on the same schedule. Parameters and ms (one image, one CPU thread, ONNX "
+                f"Runtime) are those of what one task deploys. Measured {result.created[:10]}: "
+                "[task by task, versions, what more seeds would show](docs/results.md), [all of it]"
+                "(benchmarks/results/study-seven-tasks.md).",
+            ]
+        ),
         "",
     ]
     return "\n".join(lines)
+
+
+def answer(result: StudyResult) -> str:
+    """What is shown over all tasks, by the methods' titles; what two metrics show, once."""
+    called = {name: f'"{METHODS[name].title}"' for name in result.variants}
+    of: dict[str, list[str]] = {}
+    for metric, title in METRICS.items():
+        of.setdefault(verdicts_in_words(result, metric, called), []).append(title)
+    return " ".join(f"In mean {' and '.join(m)} over all tasks, {said}." for said, m in of.items())
 
 
 def _difference(result: StudyResult, second: str, metric: str) -> str:
@@ -112,9 +130,10 @@ def _difference(result: StudyResult, second: str, metric: str) -> str:
 
 
 def missed(result: StudyResult) -> str:
-    """What isn't shown, and how many seeds would show it; nothing where all is."""
+    """For docs/results.md: what isn't shown, and how many seeds would show it; nothing where all
+    is."""
     if len(result.seeds) < 2:
-        return "One seed shows nothing of what another training would give. "
+        return " ".join(warnings(result.seeds, {}))
     said = []
     for metric, title in METRICS.items():
         differences = [result.comparison.difference(n, None, metric) for n in others(result)]
@@ -123,8 +142,9 @@ def missed(result: StudyResult) -> str:
     if not said:
         return ""
     return (
-        "Not shown, and how many seeds would show it, if the difference and its spread stayed as "
-        f"they are ([how that is reckoned](docs/concepts/measuring.md)): {'; '.join(said)}. "
+        "Over all tasks these differences aren't shown; in brackets how many seeds would show "
+        "them, if difference and spread stayed as they are ([how that is reckoned]"
+        f"(concepts/measuring.md)): {'; '.join(said)}."
     )
 
 
@@ -134,13 +154,15 @@ def _needed(found: Difference) -> str:
 
 
 def every_task(result: StudyResult) -> str:
-    """The AUC of each task, for docs/results.md, with what differs from the first."""
+    """The AUC of each task, for docs/results.md, with what differs from the first; below it what
+    the README's table leaves out."""
+    result = without_changed(result)
     tasks = result.tasks_of("auc")
     lines = [
         f"| AUC | {' | '.join(tasks)} |",
         f"|---|{'---|' * len(tasks)}",
     ]
-    for name in (name for name in result.variants if name in METHODS):
+    for name in result.variants:
         cells = [f"`{name}`"]
         for task in tasks:
             figure = _shown(result.comparison.figure(name, task, "auc").estimate)
@@ -149,6 +171,7 @@ def every_task(result: StudyResult) -> str:
                 figure += "" if word == "not shown" else f", {result.first} *{word}*"
             cells.append(figure)
         lines.append(f"| {' | '.join(cells)} |")
+    software = ", ".join(f"{n} {result.software[n]}" for n in SAID if n in result.software)
     lines += [
         "",
         f"{seeds_in_words(result.seeds)}; 95 % intervals over images and seeds; p-values corrected "
@@ -156,6 +179,9 @@ def every_task(result: StudyResult) -> str:
         "(../benchmarks/results/study-seven-tasks.md) has accuracy, balanced accuracy, kappa of "
         "grades, costs, disentanglement and how it was done; "
         "`python benchmarks/study_table.py STUDY` writes these tables.",
+        "",
+        f"{missed(result)} {result.seconds / 3600:.1f} hours of training, a CPU thread each; "
+        f"{result.created[:10]}, {software}.".lstrip(),
         "",
     ]
     return "\n".join(lines)

@@ -91,21 +91,31 @@ def study_page(result: StudyResult) -> StudyPage:
     )
 
 
-def lead(result: StudyResult, metric: str = "auc") -> str:
-    """What the study shows over all tasks, in a sentence per word."""
+def lead(result: StudyResult) -> str:
+    """What the study shows of the AUC over all tasks."""
+    return f"In mean {TITLES['auc']} over all tasks, {verdicts_in_words(result, 'auc')}."
+
+
+def verdicts_in_words(
+    result: StudyResult, metric: str, called: Mapping[str, str] | None = None
+) -> str:
+    """What the first is better and worse than over all tasks, and against which no difference is
+    shown; each by its name, or as it is `called`."""
+    called = called or {name: name for name in result.variants}
+    first = called[result.first]
     of: dict[str, list[str]] = {"better": [], "worse": [], "not shown": []}
     for second in others(result):
-        of[result.comparison.difference(second, None, metric).verdict].append(second)
+        verdict = result.comparison.difference(second, None, metric).verdict
+        of[verdict].append(called[second])
     said = {
-        "better": f"{result.first} is better than {_listed(of['better'])}",
+        "better": f"{first} is better than {_listed(of['better'])}",
         "worse": f"worse than {_listed(of['worse'])}",
         "not shown": f"against {_listed(of['not shown'])} no difference is shown",
     }
     parts = [said[word] for word in ("better", "worse", "not shown") if of[word]]
     if of["worse"] and not of["better"]:
-        parts[0] = f"{result.first} is {parts[0]}"
-    title = TITLES[metric] if TITLES[metric].isupper() else TITLES[metric].lower()
-    return f"In mean {title} over all tasks, {'; '.join(parts) or 'nothing is compared'}."
+        parts[0] = f"{first} is {parts[0]}"
+    return "; ".join(parts) or "nothing is compared"
 
 
 def _listed(names: list[str]) -> str:

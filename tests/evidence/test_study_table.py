@@ -43,10 +43,10 @@ def test_what_is_missed_is_said_with_the_seeds_that_would_show_it() -> None:
     needed = result.comparison.difference("mtl-kd", None, "auc").needed
     told = f"{needed} seeds" if needed else "more seeds alone wouldn't"
     assert f"in AUC against `mtl-kd` ({told})" in study_table.missed(result)
-    shown = study_table.first_screen(result)
+    shown = study_table.every_task(result)
+    assert f"in AUC against `mtl-kd` ({told})" in shown
     assert "per_task" not in shown
-    assert shown.startswith("In mean AUC over all tasks, experts is better than mtl; worse than ")
-    assert "In mean accuracy over all tasks, " in shown
+    assert shown.splitlines()[-1].endswith("; 2026-11-28, torch 2.15.")
     sure = [
         d.model_copy(update={"verdict": "better", "needed": None})
         for d in result.comparison.differences
@@ -54,6 +54,27 @@ def test_what_is_missed_is_said_with_the_seeds_that_would_show_it() -> None:
     comparison = result.comparison.model_copy(update={"differences": tuple(sure)})
     assert study_table.missed(result.model_copy(update={"comparison": comparison})) == ""
     assert "One seed" in study_table.missed(made(1))
+
+
+def test_the_first_sentence_needs_no_methods_name() -> None:
+    result = made(5)
+    shown = study_table.first_screen(result)
+    assert "per_task" not in shown
+    said = (
+        '"W0 and a low-rank expert per task" is better than "one small network for all tasks"; '
+        'worse than "foundation model (the teacher)"; against "one small network for all tasks, '
+        'distilled" no difference is shown.'
+    )
+    assert shown.startswith(f"In mean AUC and accuracy over all tasks, {said}\n")
+    found = result.comparison.difference("mtl", None, "accuracy")
+    changed = [
+        one.model_copy(update={"verdict": "not shown"}) if one == found else one
+        for one in result.comparison.differences
+    ]
+    comparison = result.comparison.model_copy(update={"differences": tuple(changed)})
+    shown = study_table.first_screen(result.model_copy(update={"comparison": comparison}))
+    assert shown.startswith(f"In mean AUC over all tasks, {said} In mean accuracy over all tasks, ")
+    assert "One seed" in study_table.first_screen(made(1))
 
 
 def test_one_command_fills_both_pages_and_keeps_the_result(
