@@ -1,4 +1,4 @@
-"""What it costs to serve many departments from one process, by four ways of switching experts.
+"""What it costs to serve many departments from one process, by five ways of switching experts.
 
     python benchmarks/switching.py            # writes benchmarks/results/switching.{json,md}
     python benchmarks/switching.py --quick    # 1 and 3 departments at 64 px, prints only
