@@ -63,6 +63,10 @@ class Run:
         """Where the benchmark's figures go."""
         return self.path / "profile"
 
+    def repository(self, layout: str) -> Path:
+        """Where engines go as a server's model repository (`--layout`)."""
+        return self.path / layout
+
 
 def claim(out: str | Path, recipe: Recipe) -> Run:
     """Make `out` the run of `recipe`, or go on in it if it is that already.

@@ -141,7 +141,7 @@ def export(
         [(a.name, a.bytes / MIB, a.build_seconds, *proof.cells(a.parity)) for a in artifacts],
     )
     if layout is not None:
-        repository = out or open_run(run).path / layout
+        repository = out or open_run(run).repository(layout)
         output.text(f"model repository: {repository}")
         output.text(
             f"start the server: {LAYOUTS[layout].start.format(shlex.quote(str(repository)))}"

@@ -79,7 +79,7 @@ def export(
     chosen = _chosen(opened, department, task, teacher=teacher)
     folder = opened.export if out is None or layout is not None else Path(out)
     if layout is not None:
-        repository = opened.path / layout if out is None else Path(out)
+        repository = opened.repository(layout) if out is None else Path(out)
         names = [(reference.bundle.department(engine), engine) for reference, engine in chosen]
         require_own(layout, repository, names)
     spec = EngineSpec(precision, dict(options or {}))
