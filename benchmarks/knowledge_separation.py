@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorkd_deploy.errors import LorkdError
+from lorkd_deploy.errors import LorkdError, first_line
 from lorkd_deploy.experts import ExpertModel, add_experts, hold_absent, route_of_counts
 from lorkd_deploy.experts.layers import ExpertConv2d
 from lorkd_deploy.machine.environment import environment
@@ -219,7 +219,7 @@ def measure(case: Case, rounds: int, skip: Sequence[str], *, memory: bool = True
         except (LorkdError, RuntimeError) as exc:
             if case.device == "cpu" or v in PLAIN:
                 raise
-            left_out[v] = str(exc).strip().splitlines()[0]  # no memory, nothing to compile
+            left_out[v] = first_line(exc)  # no memory, nothing to compile
     wall: dict[str, list[float]] = {v: [] for v in steps}
     cpu: dict[str, list[float]] = {v: [] for v in steps}
     for _ in range(rounds):

@@ -87,7 +87,7 @@ def attempt(step: Step, given: Any, out: Path, seconds: float) -> dict[str, Any]
 def _take(step: Step, given: Any, out: Path, writing: Any) -> None:
     os.setsid()
     from benchmarks.gpu.given import LeftOutError
-    from lorkd_deploy.errors import LorkdError
+    from lorkd_deploy.errors import LorkdError, first_line
 
     try:
         for found in step.run(given):
@@ -99,7 +99,7 @@ def _take(step: Step, given: Any, out: Path, writing: Any) -> None:
         writing.send({"status": "failed", "reason": str(exc)})
     except Exception as exc:  # whatever it is, the next step is still worth its time
         traceback.print_exc()
-        reason = f"{type(exc).__name__}: {str(exc).strip().splitlines()[0] if str(exc) else ''}"
+        reason = f"{type(exc).__name__}: {first_line(exc)}"
         writing.send({"status": "failed", "reason": reason})
 
 

@@ -40,8 +40,9 @@ def with_fix(what: str, fix: str | None) -> str:
 
 
 def first_line(exc: BaseException) -> str:
-    """What another package's exception says, on one line; its kind, where it says nothing."""
-    return (str(exc).splitlines() or [type(exc).__name__])[0]
+    """What another package's exception says, short enough for a sentence; else its kind."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return (lines or [type(exc).__name__])[0][:300]
 
 
 class UsageError(LorkdError):

@@ -317,12 +317,6 @@ def unusable(module: str, name: str, oldest: tuple[int, ...], install: str) -> P
     return Probe(False, False, version, reason=reason, fix=install)
 
 
-def first_line(exc: Exception) -> str:
-    """What a foreign error says, short enough for a sentence."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return (lines or [type(exc).__name__])[0][:300]
-
-
 def _fault(target: str, error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":

@@ -22,7 +22,7 @@ from lorkd_deploy.bundle.manifest import HEAD, HEAD_TENSORS, TEACHER
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import open_engine
 from lorkd_deploy.deploy.reference import Reference
-from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError
+from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, first_line
 from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.profiling.worker.calls import timed_calls, warm_up, without_gc
 from lorkd_deploy.runtime import Closing, Runner, exporter
@@ -76,7 +76,7 @@ def run(given: Given) -> Iterator[dict[str, Any]]:
                         row = _timed(runner, _inputs(bundle, batch), gpus, given)
                         document["rows"].append(measured | row)
             except (LorkdError, RuntimeError) as exc:
-                document["left_out"][f"{engine}, {title}"] = str(exc).splitlines()[0]
+                document["left_out"][f"{engine}, {title}"] = first_line(exc)
             yield document
 
 

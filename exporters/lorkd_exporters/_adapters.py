@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.runtime import first_line
+from lorkd_deploy.errors import ArtifactError, first_line
 from lorkd_deploy.storage import sha256_file
 
 if TYPE_CHECKING:

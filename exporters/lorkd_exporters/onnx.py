@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lorkd_deploy.arrays import F32
 from lorkd_deploy.deploy.programs.template import fill
-from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError
+from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError, first_line
 from lorkd_deploy.precisions.passes import KEY
 from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import (
@@ -30,7 +30,6 @@ from lorkd_deploy.runtime import (
     PythonSample,
     RunOptions,
     engine_path,
-    first_line,
     parse_options,
     require_precision,
     require_running,

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from lorkd_deploy.arrays import F32
-from lorkd_deploy.errors import LorkdError, TrainingError, UsageError
+from lorkd_deploy.errors import LorkdError, TrainingError, UsageError, first_line
 from lorkd_deploy.machine.launcher import check_launcher, launch
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.run import Run, claimed
@@ -167,7 +167,7 @@ class Processes:
         return TrainingError(
             f"rank {named[1]} has died, or did not answer for {int(named[2]) / 1000:g} s"
             if named
-            else f"another process has died, or did not answer: {str(exc).splitlines()[0]}",
+            else f"another process has died, or did not answer: {first_line(exc)}",
             fix=RESUME,
         )
 

@@ -19,12 +19,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from lorkd_deploy.errors import RuntimeUnavailableError, TrainingError, UsageError
+from lorkd_deploy.errors import RuntimeUnavailableError, TrainingError, UsageError, first_line
 from lorkd_deploy.experts import ExpertModel
 from lorkd_deploy.experts.layers import ExpertLayer
 from lorkd_deploy.experts.norms import PerTaskNorm
 from lorkd_deploy.recipe import TrainSpec
-from lorkd_deploy.runtime import first_line
 
 log = logging.getLogger(__name__)
 Forward = Callable[..., Any]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.arrays import U8
-from lorkd_deploy.errors import is_out_of_memory
+from lorkd_deploy.errors import first_line, is_out_of_memory
 from lorkd_deploy.experts import Outputs, Route, TaskHeads, TaskNetwork
 from lorkd_deploy.experts.uses import COUNTER
 from lorkd_deploy.preprocess import Preprocess
@@ -105,7 +105,7 @@ def _fault_on_trial(network: TaskNetwork, size: int) -> str | None:
     except RuntimeError as exc:  # torch's own; the network's faults on any memory are known by now
         if is_out_of_memory(exc):
             raise
-        return str(exc).splitlines()[0]
+        return first_line(exc)
     finally:
         network.train(was_training)
     return None
