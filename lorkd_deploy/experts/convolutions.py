@@ -99,7 +99,7 @@ class FusedConv(torch.autograd.Function):
         ctx: Any, x: Tensor, w0: Tensor, a: Tensor, b: Tensor, bias: Tensor | None,
         window: Window, counts: Sequence[int],
     ) -> Tensor:  # fmt: skip
-        weights = delta_weight(a, b, 1.0, w0.shape).add_(w0)
+        weights = delta_weight(a, b, None, w0.shape).add_(w0)
         ctx.save_for_backward(x, a, b, weights)
         ctx.window, ctx.counts = window, counts
         return _each(window, x, weights, bias, counts)

@@ -129,16 +129,20 @@ class ExpertLayer(nn.Module):
 
     def _operands(self, x: Tensor, route: Route) -> tuple[Tensor, Weights]:
         """Input and weights, in autocast's type where it is on."""
-        scale = self.scale()
-        if isinstance(scale, Tensor):
-            scale = route.pick(scale)
-        weights = Weights(self.weight, route.pick(self.A), route.pick(self.B) * scale, self.bias)
+        weights = Weights(self.weight, route.pick(self.A), self._scaled(route), self.bias)
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x = x.to(dtype)
             weights = Weights(*(None if w is None else w.to(dtype) for w in weights))  # type: ignore[arg-type]
         return x, weights
+
+    def _scaled(self, route: Route) -> Tensor:
+        """B · α/r of the tasks present; no copy of B where α/r is 1, as it is by default."""
+        scale, b = self.scale(), route.pick(self.B)
+        if isinstance(scale, Tensor):
+            return b * route.pick(scale)
+        return b if scale == 1.0 else b * scale
 
     def _scale(self, task: int) -> float:
         return self.alpha / self.ranks[task] if self.ranks[task] else 0.0

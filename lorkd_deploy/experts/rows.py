@@ -132,7 +132,7 @@ class FusedRows(torch.autograd.Function):
         ctx: Any, x: Tensor, w0: Tensor, a: Tensor, b: Tensor, bias: Tensor | None,
         spans: Sequence[Span],
     ) -> Tensor:  # fmt: skip
-        weights = delta_weight(a, b, 1.0, w0.shape).add_(w0)
+        weights = delta_weight(a, b, None, w0.shape).add_(w0)
         ctx.save_for_backward(x, a, b, weights)
         ctx.spans = spans
         y = multiply(x, weights.mT, spans)

@@ -13,15 +13,16 @@ LayerKind = Literal["conv2d", "linear"]
 FACTORISATIONS: tuple[Factorisation, ...] = ("interleaved", "separable")
 
 
-def delta_weight(a: Array, b: Array, scale: float | Array, shape: Sequence[int]) -> Array:
+def delta_weight(a: Array, b: Array, scale: float | Array | None, shape: Sequence[int]) -> Array:
     """ΔW = view((scale · B) @ A, shape), a new array (LoRKD, CVPR 2024, section 3).
 
     For a weight `shape`, `a` and `b` have the shapes of `factor_shapes`, in either factorisation:
     the formula is the same. Leading dimensions (a stack of tasks) are kept, and `scale` may be an
-    array that broadcasts against `b`. NumPy arrays and torch tensors alike: training, fusion and
-    tests call this one function.
+    array that broadcasts against `b`, or None where `b` has it already. NumPy arrays and torch
+    tensors alike: training, fusion and tests call this one function.
     """
-    update = (b * scale) @ a  # the factor is scaled, since it is smaller than the product
+    scaled = b if scale is None else b * scale  # the factor, since it is smaller than the product
+    update = scaled @ a
     lead = tuple(update.shape[:-2])
     result: Array = update.reshape(lead + tuple(shape))
     return result
