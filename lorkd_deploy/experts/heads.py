@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.errors import UsageError
@@ -34,8 +33,7 @@ class TaskHeads(nn.Module):
 
     def forward(self, features: Tensor, task: Tensor | int | Route) -> tuple[Tensor, ...]:
         route = plan_route(task, len(features), len(self.tasks), features.device)
-        parts = torch.split(route.sort(features), list(route.counts))  # as `PerTaskNorm`
-        present = {t: self.head(t)(own) for t, own in zip(route.tasks, parts, strict=True)}
+        present = {t: self.head(t)(own) for t, own in route.parts(route.sort(features)).items()}
         classes = (self.head(t).out_features for t in range(len(self.tasks)))
         return tuple(
             present[t] if t in present else features.new_empty(0, k) for t, k in enumerate(classes)

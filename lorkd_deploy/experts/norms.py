@@ -37,8 +37,7 @@ class PerTaskNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         route = self.router.enter(self.name, x)
         counts = self.router.everywhere
-        # One split, whose backward writes each gradient once; that of a slice fills a whole batch.
-        own = dict(zip(route.tasks, torch.split(x, list(route.counts)), strict=True))
+        own = route.parts(x)
         if counts and isinstance(self.tasks[0], nn.SyncBatchNorm):
             return self._with_the_others(x, own, counts, route.rows)
         parts = [_apply(self.tasks[task], part) for task, part in own.items()]

@@ -62,6 +62,13 @@ class Route:
         for task, end, count in zip(self.tasks, accumulate(self.counts), self.counts, strict=True):
             yield task, slice(end - count, end)
 
+    def parts(self, x: Tensor) -> dict[int, Tensor]:
+        """Of `x` `(N, …)` in the route's order each present task's samples; views.
+
+        By one split, whose backward writes each gradient once; that of a slice fills a whole batch.
+        """
+        return dict(zip(self.tasks, torch.split(x, list(self.counts)), strict=True))
+
     def spans(self, rows: int) -> list[Span]:
         """Tasks with equal counts together, for a layer with `rows` matrix rows per sample."""
         spans, place, start = [], 0, 0
