@@ -129,7 +129,7 @@ def compared(
         used = [split for split in splits if split.graded or metric is not kappa]
         if not used:
             continue
-        by_task = {split.task: known.of(metric, split, used.index(split)) for split in used}
+        by_task = {split.task: known.of(metric, split, seed) for seed, split in enumerate(used)}
         found = {m: _over(by_task, [id(one) for one in own]) for m, own in answers.items()}
         for method, of in found.items():
             figures += [_figure(method, task, metric, value) for task, value in of.items()]

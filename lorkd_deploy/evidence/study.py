@@ -140,9 +140,7 @@ def _train_all(
     if not left:
         return {}, {}
     calls = [call_of(training, work.folder) for training in left]
-    work.progress.start("trainings", len(work.trainings))
-    work.progress.advance(len(work.trainings) - len(left))
     outcomes = on_cluster(calls, cluster) if cluster else on_this_machine(calls, workers)
-    done, failed = collected(outcomes, work.progress)
-    work.progress.stop()
+    known = len(work.trainings) - len(left)
+    done, failed = collected(outcomes, work.progress, known=known, left=len(left))
     return {name: Trained.model_validate(own) for name, own in done.items()}, failed

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from lorkd_deploy.errors import RuntimeUnavailableError, UsageError
 from lorkd_deploy.evidence.attempt import Call, Outcome, attempt
-from lorkd_deploy.progress import Progress
+from lorkd_deploy.progress import Progress, bar
 
 log = logging.getLogger(__name__)
 PATIENCE = "20s"  # for a scheduler to answer
@@ -60,18 +60,23 @@ def _is_loopback(host: str | None) -> bool:
 
 
 def collected(
-    outcomes: Iterable[Outcome], progress: Progress
+    outcomes: Iterable[Outcome], progress: Progress, *, known: int, left: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """By training what its function gave, and why one failed; both are shown as they come."""
+    """By training what its function gave, and why one failed; a bar shows them as they come.
+
+    `left` are those that are done now, `known` those that were done before.
+    """
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    for outcome in outcomes:
-        if outcome.done is not None:
-            done[outcome.name] = outcome.done
-        else:
-            failed[outcome.name] = outcome.failed or ""
-            log.warning("%s failed: %s", outcome.name, outcome.failed)
-        progress.advance(1, failed=str(len(failed)))
+    with bar(progress, "trainings", known + left) as shown:
+        shown.advance(known)
+        for outcome in outcomes:
+            if outcome.done is not None:
+                done[outcome.name] = outcome.done
+            else:
+                failed[outcome.name] = outcome.failed or ""
+                log.warning("%s failed: %s", outcome.name, outcome.failed)
+            shown.advance(1, failed=str(len(failed)))
     return done, failed
 
 

@@ -107,11 +107,12 @@ def test_every_start_learns_by_every_fit(
     assert not list(out.rglob("checkpoints/*"))
     kept = {file: file.stat().st_mtime_ns for file in out.rglob(ANSWERS)}
     assert len(kept) == 24
-    monkeypatch.setattr("lorkd_deploy.evidence.workers._Worker", None)  # nothing is left to do
+    for name in ("workers._Worker", "transfer.transfer.prepare"):  # nothing is left to do
+        monkeypatch.setattr(f"lorkd_deploy.evidence.{name}", None)
     older = json.loads((out / TRANSFER).read_text())
     del older["recipe"]["safety"]  # as one from before a recipe had this key
     (out / TRANSFER).write_bytes(document_bytes(older))
-    transfer(study, NEW, out, init="shared", fit="head", shots="2", seeds=1)
+    transfer(study, NEW, out, init="shared,joint", fit="head", shots="2", seeds=1)
     assert {file: file.stat().st_mtime_ns for file in out.rglob(ANSWERS)} == kept
     with pytest.raises(BundleError, match="of other data") as caught:
         transfer(study, NEW.replace("fundus", "cells"), out, seeds=1)

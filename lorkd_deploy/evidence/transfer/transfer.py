@@ -118,14 +118,18 @@ def transfer(
         for start in starts:
             origin.check(start, seed)
     again = any(start.init == "joint" for start in starts)
-    joint = open_setup(joint_recipe(origin.recipe, data, set)) if again else None
-    setup, folder, shown = open_setup(recipe), Path(out), progress or Silent()
+    joint = open_setup(joint_recipe(origin.recipe, data, set), progress=progress) if again else None
+    setup = Setup(recipe, joint.data[:1]) if joint else open_setup(recipe, progress=progress)
+    folder, shown = Path(out), progress or Silent()
     _claim(folder, recipe, origin)
     with exclusive(folder, "transfer"):
         work = _Transfer(folder, origin, setup, joint, starts, numbers, wanted, shown)
-        if joint:
+        known = _known(work)
+        left = [trial for trial in dict.fromkeys(work.trials) if trial not in known]
+        if joint and any(trial.start.init == "joint" for trial in left):
             prepare(folder, joint, origin.teacher, origin.cache, shown)
-        result = _result(work, *_train_all(work, workers))
+        done, failed = _train_all(work, left, len(known), workers)
+        result = _result(work, known | done, failed)
         write_part(folder / RESULT, result)
         return result
 
@@ -161,24 +165,25 @@ def _claim(folder: Path, recipe: Recipe, origin: Origin) -> None:
     write_part(file, record)
 
 
-def _train_all(work: _Transfer, workers: int) -> tuple[dict[Trial, Trained], dict[str, str]]:
-    """What every training says of itself, and by folder why one failed.
-
-    One that is done already needs no worker; one whose folder is damaged is told by its worker.
-    """
-    trials = list(dict.fromkeys(work.trials))
+def _known(work: _Transfer) -> dict[Trial, Trained]:
+    """What every training that is done already says of itself; a damaged one its worker tells."""
     known: dict[Trial, Trained] = {}
-    for trial in trials:
+    for trial in dict.fromkeys(work.trials):
         with suppress(LorkdError):
             if (found := finished(trial, work.opened(trial), work.folder)) is not None:
                 known[trial] = found
-    left = {trial.folder: trial for trial in trials if trial not in known}
-    calls = [call_of(t, work.origin, work.opened(t), work.folder) for t in left.values()]
-    work.progress.start("trainings", len(trials))
-    work.progress.advance(len(known))
-    done, failed = collected(on_this_machine(calls, workers), work.progress)
-    work.progress.stop()
-    return known | {left[name]: Trained.model_validate(own) for name, own in done.items()}, failed
+    return known
+
+
+def _train_all(
+    work: _Transfer, left: Sequence[Trial], known: int, workers: int
+) -> tuple[dict[Trial, Trained], dict[str, str]]:
+    """What every training that was `left` says of itself, and by folder why one failed."""
+    calls = [call_of(trial, work.origin, work.opened(trial), work.folder) for trial in left]
+    outcomes = on_this_machine(calls, workers)
+    done, failed = collected(outcomes, work.progress, known=known, left=len(left))
+    of = {trial.folder: trial for trial in left}
+    return {of[name]: Trained.model_validate(own) for name, own in done.items()}, failed
 
 
 def _result(work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str]) -> TransferResult:
