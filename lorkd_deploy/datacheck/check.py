@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,8 @@ def check_data(
     opened = open_every(sections, known.data_folder, progress=progress)
     checks = []
     for task, data in zip(known.tasks, opened, strict=True):
-        kept = Kept(task, data, known.preprocess)  # before the look: a file may change during it
-        checks.append(check_task(task, data, known.preprocess, progress))
-        kept.write(checks[-1])
+        kept = Kept(task, data, known.preprocess, progress)
+        checks.append(kept.made(partial(check_task, task, data, known.preprocess, progress)))
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return DataCheck(created=now, recipe=known.name, tasks=tuple(checks))
 

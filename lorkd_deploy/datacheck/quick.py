@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from lorkd_deploy.data import SPLITS, TaskData
@@ -59,11 +60,9 @@ def _check(recipe: Recipe, data: Sequence[TaskData], progress: Progress | None) 
 def _checked(
     task: TaskSpec, data: TaskData, preprocess: Preprocess, progress: Progress | None
 ) -> TaskCheck:
-    kept = Kept(task, data, preprocess)
+    kept = Kept(task, data, preprocess, progress)
     if (found := kept.read()) is not None:
         return found
     if sum(len(getattr(data, name)) for name in SPLITS) > MOST:
         return check_patients(task, data)
-    found = check_task(task, data, preprocess, progress, leaks_only=True)
-    kept.write(found)
-    return found
+    return kept.made(partial(check_task, task, data, preprocess, progress, leaks_only=True))
