@@ -63,10 +63,10 @@ def check_task(
     with bar(progress, f"reading {task.name}", total) as shown:
         for name in SPLITS:
             seen[name] = look(getattr(data, name), preprocess, shown)
-    twins = _twins(task.name, seen, progress, leaks_only=leaks_only)
-    found = findings(Found(data, seen, twins), leaks_only=leaks_only)
-    pairs = _worst(data, {pair: twins[pair] for pair in ACROSS})
-    return _said(task, data, found).model_copy(update={"pairs": tuple(pairs)})
+    found = Found(data, seen, _twins(task.name, seen, progress, leaks_only=leaks_only))
+    pairs = tuple(_worst(data, found.across))
+    said = _said(task, data, findings(found, leaks_only=leaks_only))
+    return said.model_copy(update={"pairs": pairs})
 
 
 def check_patients(task: TaskSpec, data: TaskData) -> TaskCheck:
@@ -91,16 +91,16 @@ def _twins(
     """The same and nearly the same pictures, across two splits and within one; near ones within
     one are no leak."""
     common = Common(seen["train"])
-    inner = () if leaks_only else tuple((split, split) for split in SPLITS)
-    twins = {(split, split): (exact_within(seen[split]), NONE) for split in SPLITS}
-    work = sum(len(seen[one]) for one, _ in (*ACROSS, *inner))
-    with bar(progress, f"comparing {name}", work) as shown:
-        for one, other in ACROSS:
-            same = exact(seen[one], seen[other])
-            twins[one, other] = same, near(seen[one], seen[other], common, shown)
-        for one, _ in inner:
-            same, _ = twins[one, one]
-            twins[one, one] = same, near(seen[one], seen[one], common, shown)
+    twins: dict[tuple[str, str], tuple[Pairs, Pairs]] = {}
+    within = [(split, split) for split in SPLITS]
+    compared = ACROSS if leaks_only else (*ACROSS, *within)
+    with bar(progress, f"comparing {name}", sum(len(seen[one]) for one, _ in compared)) as shown:
+        for one, other in (*ACROSS, *within):
+            same = exact(seen[one], seen[other]) if one != other else exact_within(seen[one])
+            nearly = NONE
+            if (one, other) in compared:
+                nearly = near(seen[one], seen[other], common, shown)
+            twins[one, other] = same, nearly
     return twins
 
 
