@@ -98,6 +98,11 @@ def linked(work: Path, count: int) -> Path:
     return folder
 
 
+def lists(folder: Path) -> dict[str, str]:
+    """The lists in a folder of `linked`, by split."""
+    return {split: str(folder / f"{split}.txt") for split, _ in SHARES}
+
+
 def different(work: Path, count: int) -> Path:
     """`count` different pictures with a CSV; one that is turned is in its original's split."""
     folder = work / f"check-{count}"
@@ -160,8 +165,7 @@ def opened(folder: Path) -> Callable[[], dict[str, Any]]:
     from lorkd_deploy.data import open_data
     from lorkd_deploy.data.list import ListData
 
-    files = {split: str(folder / f"{split}.txt") for split, _ in SHARES}
-    spec = ListData(source="list", **files)
+    spec = ListData(source="list", **lists(folder))
 
     def work() -> dict[str, Any]:
         data = open_data(spec)
@@ -175,12 +179,11 @@ def of_tasks(folder: Path) -> Callable[[], dict[str, Any]]:
     from lorkd_deploy.data.list import ListData
     from lorkd_deploy.recipe import load_recipe
 
-    files = {split: str(folder / f"{split}.txt") for split, _ in SHARES}
     sections = {}
     for task in load_recipe("radimagenet").tasks:
         assert isinstance(task.data, ListData)
         own = {"root": str(folder), "label_range": task.data.label_range}
-        sections[task.name] = ListData.model_validate({"source": "list", **files, **own})
+        sections[task.name] = ListData.model_validate({"source": "list", **lists(folder), **own})
 
     def work() -> dict[str, Any]:
         return {"images": [len(data.train) for data in open_every(sections)]}
@@ -191,8 +194,7 @@ def of_tasks(folder: Path) -> Callable[[], dict[str, Any]]:
 def trained(folder: Path) -> Callable[[], dict[str, Any]]:
     from lorkd_deploy.training.decompose import decompose
 
-    files = {split: f"{split}.txt" for split, _ in SHARES}
-    path = recipe(folder, {"source": "list", "root": str(folder), **files})
+    path = recipe(folder, {"source": "list", "root": str(folder), **lists(folder)})
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
 
@@ -231,7 +233,7 @@ def checked(folder: Path) -> Callable[[], dict[str, Any]]:
 
 def measure(part: str, count: int, work: Path) -> None:
     """One row, in a process of its own; prints it as JSON."""
-    folder = (different if part == "check" else linked)(work, count)
+    folder = make(part, count, work)
     parts = {"open": opened, "again": opened, "tasks": of_tasks, "train": trained, "check": checked}
     made = parts[part](folder)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -260,9 +262,9 @@ def rows(work: Path, parts: list[str], sizes: list[int], known: dict[str, Any], 
             shutil.rmtree(cache, ignore_errors=True)
 
 
-def make(part: str, count: int, work: Path) -> None:
-    """The files, so that no measured process makes them."""
-    (different if part == "check" else linked)(work, count)
+def make(part: str, count: int, work: Path) -> Path:
+    """The folder with the files, which are there before a process is measured."""
+    return (different if part == "check" else linked)(work, count)
 
 
 def child(part: str, count: int, work: Path, cache: Path) -> dict[str, Any]:
