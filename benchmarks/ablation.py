@@ -17,8 +17,8 @@ import json
 import time
 from pathlib import Path
 
-from lorkd_deploy.evidence.page import study_page
-from lorkd_deploy.evidence.report import write_report
+from lorkd_deploy.evidence.pages.page import study_page
+from lorkd_deploy.evidence.pages.report import write_report
 from lorkd_deploy.evidence.result import StudyResult
 from lorkd_deploy.evidence.study import study
 from lorkd_deploy.machine.environment import environment

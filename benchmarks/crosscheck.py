@@ -38,7 +38,7 @@ import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
 from lorkd_deploy.machine.environment import environment
-from lorkd_deploy.profiling.protocol import choose_cpus
+from lorkd_deploy.profiling.planning.protocol import choose_cpus
 from lorkd_deploy.profiling.timing import RoundCalls
 from lorkd_deploy.profiling.worker.calls import timed_calls
 from lorkd_deploy.profiling.worker.process import EngineProcess

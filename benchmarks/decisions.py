@@ -35,7 +35,7 @@ from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.machine.power import open_power
 from lorkd_deploy.profiling.gates import ROUNDS
-from lorkd_deploy.profiling.protocol import Protocol, orders, protocol_of
+from lorkd_deploy.profiling.planning.protocol import Protocol, orders, protocol_of
 from lorkd_deploy.profiling.resampling import MARGIN
 from lorkd_deploy.profiling.rounds.round import Instruments, Round, measure_round
 from lorkd_deploy.profiling.summary import batch_ratio

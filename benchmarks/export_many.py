@@ -40,7 +40,7 @@ from torch import nn
 
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.experts import ExpertClassifier
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.runtime import EngineSpec, exporter

@@ -31,10 +31,10 @@ import onnx
 from lorkd_deploy import AuditLog, load_bundle
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.deploy.answering import Answering
+from lorkd_deploy.deploy.answers.answering import Answering
 from lorkd_deploy.deploy.artifact import engine_tasks
-from lorkd_deploy.deploy.auto import interleaved
-from lorkd_deploy.deploy.graph import leave_out, onnx_model
+from lorkd_deploy.deploy.graphs.graph import leave_out, onnx_model
+from lorkd_deploy.deploy.precision.auto import interleaved
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling.resampling import by_rounds
 from lorkd_deploy.run import open_run

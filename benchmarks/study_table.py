@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lorkd_deploy.errors import BundleError
-from lorkd_deploy.evidence.comparison import Difference
+from lorkd_deploy.evidence.analysis.comparison import Difference
+from lorkd_deploy.evidence.analysis.statistics import Estimate
 from lorkd_deploy.evidence.methods.table import METHODS
-from lorkd_deploy.evidence.page import seeds_in_words, study_page, verdicts_in_words, warnings
-from lorkd_deploy.evidence.report import as_markdown
+from lorkd_deploy.evidence.pages.page import seeds_in_words, study_page, verdicts_in_words, warnings
+from lorkd_deploy.evidence.pages.report import as_markdown
+from lorkd_deploy.evidence.pages.tables import interval, others
 from lorkd_deploy.evidence.result import RESULT, StudyResult
-from lorkd_deploy.evidence.statistics import Estimate
-from lorkd_deploy.evidence.tables import interval, others
 from lorkd_deploy.schema import read_part, write_part
 
 ROOT = Path(__file__).parents[1]

@@ -48,7 +48,7 @@ from lorkd_deploy.bundle.manifest import HEAD_TENSORS
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.deploy.switchboard import Switchboard
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.runtime import exporter

@@ -24,7 +24,7 @@ from lorkd_deploy import export, load_bundle
 from lorkd_deploy.bundle.manifest import TEACHER
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.parity import Change, Compared, Parity, ParityError
+from lorkd_deploy.deploy.proof.parity import Change, Compared, Parity, ParityError
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling.scoring import TaskAnswers, answers, difference, open_task, score

@@ -16,8 +16,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from lorkd_deploy.bundle.manifest import Manifest
 from lorkd_deploy.datacheck.result import DataCheck
+from lorkd_deploy.deploy.answers.model_step import Step
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.model_step import Step
 from lorkd_deploy.profiling.mlperf.profile import ScenarioProfile
 from lorkd_deploy.profiling.profile import Profile
 from lorkd_deploy.recipe import Recipe

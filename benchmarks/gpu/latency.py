@@ -21,7 +21,7 @@ from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.manifest import HEAD, HEAD_TENSORS, TEACHER
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import open_engine
-from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.deploy.proof.reference import Reference
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, first_line
 from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.profiling.worker.calls import timed_calls, warm_up, without_gc

@@ -31,7 +31,7 @@ from lorkd_deploy.deploy.artifact import check_files, find_artifacts
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.profiling.rounds.store import KeptRounds
-from lorkd_deploy.reporting.sources import read_sources
+from lorkd_deploy.reporting.facts.sources import read_sources
 from lorkd_deploy.run import Run, read_record
 from lorkd_deploy.schema import read_document
 

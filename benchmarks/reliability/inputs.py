@@ -22,7 +22,7 @@ from lorkd_deploy.data.list import ListData
 from lorkd_deploy.data.npz import NpzData
 from lorkd_deploy.data.source import TaskData
 from lorkd_deploy.deploy.artifact import ARTIFACT, check_files, open_engine, read_artifact
-from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.dicom.pixels import read_dicom
 from lorkd_deploy.image_files import read_image
 from lorkd_deploy.preprocess import Preprocess

@@ -45,9 +45,9 @@ from benchmarks.serving.clients import Asked, Grpc, Rest, ask_all
 from benchmarks.serving.servers import SERVERS, Server
 from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
+from lorkd_deploy.deploy.answers.model_step import PROBABILITIES, ModelStep, step_files
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, open_engine, read_artifact
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.model_step import PROBABILITIES, ModelStep, step_files
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.storage import write_atomic

@@ -40,7 +40,7 @@ _opening = threading.Lock()
 
 def divide(model: Path, folder: Path) -> None:
     """Write `BASE` and `ADAPTER` into `folder`, of a model whose own tensors are inputs with
-    defaults (`lorkd_deploy/deploy/adapters.py`).
+    defaults (`lorkd_deploy/deploy/graphs/adapters.py`).
     """
     import onnx
     import onnxruntime

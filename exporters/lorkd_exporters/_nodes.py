@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorkd_deploy.deploy.nodes import layer_of
+from lorkd_deploy.deploy.graphs.nodes import layer_of
 
 if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]

@@ -11,7 +11,7 @@ from lorkd_deploy.cli.shared.options import DicomKeys, Json, Precision, Quiet, R
 from lorkd_deploy.cli.shared.render import Output
 
 if TYPE_CHECKING:
-    from lorkd_deploy.deploy.classifier import Prediction
+    from lorkd_deploy.deploy.answers.classifier import Prediction
 
 SHOWN = 3  # classes per image; --json and --csv have them all
 

@@ -66,8 +66,8 @@ def study(
       lorkd study medmnist-small --out studies/norms --methods experts,experts+norm=per_task
       lorkd study mine.yaml --out studies/mine --workers 2
     """
-    from lorkd_deploy.evidence.page import study_page
-    from lorkd_deploy.evidence.report import write_report
+    from lorkd_deploy.evidence.pages.page import study_page
+    from lorkd_deploy.evidence.pages.report import write_report
     from lorkd_deploy.evidence.study import study as run_study
     from lorkd_deploy.evidence.workers import Cluster
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lorkd_deploy._version import __version__
+from lorkd_deploy.deploy.answers.classifier import Prediction
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.classifier import Prediction
 from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.dicom.header import UID, foreign, opened, read_header
 from lorkd_deploy.errors import ImageError

@@ -22,7 +22,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from lorkd_deploy.deploy.answering import Answer
+from lorkd_deploy.deploy.answers.answering import Answer
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import GateError, LorkdError
 from lorkd_deploy.schema import Part

@@ -14,8 +14,8 @@ from lorkd_deploy.clinic.inbox import Inbox
 from lorkd_deploy.clinic.receiving import entity, on_store
 from lorkd_deploy.clinic.reports import require_packages
 from lorkd_deploy.clinic.worker import Peer, Worker
-from lorkd_deploy.deploy.answering import Recorder
-from lorkd_deploy.deploy.classifier import Classifier
+from lorkd_deploy.deploy.answers.answering import Recorder
+from lorkd_deploy.deploy.answers.classifier import Classifier
 from lorkd_deploy.errors import LorkdError, UsageError, unknown_name
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.schema import Part

@@ -11,8 +11,8 @@ from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.clinic.answered import Answered, answered
 from lorkd_deploy.clinic.fhir import fhir_bundle
 from lorkd_deploy.clinic.sr import structured_report
+from lorkd_deploy.deploy.answers.classifier import Prediction
 from lorkd_deploy.deploy.artifact import Artifact, exported_engine
-from lorkd_deploy.deploy.classifier import Prediction
 from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError
 from lorkd_deploy.run import open_run

@@ -14,8 +14,8 @@ from lorkd_deploy.clinic.answered import answered
 from lorkd_deploy.clinic.fhir import fhir_bundle
 from lorkd_deploy.clinic.inbox import Inbox
 from lorkd_deploy.clinic.sr import structured_report
-from lorkd_deploy.deploy.answering import Recorder
-from lorkd_deploy.deploy.classifier import Classifier, Prepared
+from lorkd_deploy.deploy.answers.answering import Recorder
+from lorkd_deploy.deploy.answers.classifier import Classifier, Prepared
 from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import ImageError, LorkdError
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry, columns_of
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.candidates import Choice
-from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.deploy.proof.parity import Parity
 from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.machine.packages import software

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorkd_deploy.deploy.adapters import share_base
 from lorkd_deploy.deploy.artifact import (
     Artifact,
     EngineFile,
@@ -19,16 +18,17 @@ from lorkd_deploy.deploy.artifact import (
     environment,
     write_artifact,
 )
-from lorkd_deploy.deploy.auto import fastest_engine
 from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
-from lorkd_deploy.deploy.chain import Stage, stages
 from lorkd_deploy.deploy.example import example_files, write_example
-from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.parity import Parity, ParityError, not_run_here
-from lorkd_deploy.deploy.reference import Reference
-from lorkd_deploy.deploy.sensitivity import sensitivity
-from lorkd_deploy.deploy.source_model import source_model
-from lorkd_deploy.deploy.validation import validation_splits
+from lorkd_deploy.deploy.graphs.adapters import share_base
+from lorkd_deploy.deploy.graphs.graph import onnx_model
+from lorkd_deploy.deploy.graphs.source_model import source_model
+from lorkd_deploy.deploy.precision.auto import fastest_engine
+from lorkd_deploy.deploy.precision.sensitivity import sensitivity
+from lorkd_deploy.deploy.precision.validation import validation_splits
+from lorkd_deploy.deploy.proof.chain import Stage, stages
+from lorkd_deploy.deploy.proof.parity import Parity, ParityError, not_run_here
+from lorkd_deploy.deploy.proof.reference import Reference
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE, PRECISIONS
 from lorkd_deploy.runtime import EngineFiles, EngineSpec, Exporter, Probe, RunOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar
 
-from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.deploy.proof.parity import Parity
 from lorkd_deploy.errors import GateError
 from lorkd_deploy.schema import Part
 

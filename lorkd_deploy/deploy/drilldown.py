@@ -18,11 +18,11 @@ import numpy as np
 
 from lorkd_deploy.arrays import F32
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.chain import FUSED, Stage, opened_stage
-from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.nodes import Cuttable, layer_of
-from lorkd_deploy.deploy.reference import Reference
-from lorkd_deploy.deploy.source_model import source_again
+from lorkd_deploy.deploy.graphs.graph import onnx_model
+from lorkd_deploy.deploy.graphs.nodes import Cuttable, layer_of
+from lorkd_deploy.deploy.graphs.source_model import source_again
+from lorkd_deploy.deploy.proof.chain import FUSED, Stage, opened_stage
+from lorkd_deploy.deploy.proof.reference import Reference
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.precisions.table import BASELINE
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter

@@ -11,11 +11,11 @@ from typing import Any
 from lorkd_deploy.bundle.manifest import TEACHER, Manifest
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.size import check_template
-from lorkd_deploy.deploy.adapters import require_adapters
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.build import EngineBuild
 from lorkd_deploy.deploy.candidates import AUTO
-from lorkd_deploy.deploy.graph import require_maps
+from lorkd_deploy.deploy.graphs.adapters import require_adapters
+from lorkd_deploy.deploy.graphs.graph import require_maps
 from lorkd_deploy.deploy.programs.layouts import (
     LAYOUTS,
     require_layout,
@@ -24,7 +24,7 @@ from lorkd_deploy.deploy.programs.layouts import (
 )
 from lorkd_deploy.deploy.programs.samples import require_samples, write_sample
 from lorkd_deploy.deploy.programs.served import ServedModel
-from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.deploy.proof.reference import Reference
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.precisions.table import BASELINE, INT8, precision_of
 from lorkd_deploy.progress import Progress, bar

@@ -15,7 +15,6 @@ from pathlib import Path
 from lorkd_deploy.bundle.department import department_manifest
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.bundle.write import write_derived
-from lorkd_deploy.deploy.adapters import share_base
 from lorkd_deploy.deploy.artifact import (
     ARTIFACT,
     EXPORT_AGAIN,
@@ -24,6 +23,7 @@ from lorkd_deploy.deploy.artifact import (
     check_files,
     read_artifact,
 )
+from lorkd_deploy.deploy.graphs.adapters import share_base
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.run import Run, open_run
 from lorkd_deploy.schema import Part

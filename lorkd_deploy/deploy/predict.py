@@ -13,9 +13,9 @@ import numpy as np
 
 from lorkd_deploy.arrays import F32
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.deploy.answering import Recorder
+from lorkd_deploy.deploy.answers.answering import Recorder
+from lorkd_deploy.deploy.answers.classifier import Classifier, Prediction
 from lorkd_deploy.deploy.artifact import EngineTask
-from lorkd_deploy.deploy.classifier import Classifier, Prediction
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.image_files import IN_WORDS, SUFFIXES, Found, image_files, require_utf8
 from lorkd_deploy.storage import write_atomic

@@ -17,12 +17,12 @@ from lorkd_deploy.deploy.artifact import (
     read_artifact,
     write_artifact,
 )
-from lorkd_deploy.deploy.chain import stages
 from lorkd_deploy.deploy.drilldown import Drilled
 from lorkd_deploy.deploy.drilldown import drill_down as drill
-from lorkd_deploy.deploy.parity import Parity, not_run_here
-from lorkd_deploy.deploy.reference import Reference
-from lorkd_deploy.deploy.source_model import Remade, remade
+from lorkd_deploy.deploy.graphs.source_model import Remade, remade
+from lorkd_deploy.deploy.proof.chain import stages
+from lorkd_deploy.deploy.proof.parity import Parity, not_run_here
+from lorkd_deploy.deploy.proof.reference import Reference
 from lorkd_deploy.errors import ArtifactError, LorkdError, with_fix
 from lorkd_deploy.machine.processor import usable_cpus
 from lorkd_deploy.progress import Progress, bar

@@ -13,10 +13,10 @@ import torch
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import now
 from lorkd_deploy.errors import BundleError, LorkdError
+from lorkd_deploy.evidence.analysis.comparison import TestSplit, compared
+from lorkd_deploy.evidence.analysis.directions import Directions, directions
 from lorkd_deploy.evidence.answers import Answers, joined
-from lorkd_deploy.evidence.comparison import TestSplit, compared
 from lorkd_deploy.evidence.costs import Deployed, costs
-from lorkd_deploy.evidence.directions import Directions, directions
 from lorkd_deploy.evidence.kept import Kept
 from lorkd_deploy.evidence.plan import Variant
 from lorkd_deploy.evidence.result import StudyResult

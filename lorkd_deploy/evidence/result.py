@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lorkd_deploy.errors import BundleError
-from lorkd_deploy.evidence.comparison import Comparison
+from lorkd_deploy.evidence.analysis.comparison import Comparison
+from lorkd_deploy.evidence.analysis.directions import Directions
 from lorkd_deploy.evidence.costs import Cost
-from lorkd_deploy.evidence.directions import Directions
 from lorkd_deploy.schema import Part, read_part
 
 RESULT = "result.json"

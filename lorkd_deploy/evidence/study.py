@@ -29,7 +29,7 @@ from lorkd_deploy.run import Run, refuse_foreign, refuse_other_recipe
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import exclusive
 from lorkd_deploy.training.batches.setup import open_setup
-from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.fitting.distillation.features import TeacherFeatures
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.networks.restore import restored_teacher
 from lorkd_deploy.training.teacher import teacher

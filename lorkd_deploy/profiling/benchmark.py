@@ -13,13 +13,13 @@ from lorkd_deploy.profiling.colocation import colocated
 from lorkd_deploy.profiling.gates import ROUNDS, Gate, check, parse_gates
 from lorkd_deploy.profiling.layers import layered
 from lorkd_deploy.profiling.notes import notes_of, unscored
+from lorkd_deploy.profiling.planning.protocol import QUICK
+from lorkd_deploy.profiling.planning.selection import EngineFilter
+from lorkd_deploy.profiling.planning.setup import Setup, set_up
 from lorkd_deploy.profiling.profile import ANSWERS, CALLS, PROFILE, Profile
-from lorkd_deploy.profiling.protocol import QUICK
 from lorkd_deploy.profiling.rounds.measure import measure
 from lorkd_deploy.profiling.rounds.store import ROUNDS_FOLDER, KeptRounds
 from lorkd_deploy.profiling.scoring import score_tasks, tensors
-from lorkd_deploy.profiling.selection import EngineFilter
-from lorkd_deploy.profiling.setup import Setup, set_up
 from lorkd_deploy.profiling.summary import single_calls, sum_up
 from lorkd_deploy.progress import Progress
 from lorkd_deploy.schema import write_part

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.memory import process_memory
-from lorkd_deploy.profiling.protocol import Protocol
-from lorkd_deploy.profiling.selection import is_teacher
+from lorkd_deploy.profiling.planning.protocol import Protocol
+from lorkd_deploy.profiling.planning.selection import is_teacher
 from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
 from lorkd_deploy.schema import Part
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.profiling.planning.protocol import Protocol
 from lorkd_deploy.profiling.profile import Layer
-from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
 
 CALLS = 20  # of which the median counts

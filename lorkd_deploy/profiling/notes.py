@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.environment import Environment, disturbances
+from lorkd_deploy.profiling.planning.protocol import Protocol
+from lorkd_deploy.profiling.planning.selection import is_teacher, teacher_for
 from lorkd_deploy.profiling.profile import EngineProfile
-from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.resampling import LEAST_ROUNDS
-from lorkd_deploy.profiling.selection import is_teacher, teacher_for
 
 CLOCK_DRIFT = 0.9  # the slowest round's clock below this share of the fastest's is said
 

@@ -17,7 +17,7 @@ from lorkd_deploy.machine.environment import Environment
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.colocation import Colocation
 from lorkd_deploy.profiling.conditions import Conditions
-from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.planning.protocol import Protocol
 from lorkd_deploy.profiling.resampling import Spread
 from lorkd_deploy.profiling.timing import Timing
 from lorkd_deploy.schema import Part, read_part

@@ -25,8 +25,8 @@ from lorkd_deploy.metrics import score as metrics
 from lorkd_deploy.metrics.interval import where_defined
 from lorkd_deploy.metrics.score import Metric
 from lorkd_deploy.preprocess import Preprocess
+from lorkd_deploy.profiling.planning.setup import Setup
 from lorkd_deploy.profiling.profile import Difference, Flips, Score, answers_name, labels_name
-from lorkd_deploy.profiling.setup import Setup
 from lorkd_deploy.profiling.subgroups import gaps, subgroups
 from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
 from lorkd_deploy.progress import Progress, bar

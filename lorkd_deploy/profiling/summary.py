@@ -10,6 +10,9 @@ from lorkd_deploy.arrays import I64
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.memory import NO_SOURCE, SOURCE
 from lorkd_deploy.metrics.interval import Interval
+from lorkd_deploy.profiling.planning.protocol import Protocol
+from lorkd_deploy.profiling.planning.selection import is_teacher, teacher_for
+from lorkd_deploy.profiling.planning.setup import Setup
 from lorkd_deploy.profiling.profile import (
     BatchRatio,
     ColdStart,
@@ -22,7 +25,6 @@ from lorkd_deploy.profiling.profile import (
     Verdict,
     calls_name,
 )
-from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.resampling import (
     LEAST_ROUNDS,
     MARGIN,
@@ -33,8 +35,6 @@ from lorkd_deploy.profiling.resampling import (
 )
 from lorkd_deploy.profiling.rounds.round import Round
 from lorkd_deploy.profiling.scoring import TaskAnswers, difference, score
-from lorkd_deploy.profiling.selection import is_teacher, teacher_for
-from lorkd_deploy.profiling.setup import Setup
 from lorkd_deploy.profiling.timing import Timing, timing
 
 

@@ -14,11 +14,12 @@ import yaml
 from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.profiling.profile import Profile
-from lorkd_deploy.reporting import cautions, first_screen
 from lorkd_deploy.reporting.cells import UNMEASURED
-from lorkd_deploy.reporting.chapter import ANSWERS, tables_of
+from lorkd_deploy.reporting.facts import cautions
+from lorkd_deploy.reporting.facts.sources import Pair, Sources
 from lorkd_deploy.reporting.markdown import facts, grid, plain, section
-from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.sections import first_screen
+from lorkd_deploy.reporting.sections.chapter import ANSWERS, tables_of
 from lorkd_deploy.reporting.tables import accuracy, latency, mlperf
 from lorkd_deploy.reporting.tables.parity import parity
 from lorkd_deploy.reporting.words import NO_DEVICE, count, describe

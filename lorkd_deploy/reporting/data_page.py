@@ -9,8 +9,8 @@ from lorkd_deploy.data import open_data
 from lorkd_deploy.datacheck.result import DataCheck, Pair, TaskCheck
 from lorkd_deploy.recipe import Recipe
 from lorkd_deploy.reporting.cells import label, number
+from lorkd_deploy.reporting.facts.samples import png_link
 from lorkd_deploy.reporting.html import document
-from lorkd_deploy.reporting.samples import png_link
 from lorkd_deploy.reporting.table import Column, Table, Tone
 from lorkd_deploy.storage import write_atomic
 

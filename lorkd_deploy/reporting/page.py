@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorkd_deploy.profiling.compare import RunChanges
-from lorkd_deploy.reporting import cautions, first_screen, method
-from lorkd_deploy.reporting.chapter import Chapter, chapter
-from lorkd_deploy.reporting.commands import commands
-from lorkd_deploy.reporting.glossary import glossary
+from lorkd_deploy.reporting.facts import cautions
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.plots.tradeoff import MEASURES, tradeoffs
-from lorkd_deploy.reporting.sheet import Sheet, sheets
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.sections import first_screen, method
+from lorkd_deploy.reporting.sections.chapter import Chapter, chapter
+from lorkd_deploy.reporting.sections.commands import commands
+from lorkd_deploy.reporting.sections.glossary import glossary
+from lorkd_deploy.reporting.sections.sheet import Sheet, sheets
 from lorkd_deploy.reporting.table import Table
 from lorkd_deploy.reporting.tables import accuracy, latency, mlperf
 from lorkd_deploy.reporting.tables.changes import changes

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lorkd_deploy.profiling.compare import compare
 from lorkd_deploy.reporting.cards import model_card
+from lorkd_deploy.reporting.facts.sources import read_sources
 from lorkd_deploy.reporting.files import write_page
 from lorkd_deploy.reporting.markdown import markdown
 from lorkd_deploy.reporting.page import page
-from lorkd_deploy.reporting.sources import read_sources
 from lorkd_deploy.run import open_run
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import inside

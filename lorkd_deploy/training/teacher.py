@@ -20,7 +20,7 @@ from lorkd_deploy.training.bundling.graph_template import Template
 from lorkd_deploy.training.bundling.result import TrainingResult
 from lorkd_deploy.training.bundling.trial import tried
 from lorkd_deploy.training.fitting.compiled import check_compiler, compiled
-from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.fitting.distillation.features import TeacherFeatures
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.loop import fit

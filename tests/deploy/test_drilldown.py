@@ -16,8 +16,8 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.drilldown import Drilled, drill_down, first_difference
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.nodes import OUTPUT, Cuttable, layer_of
-from lorkd_deploy.deploy.reference import Reference
+from lorkd_deploy.deploy.graphs.nodes import OUTPUT, Cuttable, layer_of
+from lorkd_deploy.deploy.proof.reference import Reference
 from lorkd_deploy.deploy.verify import Verification, verify
 from lorkd_deploy.errors import RuntimeUnavailableError
 from lorkd_deploy.runtime import Probe, exporter

@@ -20,7 +20,7 @@ from lorkd_deploy.deploy import build as build_module
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts, read_artifact
 from lorkd_deploy.deploy.example import DATA_SET
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import (
     ArtifactError,

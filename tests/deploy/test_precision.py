@@ -16,8 +16,8 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.data import open_data
 from lorkd_deploy.deploy.artifact import Artifact, open_engine
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.graph import onnx_model
-from lorkd_deploy.deploy.source_model import calibration_images
+from lorkd_deploy.deploy.graphs.graph import onnx_model
+from lorkd_deploy.deploy.graphs.source_model import calibration_images
 from lorkd_deploy.errors import DataError, GateError, ModelError, RuntimeUnavailableError
 from lorkd_deploy.precisions import passes as precision
 from lorkd_deploy.precisions.passes import float16, int8

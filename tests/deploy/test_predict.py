@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorkd_deploy.deploy import classifier as classifier_module
+from lorkd_deploy.deploy.answers import classifier as classifier_module
 from lorkd_deploy.deploy.artifact import read_artifact, write_artifact
-from lorkd_deploy.deploy.parity import Parity
 from lorkd_deploy.deploy.predict import predict
+from lorkd_deploy.deploy.proof.parity import Parity
 from lorkd_deploy.errors import ArtifactError, ImageError, UsageError
 from tests.deploy.made_run import PREPROCESS, classes_of, rewrite_record, true_logits
 

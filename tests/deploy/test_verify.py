@@ -13,12 +13,12 @@ from PIL import Image
 
 from lorkd_deploy import cli
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.deploy.answers.classifier import Classifier
 from lorkd_deploy.deploy.artifact import read_artifact, write_artifact
-from lorkd_deploy.deploy.classifier import Classifier
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.deploy.pack import pack
-from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.deploy.proof.parity import Parity
 from lorkd_deploy.deploy.verify import Verification, verify
 from lorkd_deploy.errors import ArtifactError, BundleError
 from lorkd_deploy.preprocess import Preprocess

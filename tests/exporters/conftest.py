@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lorkd_deploy.bundle.read import load_bundle
-from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.runtime import EngineSpec, exporter, targets
 from tests import tiny_bundle
 

@@ -22,7 +22,7 @@ from lorkd_deploy.deploy.artifact import (
     engine_tasks,
     write_artifact,
 )
-from lorkd_deploy.deploy.parity import Parity
+from lorkd_deploy.deploy.proof.parity import Parity
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling.profile import Profile
 from lorkd_deploy.recipe import Recipe

@@ -25,6 +25,7 @@ from lorkd_deploy.errors import ArtifactError, LorkdError, UsageError
 from lorkd_deploy.machine import activity
 from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling import benchmark as benchmark_module
+from lorkd_deploy.profiling.planning.selection import EngineFilter, select_engines
 from lorkd_deploy.profiling.profile import (
     ANSWERS,
     CALLS,
@@ -37,7 +38,6 @@ from lorkd_deploy.profiling.profile import (
 )
 from lorkd_deploy.profiling.rounds import measure as measuring
 from lorkd_deploy.profiling.rounds.round import measure_round
-from lorkd_deploy.profiling.selection import EngineFilter, select_engines
 from lorkd_deploy.profiling.timing import percentile
 from lorkd_deploy.profiling.worker.process import WorkerError
 from lorkd_deploy.progress import Silent

@@ -25,7 +25,7 @@ from lorkd_deploy.profiling.conditions import (
     snapshot,
     worst,
 )
-from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.planning.protocol import Protocol
 from lorkd_deploy.profiling.rounds import round as rounds
 from lorkd_deploy.profiling.worker.stages import draw_image
 

@@ -10,9 +10,9 @@ from lorkd_deploy import benchmark
 from lorkd_deploy.deploy.artifact import find_artifacts
 from lorkd_deploy.profiling.conditions import Conditions
 from lorkd_deploy.profiling.notes import notes_of
+from lorkd_deploy.profiling.planning.selection import is_teacher
 from lorkd_deploy.profiling.profile import PROFILE, read_profile
-from lorkd_deploy.profiling.selection import is_teacher
-from lorkd_deploy.reporting import method
+from lorkd_deploy.reporting.sections import method
 from tests.profiling.conftest import Hospital
 from tests.reporting.run_folder import TASKS, build_run
 

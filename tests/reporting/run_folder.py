@@ -10,13 +10,14 @@ import numpy as np
 
 from lorkd_deploy.bundle.manifest import FileEntry, ParityEntry, TaskEntry
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile, engine_tasks, write_artifact
-from lorkd_deploy.deploy.parity import Compared, Parity
+from lorkd_deploy.deploy.proof.parity import Compared, Parity
 from lorkd_deploy.machine.environment import Environment, Load
 from lorkd_deploy.metrics.decisions import mcnemar
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.profiling.colocation import Colocation
+from lorkd_deploy.profiling.planning.protocol import Protocol
 from lorkd_deploy.profiling.profile import (
     BatchRatio,
     ColdStart,
@@ -32,7 +33,6 @@ from lorkd_deploy.profiling.profile import (
     calls_name,
     labels_name,
 )
-from lorkd_deploy.profiling.protocol import Protocol
 from lorkd_deploy.profiling.resampling import Spread
 from lorkd_deploy.profiling.summary import batch_ratio
 from lorkd_deploy.profiling.timing import RoundCalls, timing

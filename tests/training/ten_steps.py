@@ -21,10 +21,10 @@ from lorkd_deploy.run import Run
 from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.batches.setup import open_setup
 from lorkd_deploy.training.fitting import sharing
+from lorkd_deploy.training.fitting.distillation.transfer import softened_divergence
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.loop import fit
 from lorkd_deploy.training.fitting.objective import Objective
-from lorkd_deploy.training.fitting.transfer import softened_divergence
 from lorkd_deploy.training.networks.student import build_student
 from lorkd_deploy.training.processes import Processes, joined
 from tests.tiny_recipe import tiny_recipe

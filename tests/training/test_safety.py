@@ -17,8 +17,8 @@ from PIL import Image
 from lorkd_deploy import cli, decompose, export, load_bundle, pack, predict, report, teacher, verify
 from lorkd_deploy.clinic.audit import entries
 from lorkd_deploy.errors import ArtifactError, UsageError
-from lorkd_deploy.reporting import looks
-from lorkd_deploy.reporting.sources import read_sources
+from lorkd_deploy.reporting.facts import looks
+from lorkd_deploy.reporting.facts.sources import read_sources
 from lorkd_deploy.run import open_run
 from tests.tiny_recipe import write_recipe
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lorkd_deploy.cli.shared.render import Output
     from lorkd_deploy.deploy.artifact import Artifact
     from lorkd_deploy.deploy.candidates import Candidate
-    from lorkd_deploy.deploy.parity import Change, Compared, Parity
+    from lorkd_deploy.deploy.proof.parity import Change, Compared, Parity
 
 COLUMNS = ("parity", "inputs", "test images", "max |difference|", "tolerance", "labels flipped")
 CHAIN = (

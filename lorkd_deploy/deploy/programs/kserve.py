@@ -9,7 +9,8 @@
         inferenceservice.yaml   what goes to the cluster
 
 Written after KServe's resources `ServingRuntime` (v1alpha1) and `InferenceService` (v1beta1). Not
-run by us: there is no cluster here. What is in the pod, `tests/deploy/test_servers.py` runs.
+run by us: there is no cluster here. What is in the pod,
+`tests/deploy/servers/test_servers.py` runs.
 """
 
 from __future__ import annotations

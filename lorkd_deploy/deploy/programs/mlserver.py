@@ -6,7 +6,8 @@
         model-settings.json   what the server tells of the model, and what runs it
         engine/               the engine's folder as it was exported, and its model step
 
-Written after MLServer's documentation of its settings; `tests/deploy/test_servers.py` runs it.
+Written after MLServer's documentation of its settings;
+`tests/deploy/servers/test_servers.py` runs it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lorkd_deploy.deploy.model_step import LABEL, PROBABILITIES, Tensor, inputs, outputs, step_files
+from lorkd_deploy.deploy.answers.model_step import (
+    LABEL,
+    PROBABILITIES,
+    Tensor,
+    inputs,
+    outputs,
+    step_files,
+)
 from lorkd_deploy.deploy.programs.served import ServedModel
 
 ENGINE = "engine"

@@ -9,8 +9,8 @@
 Triton opens the file that config.pbtxt names and leaves everything else in a version's folder
 alone, so the proof stays beside the engine. `BACKENDS` are those that the server itself brings: it
 runs no engine of a third party's target. Written after the server's documentation (model
-repository, model configuration) and the backends' sources; `tests/deploy/test_triton.py` checks
-the configurations against the server's own schema.
+repository, model configuration) and the backends' sources;
+`tests/deploy/programs/test_triton.py` checks the configurations against the server's own schema.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 Unlike the layout `triton`, for the backends of the runtimes, it takes images and gives
 probabilities, for every target; the server's Python needs lorkd-deploy and the target's runtime.
-`tests/deploy/test_servers.py` runs it.
+`tests/deploy/servers/test_servers.py` runs it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lorkd_deploy._version import __version__
-from lorkd_deploy.deploy.model_step import MOST, PROBABILITIES, Tensor, inputs, outputs, step_files
+from lorkd_deploy.deploy.answers.model_step import (
+    MOST,
+    PROBABILITIES,
+    Tensor,
+    inputs,
+    outputs,
+    step_files,
+)
 from lorkd_deploy.deploy.programs.served import ServedModel
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.deploy.programs.triton import CONFIG, LABELS, VERSION, labels

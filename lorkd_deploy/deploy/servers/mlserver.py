@@ -26,7 +26,7 @@ from mlserver.types import (
 from mlserver.utils import get_model_uri
 
 from lorkd_deploy.arrays import U8
-from lorkd_deploy.deploy.model_step import IMAGE, ModelStep
+from lorkd_deploy.deploy.answers.model_step import IMAGE, ModelStep
 from lorkd_deploy.errors import ImageError, LorkdError
 
 

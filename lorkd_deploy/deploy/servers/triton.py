@@ -13,7 +13,7 @@ from typing import Any
 
 import triton_python_backend_utils as backend
 
-from lorkd_deploy.deploy.model_step import IMAGE, ModelStep
+from lorkd_deploy.deploy.answers.model_step import IMAGE, ModelStep
 from lorkd_deploy.errors import ImageError, LorkdError
 
 

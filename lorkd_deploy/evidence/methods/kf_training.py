@@ -14,13 +14,13 @@ from lorkd_deploy.evidence.methods.kf import FactorisedNetwork, InfoMax
 from lorkd_deploy.evidence.methods.stages import StagedNetwork
 from lorkd_deploy.training.batches.loader import Batch
 from lorkd_deploy.training.batches.setup import Setup
-from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.fitting.distillation.features import TeacherFeatures
+from lorkd_deploy.training.fitting.distillation.transfer import logit_divergence
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.loop import fit
 from lorkd_deploy.training.fitting.losses import batch_accuracy
 from lorkd_deploy.training.fitting.objective import Loss, Objective
-from lorkd_deploy.training.fitting.transfer import logit_divergence
 from lorkd_deploy.training.networks.network import TeacherNetwork, place
 from lorkd_deploy.training.networks.restore import Teacher
 

@@ -13,7 +13,7 @@ from lorkd_deploy.progress import Progress
 from lorkd_deploy.run import Run
 from lorkd_deploy.storage import carry_over
 from lorkd_deploy.training.batches.setup import Setup
-from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.fitting.distillation.features import TeacherFeatures
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.probe import fit_heads
 from lorkd_deploy.training.networks.network import TeacherNetwork

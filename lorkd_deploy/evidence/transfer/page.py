@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorkd_deploy.evidence.comparison import RESAMPLES
-from lorkd_deploy.evidence.page import seeds_in_words, warnings
-from lorkd_deploy.evidence.plots import dots
-from lorkd_deploy.evidence.statistics import RARE
-from lorkd_deploy.evidence.tables import TITLES, differences_table, interval
+from lorkd_deploy.evidence.analysis.comparison import RESAMPLES
+from lorkd_deploy.evidence.analysis.statistics import RARE
+from lorkd_deploy.evidence.pages.page import seeds_in_words, warnings
+from lorkd_deploy.evidence.pages.plots import dots
+from lorkd_deploy.evidence.pages.tables import TITLES, differences_table, interval
 from lorkd_deploy.evidence.transfer.result import ShotsResult, TransferResult
 from lorkd_deploy.reporting.cells import label
 from lorkd_deploy.reporting.files import Written, write_page

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lorkd_deploy.evidence.comparison import Comparison
+from lorkd_deploy.evidence.analysis.comparison import Comparison
 from lorkd_deploy.schema import Part
 
 RESULT = "result.json"

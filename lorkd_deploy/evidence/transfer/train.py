@@ -28,7 +28,7 @@ from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import claim, claimed
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.training.batches.setup import Setup, open_setup
-from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.fitting.distillation.features import TeacherFeatures
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.probe import fit_heads
 from lorkd_deploy.training.fitting.student import fit_student

@@ -16,8 +16,8 @@ from pathlib import Path
 from lorkd_deploy.bundle.write import now
 from lorkd_deploy.data import TaskData
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
+from lorkd_deploy.evidence.analysis.comparison import TestSplit, compared
 from lorkd_deploy.evidence.answers import Answers
-from lorkd_deploy.evidence.comparison import TestSplit, compared
 from lorkd_deploy.evidence.transfer.joint import prepare
 from lorkd_deploy.evidence.transfer.recipes import TASK, joint_recipe, new_recipe
 from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult

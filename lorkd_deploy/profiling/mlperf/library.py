@@ -11,8 +11,8 @@ import numpy as np
 from lorkd_deploy.arrays import I64
 from lorkd_deploy.data import Split
 from lorkd_deploy.deploy.artifact import Artifact
+from lorkd_deploy.profiling.planning.setup import Setup
 from lorkd_deploy.profiling.scoring import inputs, open_task
-from lorkd_deploy.profiling.setup import Setup
 
 GENERATED = 64  # images, for an engine whose test images are not here
 

@@ -17,8 +17,8 @@ from lorkd_deploy.metrics.interval import around, where_defined
 from lorkd_deploy.profiling.mlperf.library import Library, Place
 from lorkd_deploy.profiling.mlperf.log import read_answers, read_log
 from lorkd_deploy.profiling.mlperf.profile import LOGS, Scenario, ScenarioRun, ScenarioScore
-from lorkd_deploy.profiling.protocol import Protocol
-from lorkd_deploy.profiling.selection import is_teacher
+from lorkd_deploy.profiling.planning.protocol import Protocol
+from lorkd_deploy.profiling.planning.selection import is_teacher
 from lorkd_deploy.profiling.worker.process import EngineProcess
 from lorkd_deploy.storage import folder_atomic
 

@@ -25,9 +25,9 @@ from lorkd_deploy.profiling.mlperf.profile import (
 )
 from lorkd_deploy.profiling.mlperf.run import Plan, run_scenario
 from lorkd_deploy.profiling.notes import state_of, unscored
+from lorkd_deploy.profiling.planning.selection import EngineFilter
+from lorkd_deploy.profiling.planning.setup import Setup, set_up
 from lorkd_deploy.profiling.rounds.best_batch import best_batch
-from lorkd_deploy.profiling.selection import EngineFilter
-from lorkd_deploy.profiling.setup import Setup, set_up
 from lorkd_deploy.progress import Progress, bar
 from lorkd_deploy.schema import write_part
 from lorkd_deploy.storage import exclusive

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.planning.protocol import Protocol
 from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError
 
 GAIN = 1.02  # a larger batch has to do so much more to be worth its wait

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.machine.power import open_power
-from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.planning.protocol import Protocol
 from lorkd_deploy.profiling.rounds.best_batch import best_batch
 from lorkd_deploy.profiling.rounds.round import Instruments, Round, measure_round
 from lorkd_deploy.profiling.rounds.store import KeptRounds

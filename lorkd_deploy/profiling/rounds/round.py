@@ -23,7 +23,7 @@ from lorkd_deploy.profiling.conditions import (
     snapshot,
     worst,
 )
-from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.planning.protocol import Protocol
 from lorkd_deploy.profiling.timing import RoundCalls
 from lorkd_deploy.profiling.worker.process import EngineProcess
 from lorkd_deploy.profiling.worker.stages import STAGES

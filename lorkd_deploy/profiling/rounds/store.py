@@ -17,7 +17,7 @@ from lorkd_deploy._version import __version__
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import LorkdError, UsageError
 from lorkd_deploy.profiling.conditions import Conditions
-from lorkd_deploy.profiling.protocol import Protocol
+from lorkd_deploy.profiling.planning.protocol import Protocol
 from lorkd_deploy.profiling.rounds.round import Round
 from lorkd_deploy.profiling.timing import RoundCalls
 from lorkd_deploy.schema import document_bytes, read_document

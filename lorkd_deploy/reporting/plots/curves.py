@@ -10,8 +10,8 @@ import numpy as np
 from lorkd_deploy.arrays import F64, I64
 from lorkd_deploy.metrics.decisions import BINS, bins
 from lorkd_deploy.metrics.score import one_against_rest
-from lorkd_deploy.reporting.answers import Answers
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION, label, number
+from lorkd_deploy.reporting.facts.answers import Answers
 from lorkd_deploy.reporting.plots import svg
 from lorkd_deploy.reporting.plots.figure import Figure, Key
 from lorkd_deploy.reporting.table import Column, Table

@@ -18,9 +18,9 @@ from lorkd_deploy.reporting.cells import (
     number,
     significant,
 )
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.plots import svg
 from lorkd_deploy.reporting.plots.figure import Figure
-from lorkd_deploy.reporting.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 TITLE = "Latency, round by round"

@@ -9,9 +9,9 @@ from lorkd_deploy.profiling.figures import ACCURACY, AUC, P50, PEAK, SIZE, Answe
 from lorkd_deploy.profiling.figures import Figure as Measure
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import in_unit, label, number, significant
+from lorkd_deploy.reporting.facts.sources import Pair, Sources
 from lorkd_deploy.reporting.plots import svg
 from lorkd_deploy.reporting.plots.figure import Figure, Key
-from lorkd_deploy.reporting.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 COLOURS = 8

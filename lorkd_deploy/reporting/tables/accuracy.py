@@ -6,7 +6,7 @@ from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.profiling.figures import ACCURACY, AUC
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import FOUNDATION, column, figure_cell, label, number
-from lorkd_deploy.reporting.sources import Sources, by_model
+from lorkd_deploy.reporting.facts.sources import Sources, by_model
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 INTRO = (

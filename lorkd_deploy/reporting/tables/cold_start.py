@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lorkd_deploy.profiling.figures import FIRST, LOAD, START, UNCACHED_START
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import column, engine_cell, engine_name, number, spread
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 CAPTION = (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from lorkd_deploy.profiling.conditions import Conditions
 from lorkd_deploy.profiling.resampling import spread as spread_of
 from lorkd_deploy.reporting.cells import engine_cell, label, number, spread
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 CAPTION = (

@@ -8,8 +8,8 @@ import numpy as np
 
 from lorkd_deploy.arrays import I64
 from lorkd_deploy.metrics.decisions import decided
-from lorkd_deploy.reporting.answers import Answers
 from lorkd_deploy.reporting.cells import FOUNDATION, label, number
+from lorkd_deploy.reporting.facts.answers import Answers
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 

@@ -15,7 +15,7 @@ from lorkd_deploy.reporting.cells import (
     number,
     significant,
 )
-from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.facts.sources import Pair, Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
 
 # Accuracy and AUC have a table of their own; a difference in points is none of AUC.

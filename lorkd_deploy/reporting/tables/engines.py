@@ -31,8 +31,8 @@ from lorkd_deploy.reporting.cells import (
     ratio_cell,
     significant,
 )
-from lorkd_deploy.reporting.shown_engine import fault
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.shown_engine import fault
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 CAPTION = (

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.metrics.interval import Interval
-from lorkd_deploy.reporting import looks
 from lorkd_deploy.reporting.cells import label, number
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts import looks
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 from lorkd_deploy.safety.coverage import promise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorkd_deploy.profiling.figures import JOULES, OF_CALLS, PEAK, SIZE, Measured
 from lorkd_deploy.reporting.cells import FEW_CALLS, column, engine_cell, figure_cell
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Column, Table
 
 INTRO = (

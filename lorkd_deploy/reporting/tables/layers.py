@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import engine_cell, label, number
-from lorkd_deploy.reporting.shown_engine import chosen
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.shown_engine import chosen
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 MOST = 8  # layers of an engine

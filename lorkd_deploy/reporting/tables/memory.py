@@ -5,7 +5,7 @@ from __future__ import annotations
 from lorkd_deploy.profiling.figures import GPU, LOADED, PEAK, SIZE
 from lorkd_deploy.profiling.profile import EngineProfile
 from lorkd_deploy.reporting.cells import column, engine_cell, figure_cell, label, number, spread
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 MEMORY = (

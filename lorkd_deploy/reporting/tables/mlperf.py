@@ -5,7 +5,7 @@ from __future__ import annotations
 from lorkd_deploy.profiling.figures import ACCURACY
 from lorkd_deploy.profiling.mlperf.profile import ScenarioRun
 from lorkd_deploy.reporting.cells import FOUNDATION, engine_cell, figure_cell, label, number
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 CAPTION = (

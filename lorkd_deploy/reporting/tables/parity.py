@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from lorkd_deploy.bundle.manifest import TEACHER
 from lorkd_deploy.deploy.artifact import Artifact
-from lorkd_deploy.deploy.chain import ENGINE, TRAINED
-from lorkd_deploy.deploy.parity import Change, Compared
+from lorkd_deploy.deploy.proof.chain import ENGINE, TRAINED
+from lorkd_deploy.deploy.proof.parity import Change, Compared
 from lorkd_deploy.reporting.cells import EXPERT, FOUNDATION, UNMEASURED, artifact_cell, label
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 WHOLE = f"{TRAINED} → {ENGINE}"

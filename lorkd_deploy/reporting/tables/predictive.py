@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.figures import ACCURACY
 from lorkd_deploy.reporting.cells import figure_cell, in_unit, label
-from lorkd_deploy.reporting.counts import Counts, counts
-from lorkd_deploy.reporting.shown_engine import chosen
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.counts import Counts, counts
+from lorkd_deploy.reporting.facts.shown_engine import chosen
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 TITLE = "What a yes and a no are worth"

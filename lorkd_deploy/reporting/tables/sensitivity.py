@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.precisions.sensitivity import LayerGroup, Sensitivity
 from lorkd_deploy.reporting.cells import artifact_cell, label, signed
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 MOST = 8  # layers of an engine that don't stay in float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorkd_deploy.profiling.figures import END_TO_END
 from lorkd_deploy.reporting.cells import column, engine_cell, spread
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Column, Table
 
 CAPTION = (

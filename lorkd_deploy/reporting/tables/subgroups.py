@@ -5,7 +5,7 @@ from __future__ import annotations
 from lorkd_deploy.profiling.figures import OF_ANSWERS
 from lorkd_deploy.profiling.profile import Gap
 from lorkd_deploy.reporting.cells import column, figure_cell, label, number
-from lorkd_deploy.reporting.sources import Sources
+from lorkd_deploy.reporting.facts.sources import Sources
 from lorkd_deploy.reporting.table import Cell, Column, Table
 
 TOO_FEW = "too few to tell"

@@ -15,12 +15,12 @@ from lorkd_deploy.reporting.cells import (
     ratio_cell,
     significant,
 )
-from lorkd_deploy.reporting.counts import Counts, counts, right
-from lorkd_deploy.reporting.shown_engine import RULE, chosen
-from lorkd_deploy.reporting.sources import Pair, Sources
+from lorkd_deploy.reporting.facts.counts import Counts, counts, right
+from lorkd_deploy.reporting.facts.shown_engine import RULE, chosen
+from lorkd_deploy.reporting.facts.sources import Pair, Sources
+from lorkd_deploy.reporting.facts.to_do import to_do
+from lorkd_deploy.reporting.facts.verdicts import Verdict, margin, verdict
 from lorkd_deploy.reporting.table import Cell, Column, Table
-from lorkd_deploy.reporting.to_do import to_do
-from lorkd_deploy.reporting.verdicts import Verdict, margin, verdict
 from lorkd_deploy.reporting.words import source_of
 
 TITLE = "Is it as good as the foundation model?"

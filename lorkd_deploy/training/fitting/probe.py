@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorkd_deploy.metrics.score import score
-from lorkd_deploy.training.fitting.features import TeacherFeatures
+from lorkd_deploy.training.fitting.distillation.features import TeacherFeatures
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.losses import label_loss

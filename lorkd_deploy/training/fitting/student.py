@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from lorkd_deploy.experts import ExpertClassifier
+from lorkd_deploy.training.fitting.distillation.transfer import Transfer, transfer_of
 from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.fitting.job import Job
 from lorkd_deploy.training.fitting.loop import fit
 from lorkd_deploy.training.fitting.objective import Objective
-from lorkd_deploy.training.fitting.transfer import Transfer, transfer_of
 from lorkd_deploy.training.networks.network import place
 from lorkd_deploy.training.networks.restore import Teacher
 from lorkd_deploy.training.ranks.auto_rank import check_budget, truncate_to_budget

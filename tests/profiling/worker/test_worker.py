@@ -15,7 +15,7 @@ import pytest
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, EngineFile
-from lorkd_deploy.deploy.graph import onnx_model
+from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.profiling.worker import calls
 from lorkd_deploy.profiling.worker.calls import MOST_WINDOWS, timed_calls, warm_up
 from lorkd_deploy.profiling.worker.process import EngineProcess, WorkerError

@@ -17,7 +17,7 @@ from torch import nn  # noqa: E402
 from lorkd_deploy import add_experts, load_bundle  # noqa: E402
 from lorkd_deploy.bundle.manifest import LayerEntry  # noqa: E402
 from lorkd_deploy.bundle.write import Contents, write_bundle  # noqa: E402
-from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
+from lorkd_deploy.deploy.graphs.graph import onnx_model  # noqa: E402
 from lorkd_deploy.experts import ExpertClassifier  # noqa: E402
 from lorkd_deploy.training.bundling.graph_template import graph_template  # noqa: E402
 from tests import tiny_bundle  # noqa: E402

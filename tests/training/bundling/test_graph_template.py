@@ -26,7 +26,7 @@ from lorkd_deploy.bundle import size  # noqa: E402
 from lorkd_deploy.bundle.manifest import FoldEntry, LayerEntry  # noqa: E402
 from lorkd_deploy.bundle.read import Bundle, load_bundle  # noqa: E402
 from lorkd_deploy.bundle.write import Contents, write_bundle  # noqa: E402
-from lorkd_deploy.deploy.graph import onnx_model  # noqa: E402
+from lorkd_deploy.deploy.graphs.graph import onnx_model  # noqa: E402
 from lorkd_deploy.errors import ModelError  # noqa: E402
 from lorkd_deploy.lowrank.delta import delta_weight  # noqa: E402
 from lorkd_deploy.models import build  # noqa: E402

@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorkd_deploy.training.batches.setup import balanced_weights
+from lorkd_deploy.training.fitting.distillation.transfer import (
+    logit_divergence,
+    softened_divergence,
+)
 from lorkd_deploy.training.fitting.losses import batch_accuracy, label_loss
-from lorkd_deploy.training.fitting.transfer import logit_divergence, softened_divergence
 
 torch.manual_seed(0)
 
