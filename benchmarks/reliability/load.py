@@ -1,28 +1,30 @@
 """Load: threads that switch experts, memory over all of it, and processes that start at once.
 
-    python benchmarks/reliability/load.py --switches 10000 --target onnx
+    python benchmarks/reliability/load.py --switches 10000 --target onnx --target openvino
 
 On a run of the tests' tiny network with four tasks. 8 threads share one `Switchboard` whose budget
 holds the largest engine alone, so that engines are closed and opened all along. Every answer is
 compared, bit for bit, with the asked task's own, which was compared before with the unfused expert
-in float64. The process's resident memory is read all along; its slope is that of a line through the
-means of blocks, the first fifth left out, with Student's interval of 95 %. Before that 64 processes
-predict from one run folder at once. Writes results/reliability-load.json and .md; a target whose
-switches were done is left out.
+in float64. Memory is judged against a control, the same threads that open the same files with the
+runtime alone, each in a process of its own: ours may not grow by more. `--minutes 60` spreads the
+switches over an hour. Before that 64 processes predict from one run folder at once. Writes
+results/reliability-load.json and .md, and exits with 1 after a wrong answer or growth; a target
+whose switches were done is left out.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import multiprocessing
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -32,6 +34,7 @@ if __name__ == "__main__":
 
 from benchmarks.reliability.campaign import QUICK, Campaign, parser_of
 from benchmarks.reliability.children import Child
+from benchmarks.reliability.growth import BARE, LIMIT, ROUNDS, THREADS, Slope, in_rounds
 from benchmarks.reliability.stages import material
 from lorkd_deploy.deploy import switchboard
 from lorkd_deploy.deploy.artifact import find_artifacts, open_engine
@@ -41,28 +44,37 @@ from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.machine.memory import resident
 from tests.deploy.made_run import OF_TASK, PREPROCESS, true_logits
 
-THREADS, PROCESSES, BLOCKS = 8, 64, 20
-T95 = 2.145  # Student's, for the 16 blocks of the last four fifths: 14 degrees of freedom
+PROCESSES = 64
+TASKS = tuple(OF_TASK)
 PROTOCOL = (
     f"{THREADS} threads switch one Switchboard between four experts, its budget being the largest "
     "engine alone, and compare every answer with the asked expert's own, bit for bit. Memory: the "
-    "slope of the process's resident memory over the last four fifths, with an interval of 95 %. "
+    f"slope of resident memory over the engines opened, read {ROUNDS} times while nothing is under "
+    "way, garbage collected and free memory given back, the first fifth left out, with intervals "
+    "of 95 %. The control is a process whose threads open the same files with the runtime alone. "
+    f"Ours grows where the interval of the difference is above {LIMIT} KiB per 1,000 engines. "
     f"{PROCESSES} processes predict from one run folder at once."
 )
 
 
-def slope(done: Any, mib: Any) -> tuple[float, float, float]:
-    """Line through the means of blocks of `mib` over `done` switches: KiB per 1,000, and its
-    interval of 95 %; the first fifth of the blocks is left out.
-    """
-    blocks = np.array_split(np.arange(len(done)), BLOCKS)[BLOCKS // 5 :]
-    x = np.array([np.mean(done[block]) for block in blocks]) / 1000
-    y = np.array([np.mean(mib[block]) for block in blocks]) * 1024
-    away = x - x.mean()
-    found = float(away @ y / (away @ away))
-    rest = y - y.mean() - found * away
-    error = float(np.sqrt(rest @ rest / (len(x) - 2) / (away @ away)))
-    return found, found - T95 * error, found + T95 * error
+class Load(NamedTuple):
+    """What came of it: the answers' outcomes, the engines opened, memory."""
+
+    outcomes: dict[str, int]
+    opened: int
+    slope: Slope
+    peak: float  # MiB
+    minutes: float
+
+
+def _batch() -> Any:
+    shape = (3, 3, PREPROCESS.size, PREPROCESS.size)
+    return np.random.default_rng(5).normal(size=shape).astype(np.float32)
+
+
+def _order(count: int) -> list[str]:
+    """The task of each switch."""
+    return [TASKS[n] for n in np.random.default_rng(count).integers(len(TASKS), size=count)]
 
 
 def own_answers(run: Path, target: str, batch: Any) -> dict[str, Any]:
@@ -78,49 +90,71 @@ def own_answers(run: Path, target: str, batch: Any) -> dict[str, Any]:
     return known
 
 
-def switched(run: Path, target: str, count: int) -> tuple[Counter[str], dict[str, float]]:
-    """Outcomes of `count` switches, and the figures of memory."""
-    size = PREPROCESS.size
-    batch = np.random.default_rng(5).normal(size=(3, 3, size, size)).astype(np.float32)
+def switched(run: Path, target: str, count: int, minutes: float = 0, rounds: int = ROUNDS) -> Load:
+    """`count` switches of a `Switchboard`."""
+    batch, order = _batch(), _order(count)
     known = own_answers(run, target, batch)
     budget = max(a.bytes for a in find_artifacts(run) if a.target == target) / MIB
     outcomes: Counter[str] = Counter()
-    numbers, turn = itertools.count(), threading.Lock()
-    samples: list[tuple[int, float]] = []
-    every = max(1, count // 400)
+    counting, opened, began = threading.Lock(), _Opened(open_engine), time.monotonic()
 
-    def work(seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        while (number := next(numbers)) < count:
-            task = list(OF_TASK)[rng.integers(len(OF_TASK))]
-            with board.department(OF_TASK[task], task) as engine:
-                right = np.array_equal(engine(batch), known[task])
-            with turn:
-                outcomes["right" if right else "mixed"] += 1
-                if number % every == 0:
-                    samples.append((number, resident().now or 0.0))
+    def switch(number: int) -> None:
+        task = order[number]
+        with board.department(OF_TASK[task], task) as engine:
+            right = np.array_equal(engine(batch), known[task])
+        with counting:
+            outcomes["right" if right else "mixed"] += 1
 
-    began, opened = time.monotonic(), _Opened()
     with (
         patch.object(switchboard, "open_engine", opened),
         Switchboard(run, target, budget=budget) as board,
-        ThreadPoolExecutor(THREADS) as pool,
     ):
-        list(pool.map(work, range(THREADS)))
-    done, mib = np.array(sorted(samples)).T
-    found = dict(zip(("KiB", "low", "high"), slope(done, mib), strict=True))
+        found = in_rounds(switch, count, opened.times, minutes, rounds)
+    return _load(outcomes, opened.count, found, began)
+
+
+def control(run: Path, target: str, count: int, minutes: float = 0, rounds: int = ROUNDS) -> Load:
+    """As many switches between the same files with the runtime alone, one model kept open."""
+    batch, order = _batch(), _order(count)
+    files = {
+        a.engine: a.folder / a.files[0].name for a in find_artifacts(run) if a.target == target
+    }
+    opened, began = _Opened(BARE[target]()), time.monotonic()
+    turn = threading.Lock()
+    kept: dict[str, Callable[[Any], Any]] = {}
+
+    def switch(number: int) -> None:
+        task = order[number]
+        with turn:
+            if task not in kept:
+                kept.clear()
+                kept[task] = opened(str(files[task]))
+            answer = kept[task]
+        answer(batch)
+
+    found = in_rounds(switch, count, opened.times, minutes, rounds)
+    return _load({}, opened.count, found, began)
+
+
+def _load(outcomes: dict[str, int], opened: int, found: Slope, began: float) -> Load:
     minutes = (time.monotonic() - began) / 60
-    return outcomes, found | {"minutes": minutes, "opened": opened.count, "MiB": float(mib[-1])}
+    return Load(dict(outcomes), opened, found, resident().peak or 0.0, minutes)
 
 
 class _Opened:
-    """`open_engine`, counted."""
+    """What opens engines, and how many it has opened."""
 
-    count = 0
+    def __init__(self, opens: Callable[..., Any]) -> None:
+        self._opens, self._counting = opens, threading.Lock()
+        self.count = 0
+
+    def times(self) -> int:
+        return self.count
 
     def __call__(self, *given: Any) -> Any:
-        self.count += 1
-        return open_engine(*given)
+        with self._counting:
+            self.count += 1
+        return self._opens(*given)
 
 
 def at_once(campaign: Campaign, start: Path, folder: Path, processes: int = PROCESSES) -> None:
@@ -142,27 +176,41 @@ def at_once(campaign: Campaign, start: Path, folder: Path, processes: int = PROC
         campaign.add(f"{processes} processes at once", "right" if right else "wrong", fault)
 
 
-def run(campaign: Campaign, start: Path, folder: Path, target: str, switches: int) -> None:
-    """The threads' switches for `target`, unless they were done."""
+def run(campaign: Campaign, start: Path, target: str, switches: int, minutes: float = 0) -> None:
+    """The threads' switches for `target` and the control's beside them, unless they were done."""
     part = f"switches, {target}"
     if campaign.done(part) >= switches:
         return
     export(start / "run", target)
-    outcomes, figures = switched(start / "run", target, switches)
-    campaign.counts[part] = dict(outcomes)
-    if outcomes["mixed"]:
-        campaign.faults.append({"part": part, "outcome": "mixed", "count": outcomes["mixed"]})
+    fresh = multiprocessing.get_context("spawn")  # no memory, thread or lock of this process's
+    with ProcessPoolExecutor(2, fresh) as apart:
+        both = [
+            apart.submit(load, start / "run", target, switches, minutes)
+            for load in (switched, control)
+        ]
+        judge(campaign, part, *(load.result() for load in both))
+
+
+def judge(campaign: Campaign, part: str, ours: Load, bare: Load) -> None:
+    """Count the answers, tell what became of memory, and add as faults what should not be."""
+    campaign.counts[part] = ours.outcomes
+    if mixed := ours.outcomes.get("mixed"):
+        campaign.faults.append({"part": part, "outcome": "mixed", "count": mixed})
+    more = ours.slope - bare.slope
+    if more.grows:
+        campaign.faults.append({"part": part, "outcome": "memory grows", "more": str(more)})
     campaign.figures[part] = (
-        f"{figures['opened']} engines were opened and closed in {figures['minutes']:.1f} min; "
-        f"resident memory at the end {figures['MiB']:.0f} MiB, slope {figures['KiB']:+.1f} KiB per "
-        f"1,000 switches (95 %: {figures['low']:+.1f} to {figures['high']:+.1f})"
+        f"{ours.opened} engines opened and closed in {ours.minutes:.1f} min, at most "
+        f"{ours.peak:.0f} MiB resident; memory's slope per 1,000 engines {ours.slope}, of the "
+        f"runtime alone {bare.slope} ({bare.opened} opened), ours beyond that {more}"
     )
 
 
 def main() -> int:
     parser = parser_of(__doc__ or "")
     parser.add_argument("--switches", type=int, default=10_000)
-    parser.add_argument("--target", action="append", default=[])
+    parser.add_argument("--target", action="append", default=[], choices=tuple(BARE))
+    parser.add_argument("--minutes", type=float, default=0, help="over which they are spread")
     given = parser.parse_args()
     campaign = Campaign("load", given.seed, given.results)
     with tempfile.TemporaryDirectory(dir=QUICK) as name:
@@ -171,7 +219,7 @@ def main() -> int:
         if not campaign.done(f"{PROCESSES} processes at once"):
             at_once(campaign, start, folder)  # before there are threads, which a fork would lose
         for target in given.target or ["onnx"]:
-            run(campaign, start, folder, target, given.switches)
+            run(campaign, start, target, given.switches, given.minutes)
             campaign.write("Load", PROTOCOL)
     print(json.dumps(campaign.figures, indent=1))
     return bool(campaign.faults)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.reliability import load
+from benchmarks.reliability import growth, load
 from benchmarks.reliability.campaign import Campaign
+from benchmarks.reliability.growth import Slope, in_rounds
 
 
 def test_eight_threads_and_four_processes_get_their_own_answers(
@@ -18,8 +19,8 @@ def test_eight_threads_and_four_processes_get_their_own_answers(
     campaign = Campaign("load", seed=0, folder=tmp_path)
     here = shutil.copytree(start, tmp_path / "start")
     load.at_once(campaign, here, tmp_path, 4)
-    load.run(campaign, here, tmp_path, "onnx", 120)
-    assert campaign.faults == []
+    load.run(campaign, here, "onnx", 120)
+    assert not [fault for fault in campaign.faults if fault["outcome"] != "memory grows"]
     assert campaign.counts == {
         "4 processes at once": {"right": 4},
         "switches, onnx": {"right": 120},
@@ -28,7 +29,7 @@ def test_eight_threads_and_four_processes_get_their_own_answers(
     assert 8 < opened <= 120  # four tasks, and the budget is for one: they are opened anew
     campaign.write("Load", load.PROTOCOL)
     told = campaign.file.with_suffix(".md").read_text()
-    assert f"- switches, onnx: {opened} engines were opened" in told
+    assert f"- switches, onnx: {opened} engines opened and closed" in told
     assert Campaign("load", seed=0, folder=tmp_path).figures == campaign.figures
 
 
@@ -44,16 +45,49 @@ def test_another_experts_answer_is_seen(
 
     monkeypatch.setattr(load, "own_answers", swapped)
     load.export(here / "run", task=["lung", "heart"])
-    outcomes, _ = load.switched(here / "run", "onnx", 40)
-    assert outcomes["right"] + outcomes["mixed"] == 40
-    assert 0 < outcomes["mixed"] < 40
+    ours = load.switched(here / "run", "onnx", 40, rounds=20)
+    assert ours.outcomes["right"] + ours.outcomes["mixed"] == 40
+    assert 0 < ours.outcomes["mixed"] < 40
+    campaign = Campaign("load", seed=0, folder=tmp_path)
+    load.judge(campaign, "switches, onnx", ours, ours)
+    assert [fault["outcome"] for fault in campaign.faults] == ["mixed"]
 
 
-@pytest.mark.parametrize("growth", [0.0, 3.0])
-def test_the_slope_of_memory_and_its_interval(growth: float) -> None:
+@pytest.mark.parametrize("growing", [0.0, 3.0])
+def test_the_slope_of_memory_and_its_interval(growing: float) -> None:
     done = np.arange(400) * 25.0
     noise = np.random.default_rng(0).normal(size=400)
     early = np.where(done < 1500, 50, 0)  # what is there once for all is no slope
-    found, low, high = load.slope(done, 100 + growth * done / 1000 / 1024 + 0.01 * noise - early)
-    assert low < growth < high and low < found < high
+    found = growth.slope(done, 1e5 + growing * done / 1000 + 10 * noise - 1024 * early)
+    low, high = found.interval
+    assert low < growing < high and low < found.kib < high
     assert high - low < 3
+
+
+def test_memory_that_is_lost_is_a_fault_and_the_runtimes_own_is_not(tmp_path: Path) -> None:
+    kept: list[bytearray] = []
+    lost = in_rounds(lambda _: kept.append(bytearray(4096)), 4000, lambda: len(kept), rounds=20)
+    assert lost.kib == pytest.approx(4096, rel=0.1) and lost.grows
+    kept.clear()
+    times = iter(range(20))
+    garbage = in_rounds(_garbage, 4000, lambda: 200 * next(times), rounds=20)
+    assert not garbage.grows
+    campaign = Campaign("load", seed=0, folder=tmp_path)
+    ours = load.Load({"right": 4000}, 4000, lost, 90.0, 1.0)
+    load.judge(campaign, "switches, onnx", ours, ours._replace(slope=garbage))
+    assert [fault["outcome"] for fault in campaign.faults] == ["memory grows"]
+    again = Campaign("load", seed=1, folder=tmp_path)
+    load.judge(again, "switches, onnx", ours, ours)  # the control loses as much
+    assert again.faults == []
+
+
+def _garbage(_: int) -> None:
+    """What waits for the collector, as a JSON encoder's closures do."""
+    ring: list[object] = [bytearray(4096)]
+    ring.append(ring)
+
+
+def test_what_cannot_be_told_from_the_smallest_object_is_no_growth() -> None:
+    assert not Slope(40.0, 12.0).grows  # 14 to 66
+    assert Slope(40.0, 8.0).grows
+    assert (Slope(5.0, 3.0) - Slope(1.0, 4.0)) == Slope(4.0, 5.0)
