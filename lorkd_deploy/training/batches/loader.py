@@ -41,7 +41,8 @@ def threads() -> int:
 
 
 @cache
-def _readers() -> ThreadPoolExecutor:
+def _readers(process: int) -> ThreadPoolExecutor:
+    """The pool of a process by its id: one that was forked has none of its parent's threads."""
     return ThreadPoolExecutor(threads(), "lorkd-reader")
 
 
@@ -77,7 +78,7 @@ class Images:
             for place, index in enumerate(indices[start : start + CHUNK], start):
                 out[place] = self._preprocess.geometry(self.split.images[int(index)])
 
-        for _ in _readers().map(fill, range(0, len(indices), CHUNK)):
+        for _ in _readers(os.getpid()).map(fill, range(0, len(indices), CHUNK)):
             pass  # the first image that can't be read raises
         return out
 

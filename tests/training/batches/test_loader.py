@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,13 +102,27 @@ class Files(Sequence[U8]):
 
 def test_images_that_threads_read_stay_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IN_MEMORY", 0)
-    monkeypatch.setattr(module, "_readers", lambda: pool)
+    monkeypatch.setattr(module, "_readers", lambda _: pool)
     rows = np.random.default_rng(0).permutation(200)
     with ThreadPoolExecutor(4) as pool:
         made = Images(Split(Files(), np.arange(200)), PREPROCESS)[rows]
         np.testing.assert_array_equal(made[:, 0, 0, 0], rows)
         with pytest.raises(ImageError, match="image 51"):  # the first in order, not in time
             Images(Split(Files(bad=51), np.arange(200)), PREPROCESS)[np.arange(200)]
+
+
+def test_a_forked_process_reads_with_threads_of_its_own() -> None:
+    """Those of its parent, which has read before, aren't there."""
+    images = np.arange(100, dtype=np.uint8)[:, None, None] + np.zeros((1, 8, 8), np.uint8)
+    parents = Images(Split(images, np.arange(100)), PREPROCESS).held
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # later Pythons warn of the fork of a process with threads
+        child = os.fork()
+    if not child:
+        signal.alarm(20)  # what hangs is ended by it
+        made = Images(Split(images, np.arange(100)), PREPROCESS).held
+        os._exit(int(not np.array_equal(made, parents)))
+    assert os.waitpid(child, 0)[1] == 0
 
 
 class FirstIsSlow(Loader):
