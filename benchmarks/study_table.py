@@ -19,10 +19,17 @@ from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.analysis.comparison import Difference
 from lorkd_deploy.evidence.analysis.statistics import Estimate
 from lorkd_deploy.evidence.methods.table import METHODS
-from lorkd_deploy.evidence.pages.page import seeds_in_words, study_page, verdicts_in_words, warnings
+from lorkd_deploy.evidence.pages.page import (
+    data_warnings,
+    seeds_in_words,
+    study_page,
+    verdicts_in_words,
+    warnings,
+)
 from lorkd_deploy.evidence.pages.report import as_markdown
 from lorkd_deploy.evidence.pages.tables import interval, others
 from lorkd_deploy.evidence.result import RESULT, StudyResult
+from lorkd_deploy.reporting.markdown import plain
 from lorkd_deploy.schema import read_part, write_part
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +178,7 @@ def every_task(result: StudyResult) -> str:
                 figure += "" if word == "not shown" else f", {result.first} *{word}*"
             cells.append(figure)
         lines.append(f"| {' | '.join(cells)} |")
+    shared = [f"- {plain(text)}" for text in data_warnings(result.check, "STUDY")]
     software = ", ".join(f"{n} {result.software[n]}" for n in SAID if n in result.software)
     lines += [
         "",
@@ -180,6 +188,7 @@ def every_task(result: StudyResult) -> str:
         "grades, costs, disentanglement and how it was done; "
         "`python benchmarks/study_table.py STUDY` writes these tables.",
         "",
+        *([*shared, ""] if shared else []),
         f"{missed(result)} {result.seconds / 3600:.1f} hours of training, a CPU thread each; "
         f"{result.created[:10]}, {software}.".lstrip(),
         "",

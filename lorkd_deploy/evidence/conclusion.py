@@ -12,6 +12,7 @@ import torch
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.bundle.write import now
+from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.errors import BundleError, LorkdError
 from lorkd_deploy.evidence.analysis.comparison import TestSplit, compared
 from lorkd_deploy.evidence.analysis.directions import Directions, directions
@@ -31,8 +32,11 @@ from lorkd_deploy.training.networks.restore import restored_teacher
 COMPUTED, COSTS = "computed", "costs.json"
 
 
-def conclusion(work: Work, done: dict[str, Trained], failed: dict[str, str]) -> StudyResult:
-    """What the study shows, from what its trainings answered; `done` and `failed` are by folder.
+def conclusion(
+    work: Work, done: dict[str, Trained], failed: dict[str, str], check: DataCheck
+) -> StudyResult:
+    """What the study shows, from what its trainings answered; `done` and `failed` are by folder,
+    `check` says what the splits share.
 
     Raises `LorkdError` where no seed was finished by every method.
     """
@@ -79,6 +83,7 @@ def conclusion(work: Work, done: dict[str, Trained], failed: dict[str, str]) -> 
         failed=failed,
         seconds=sum(own.seconds for own in done.values()),
         software=software(),
+        check=check.without_pairs(),
         created=now(),
     )
 

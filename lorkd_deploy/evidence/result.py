@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.analysis.comparison import Comparison
 from lorkd_deploy.evidence.analysis.directions import Directions
@@ -18,7 +19,8 @@ class StudyResult(Part):
     """Figures and differences; `seeds` are those that every one of `variants` finished.
 
     Differences are `first` minus another. `directions` is empty where no task has classes; `failed`
-    says by training's folder why it failed; `seconds` are those of all trainings together.
+    says by training's folder why it failed; `seconds` are those of all trainings together. `check`
+    is what the splits share, None in a result from before it was looked for.
     """
 
     schema_version: int = 1
@@ -33,6 +35,7 @@ class StudyResult(Part):
     failed: dict[str, str]
     seconds: float
     software: dict[str, str]
+    check: DataCheck | None = None
     created: str
 
     @property

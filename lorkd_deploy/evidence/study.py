@@ -4,6 +4,7 @@ STUDY/
   study.json        the recipe, resolved, and its hash: written first, never changed
   foundation/       the teacher, as a run, with its features of every training image
   VARIANT/seed-0/   a training: its recipe, history, weights, answers on the test images
+  data-check.json   what the splits share
   result.json       every figure and difference
   computed/         what these took long to compute, per training; it may be deleted
 """
@@ -15,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from lorkd_deploy.bundle.read import load_bundle
+from lorkd_deploy.datacheck.quick import warn_of_leaks
+from lorkd_deploy.datacheck.result import DataCheck, keep_check, read_check
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.conclusion import conclusion
 from lorkd_deploy.evidence.methods.kf_training import StagedTeacher, build_factorised
@@ -79,10 +82,13 @@ def study(
         known = _known(work)  # a recipe that can't be is told before anything is trained
         left = [training for training in work.trainings if training.folder not in known]
         answered = (folder / FOUNDATION / ANSWERS).exists()
-        if left or (work.has_foundation and not answered):
-            _prepare(work, recipe, set)
+        new = bool(left) or (work.has_foundation and not answered)
+        warned = new and _make_teacher(work, recipe, set)
+        check = _check(work, warned=warned)
+        if new and work.has_teacher:
+            _make_features(work)
         done, failed = _train_all(work, left, workers, cluster)
-        result = conclusion(work, known | done, failed)
+        result = conclusion(work, known | done, failed, check)
         write_part(folder / RESULT, result)
         return result
 
@@ -102,15 +108,33 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     write_part(file, StudyRecord(recipe=asked, recipe_sha256=recipe.sha256))
 
 
-def _prepare(work: Work, recipe: str | Path, changed: Sequence[str]) -> None:
-    """The teacher and its features of every training image, before any worker needs them."""
+def _make_teacher(work: Work, recipe: str | Path, changed: Sequence[str]) -> bool:
+    """Make the teacher, where one is wanted and there is none; whether it was made."""
     if work.factorises:
         build_factorised(work.setup)  # raises where no narrower network is known
-    if not work.has_teacher:
-        return
     home = work.folder / FOUNDATION
-    if not (home / "teacher").exists():
-        teacher(recipe, home, set=changed, resume=True, progress=work.progress)
+    if not work.has_teacher or (home / "teacher").exists():
+        return False
+    teacher(recipe, home, set=changed, resume=True, progress=work.progress)
+    return True
+
+
+def _check(work: Work, *, warned: bool) -> DataCheck:
+    """What the splits share, looked for once for all trainings, with a warning.
+
+    A teacher that is made looks for it too; one that was made just now has `warned`.
+    """
+    known = read_check(work.folder) or read_check(work.folder / FOUNDATION)
+    if known is not None:
+        keep_check(known, work.folder)
+        if warned:
+            return known
+    return warn_of_leaks(work.recipe, work.setup.data, work.folder, work.progress)
+
+
+def _make_features(work: Work) -> None:
+    """The teacher's features of every training image, before any worker needs them."""
+    home = work.folder / FOUNDATION
     known = restored_teacher(load_bundle(home / "teacher"), work.setup)
     run, cache = Run(home, home / "bundle"), home / "cache"
     job = Job("decompose", run, work.setup, progress=work.progress, cache_folder=cache)

@@ -225,8 +225,8 @@ def limits(sources: Sources, tasks: list[TaskEntry]) -> list[str]:
         "The figures hold for the test split named above and for nothing else; how the engine does "
         "on another hospital's images, devices or patients was not measured.",
         f"{_unmeasured(own)} behaviour on images of another kind: {UNMEASURED}.",
-        *cautions.leaks(sources, [task.name for task in tasks]),
-        *cautions.uncompared(sources, [task.name for task in tasks]),
+        *cautions.leaks(sources.check, [task.name for task in tasks]),
+        *cautions.uncompared(sources.check, [task.name for task in tasks]),
         "The probabilities are not calibrated risks; a threshold holds for images like those of "
         "the validation split.",
     ]

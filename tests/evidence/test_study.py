@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_backbone import backbone
 from tiny_recipe import tiny_recipe, write_recipe
 
+from lorkd_deploy.datacheck import quick
+from lorkd_deploy.datacheck.result import DATA_CHECK, read_check
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
+from lorkd_deploy.evidence.attempt import Call, Outcome, attempt
 from lorkd_deploy.evidence.methods import kf_training
+from lorkd_deploy.evidence.pages.page import study_page
 from lorkd_deploy.evidence.result import StudyResult, read_result
 from lorkd_deploy.evidence.study import FOUNDATION, study
 from lorkd_deploy.evidence.train import ANSWERS
+from tests.datacheck.planted import leaky
 
 TESTS = Path(__file__).parents[1]
 METHODS = "foundation,stl,mtl,mtl-kd,experts,experts+norm=shared"
@@ -147,3 +155,40 @@ def test_what_no_method_can_do_is_told_before_anything_is_trained(
         study(recipe, tmp_path / "s", methods="kf,experts")
     assert not (tmp_path / "s" / FOUNDATION).exists()
     assert "tiny_backbone:backbone" not in kf_training.NARROWER
+
+
+@pytest.mark.parametrize("methods", ["foundation,mtl", "mtl"])
+def test_leaks_are_looked_for_once_and_told_by_the_page_and_the_result(
+    recipe: Path,
+    tmp_path: Path,
+    methods: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With a teacher, whose own making looks for them, and without."""
+
+    def here(calls: Sequence[Call], workers: int) -> Iterator[Outcome]:
+        return (Outcome.model_validate(attempt(call.model_dump(mode="json"))) for call in calls)
+
+    monkeypatch.setattr("lorkd_deploy.evidence.study.on_this_machine", here)
+    data = f"{{source: npz, path: {leaky(tmp_path / 'scans.npz')}}}"
+    asked: Any = {"methods": methods, "set": [f"departments.0.tasks.0.data={data}"]}
+
+    def told() -> list[str]:
+        return [r.getMessage() for r in caplog.records if "too good" in r.getMessage()]
+
+    with caplog.at_level(logging.WARNING):
+        found = study(recipe, tmp_path / "s", seeds=2, **asked)
+    assert len(told()) == 1 and told()[0].startswith("cells: 1 of 8 test images")
+    assert found.check is not None and found.check.leaks == ("cells",)
+    assert read_check(tmp_path / "s") == found.check
+    (said,) = study_page(found).warnings
+    assert said.startswith("Leakage in the data of cells: 1 of 8 test images")
+    monkeypatch.setattr(quick, "check_task", None)  # it isn't looked for again
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert study(recipe, tmp_path / "s", seeds=1, **asked).check == found.check
+    assert len(told()) == 1
+    assert sorted(f.parent.name for f in (tmp_path / "s").rglob(DATA_CHECK)) == [
+        *(["foundation"] if "foundation" in methods else []), "s",
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from lorkd_deploy import cli, teacher
 from lorkd_deploy.bundle.manifest import HEAD
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.data import Split
+from lorkd_deploy.datacheck import quick
 from lorkd_deploy.errors import BundleError, UsageError
 from lorkd_deploy.evidence.answers import Answers
 from lorkd_deploy.evidence.attempt import Call, Outcome, attempt
@@ -26,6 +28,7 @@ from lorkd_deploy.evidence.study import RECORD, StudyRecord
 from lorkd_deploy.evidence.train import FOUNDATION, train
 from lorkd_deploy.evidence.transfer import train as training
 from lorkd_deploy.evidence.transfer.joint import CACHE, new_and_old, prepare, teacher_of_all
+from lorkd_deploy.evidence.transfer.page import transfer_page
 from lorkd_deploy.evidence.transfer.recipes import joint_recipe, new_recipe
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
 from lorkd_deploy.evidence.transfer.train import ANSWERS, Trial, few, setup_of
@@ -37,6 +40,7 @@ from lorkd_deploy.run import claim
 from lorkd_deploy.schema import document_bytes, write_part
 from lorkd_deploy.training.batches.setup import open_setup
 from lorkd_deploy.training.fitting.job import Job
+from tests.datacheck.planted import leaky
 
 NEW = "{source: phantom, name: fundus, train: 24, val: 16, test: 24}"
 INITS = "expert:cells,shared,mtl,teacher,random,joint"
@@ -139,6 +143,28 @@ def test_one_that_fails_is_told_and_the_others_are_compared(
     assert found.starts == ("shared+head",)
     assert list(found.failed) == ["random-all/shots-all/seed-3"]
     assert "not finite" in found.failed["random-all/shots-all/seed-3"]
+
+
+def test_leaks_of_the_new_data_are_looked_for_once_and_told(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def here(calls: Sequence[Call], workers: int) -> Iterator[Outcome]:
+        return (Outcome.model_validate(attempt(call.model_dump(mode="json"))) for call in calls)
+
+    monkeypatch.setattr("lorkd_deploy.evidence.transfer.transfer.on_this_machine", here)
+    asked = (study, str(leaky(tmp_path / "scans.npz")), tmp_path / "t")
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found = transfer(*asked, init="shared,random", fit="head", shots="2,all", seeds=1)
+        told = [r.getMessage() for r in caplog.records if "too good" in r.getMessage()]
+        assert len(told) == 1 and told[0].startswith("new: 1 of 8 test images")
+        assert found.check is not None and found.check.leaks == ("new",)
+        assert any(
+            text.startswith("Leakage in the data of new: 1 of 8")
+            for text in transfer_page(found).warnings
+        )
+        monkeypatch.setattr(quick, "check_task", None)  # it isn't looked for again
 
 
 def test_everything_again_is_as_the_origin_was_with_the_new_task(

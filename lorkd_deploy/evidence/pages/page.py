@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.evidence.analysis.comparison import RESAMPLES
 from lorkd_deploy.evidence.analysis.mig import BINS, DIMENSIONS
 from lorkd_deploy.evidence.analysis.statistics import RARE
@@ -19,6 +20,7 @@ from lorkd_deploy.evidence.pages.tables import (
     task_table,
 )
 from lorkd_deploy.evidence.result import StudyResult
+from lorkd_deploy.reporting.facts import cautions
 from lorkd_deploy.reporting.plots.figure import Figure
 from lorkd_deploy.reporting.table import Table
 
@@ -68,7 +70,10 @@ def study_page(result: StudyResult) -> StudyPage:
         f"{seeds_in_words(result.seeds)}, {result.created}",
         title=f"{result.first} against {len(result.variants) - 1} other ways",
         lead=lead(result),
-        warnings=warnings(result.seeds, result.failed),
+        warnings=(
+            *warnings(result.seeds, result.failed),
+            *data_warnings(result.check, "STUDY"),
+        ),
         methods=methods_table(result),
         dots=dots(result.comparison, result.variants, result.seeds, "auc", TITLES["auc"]),
         differences_intro=_INTRO,
@@ -133,6 +138,11 @@ def warnings(seeds: Sequence[int], failed: Mapping[str, str]) -> tuple[str, ...]
         found.append("One seed says nothing of what another training would give: nothing is shown.")
     found += [f"{folder} failed: {why}" for folder, why in failed.items()]
     return tuple(found)
+
+
+def data_warnings(check: DataCheck | None, folder: str) -> tuple[str, ...]:
+    """What the splits share, and where nobody has looked; `folder` is where a check is kept."""
+    return (*cautions.leaks(check), *cautions.uncompared(check, folder=folder))
 
 
 _INTRO = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorkd_deploy.evidence.analysis.comparison import RESAMPLES
 from lorkd_deploy.evidence.analysis.statistics import RARE
-from lorkd_deploy.evidence.pages.page import seeds_in_words, warnings
+from lorkd_deploy.evidence.pages.page import data_warnings, seeds_in_words, warnings
 from lorkd_deploy.evidence.pages.plots import dots
 from lorkd_deploy.evidence.pages.tables import TITLES, differences_table, interval
 from lorkd_deploy.evidence.transfer.result import ShotsResult, TransferResult
@@ -77,7 +77,10 @@ def transfer_page(result: TransferResult) -> TransferPage:
         f"{seeds_in_words(result.seeds)}, {result.created}",
         title=f"{name}: learnt from {len(result.starts)} starts",
         lead=" ".join(_lead(result, found) for found in result.results),
-        warnings=warnings(result.seeds, result.failed),
+        warnings=(
+            *warnings(result.seeds, result.failed),
+            *data_warnings(result.check, "TRANSFER"),
+        ),
         chapters=tuple(_chapter(result, found) for found in result.results),
         others=_others(result),
         protocol=_protocol(result),

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.evidence.analysis.comparison import Comparison
 from lorkd_deploy.schema import Part
 
@@ -38,7 +39,8 @@ class TransferResult(Part):
     `recipe` is that of the new task, `data` the provenance of its images, `seeds` those that every
     start finished. `failed` says by training's folder why it failed; `seconds` are those of all
     trainings together. `others` are, by the folder of a training that learnt an expert on the
-    frozen W0, the engines of the origin's tasks.
+    frozen W0, the engines of the origin's tasks. `check` is what the splits of the new data share,
+    None in a result from before it was looked for.
     """
 
     schema_version: int = 1
@@ -54,4 +56,5 @@ class TransferResult(Part):
     others: dict[str, dict[str, Untouched]] = Field(default_factory=dict)
     seconds: float
     software: dict[str, str]
+    check: DataCheck | None = None
     created: str

@@ -3,6 +3,7 @@
 TRANSFER/
   transfer.json                    the new task's recipe, and what it starts from: never changed
   START/shots-10/seed-0/           a training: its recipe, history, answers on the test images
+  data-check.json                  what the splits of the new data share
   result.json                      every figure and difference
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from lorkd_deploy.bundle.write import now
 from lorkd_deploy.data import TaskData
+from lorkd_deploy.datacheck.quick import warn_of_leaks
+from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.errors import BundleError, LorkdError, UsageError
 from lorkd_deploy.evidence.analysis.comparison import TestSplit, compared
 from lorkd_deploy.evidence.answers import Answers
@@ -124,12 +127,13 @@ def transfer(
     _claim(folder, recipe, origin)
     with exclusive(folder, "transfer"):
         work = _Transfer(folder, origin, setup, joint, starts, numbers, wanted, shown)
+        check = warn_of_leaks(recipe, setup.data, folder, shown)
         known = _known(work)
         left = [trial for trial in dict.fromkeys(work.trials) if trial not in known]
         if joint and any(trial.start.init == "joint" for trial in left):
             prepare(folder, joint, origin.teacher, origin.cache, shown)
         done, failed = _train_all(work, left, len(known), workers)
-        result = _result(work, known | done, failed)
+        result = _result(work, known | done, failed, check)
         write_part(folder / RESULT, result)
         return result
 
@@ -186,7 +190,9 @@ def _train_all(
     return {of[name]: Trained.model_validate(own) for name, own in done.items()}, failed
 
 
-def _result(work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str]) -> TransferResult:
+def _result(
+    work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str], check: DataCheck
+) -> TransferResult:
     def whole(start: Start, seed: int) -> bool:
         return all(work.trial(start, shots, seed) in done for shots in work.shots)
 
@@ -222,5 +228,6 @@ def _result(work: _Transfer, done: dict[Trial, Trained], failed: dict[str, str])
         others={trial.folder: own.others for trial, own in done.items() if own.others},
         seconds=sum(trained.seconds for trained in done.values()),
         software=software(),
+        check=check.without_pairs(),
         created=now(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.reporting.facts.sources import Pair, Sources
 
 
@@ -34,8 +35,8 @@ def warnings(sources: Sources) -> list[str]:
             "Below the foundation model in accuracy or AUC by more than chance explains (the 95 % "
             f"interval is below zero): {', '.join(worse)}."
         )
-    found += leaks(sources)
-    found += uncompared(sources)
+    found += leaks(sources.check)
+    found += uncompared(sources.check)
     found += sources.profile.notes if sources.profile else ()
     if {task.data.get("source") for task in sources.manifest.tasks} & {"phantom"}:
         found.append(
@@ -45,10 +46,10 @@ def warnings(sources: Sources) -> list[str]:
     return found
 
 
-def leaks(sources: Sources, tasks: Sequence[str] | None = None) -> list[str]:
+def leaks(check: DataCheck | None, tasks: Sequence[str] | None = None) -> list[str]:
     """For each task, or each of `tasks`, that images or patients lie in two splits."""
     found = []
-    for task in sources.check.tasks if sources.check else ():
+    for task in check.tasks if check else ():
         says = [finding.says for finding in task.findings if finding.level == "leakage"]
         if says and (tasks is None or task.task in tasks):
             found.append(
@@ -57,12 +58,15 @@ def leaks(sources: Sources, tasks: Sequence[str] | None = None) -> list[str]:
     return found
 
 
-def uncompared(sources: Sources, tasks: Sequence[str] | None = None) -> list[str]:
-    """For each task, or each of `tasks`, that nobody has looked for images in two splits."""
+def uncompared(
+    check: DataCheck | None, tasks: Sequence[str] | None = None, *, folder: str = "RUN"
+) -> list[str]:
+    """For each task, or each of `tasks`, that nobody has looked for images in two splits; `folder`
+    is what the check is kept in."""
     return [
         f"Whether images of {task.task} lie in two splits was not looked for, since they are many: "
-        "`lorkd data check RECIPE --run RUN` does it."
-        for task in (sources.check.tasks if sources.check else ())
+        f"`lorkd data check RECIPE --run {folder}` does it."
+        for task in (check.tasks if check else ())
         if not task.compared and (tasks is None or task.task in tasks)
     ]
 

@@ -33,7 +33,7 @@ def _measure(sources: Sources, pair: Pair) -> Iterator[str]:
 
 
 def _doubts(sources: Sources, pair: Pair) -> Iterator[str]:
-    if cautions.leaks(sources, tasks=(pair.task.name,)):
+    if cautions.leaks(sources.check, (pair.task.name,)):
         yield "splits that don't overlap"
     if pair.task.data.get("source") == "phantom":
         yield "patients' images: these are drawn"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lorkd_deploy.datacheck.result import DataCheck, TaskCheck
 from lorkd_deploy.evidence.analysis.comparison import TestSplit, compared
 from lorkd_deploy.evidence.analysis.directions import directions
 from lorkd_deploy.evidence.answers import Answers
@@ -107,6 +108,20 @@ def test_one_seed_shows_nothing_and_says_so() -> None:
     assert {row[2].text for row in page.differences.rows} == {"not shown"}
     assert any("One seed" in text for text in page.warnings)
     assert "no difference is shown" in page.lead
+
+
+def test_a_task_that_nobody_has_looked_at_is_told(result: StudyResult) -> None:
+    tasks = tuple(
+        TaskCheck(task=task, source="csv", splits=(), findings=(), compared=task != "blood")
+        for task in TASKS
+    )
+    check = DataCheck(created="", recipe="scans", tasks=tasks, leaks_only=True)
+    page = study_page(result.model_copy(update={"check": check, "failed": {}}))
+    assert page.warnings == (
+        "Whether images of blood lie in two splits was not looked for, since they are many: "
+        "`lorkd data check RECIPE --run STUDY` does it.",
+    )
+    assert study_page(result.model_copy(update={"failed": {}})).warnings == ()
 
 
 def test_page_markdown_and_tables_are_written(result: StudyResult, tmp_path: Path) -> None:
