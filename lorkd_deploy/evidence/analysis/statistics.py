@@ -197,17 +197,23 @@ def verdict(difference: Estimate, p: float, *, level: float = 0.95) -> Verdict:
 def seeds_needed(figure: Resampled, *, level: float = 0.95, most: int = 1000) -> int | None:
     """How many seeds would show a difference of this size, if it and its spread stayed as they are.
 
-    None where more seeds wouldn't: the test images alone leave its sign open, or it would take more
-    than `most`; and where there are fewer than two seeds to tell the spread by.
+    Both intervals of so many seeds are reckoned from three parts: what the test images do to all
+    seeds alike, which more seeds don't take away, what they do to each seed, and the seeds' own
+    spread. None where more seeds wouldn't: the first part alone leaves the sign open, or it would
+    take more than `most`; and where there are fewer than two seeds to tell the spread by.
     """
-    if len(figure.values) < 2:
+    known = len(figure.values)
+    if known < 2:
         return None
-    value, spread = abs(float(figure.values.mean())), float(figure.values.std(ddof=1))
-    images = float(np.nanstd(figure.draws.mean(axis=1)))
+    value, spread = abs(float(figure.values.mean())), float(figure.values.var(ddof=1))
+    within = float(np.nanmean(figure.draws.var(axis=1, ddof=1)))  # of seeds in one resample
+    each = max(0.0, within - spread)
+    alike = max(0.0, float(np.nanvar(figure.draws.mean(axis=1))) - each / known)
     normal = float(stats.norm.ppf((1 + level) / 2))
     for seeds in range(2, most + 1):
-        error = spread / math.sqrt(seeds)
-        t = float(stats.t.ppf((1 + level) / 2, seeds - 1)) * error
-        if max(t, normal * math.hypot(images, error)) < value:
+        t = float(stats.t.ppf((1 + level) / 2, seeds - 1)) * math.sqrt(spread / seeds)
+        drawn = within * (seeds - 1) / seeds  # seeds drawn again vary by so much less
+        bootstrap = normal * math.sqrt(alike + (each + drawn) / seeds)
+        if max(t, bootstrap) < value:
             return seeds
     return None

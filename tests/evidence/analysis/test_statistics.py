@@ -174,6 +174,20 @@ def test_seeds_that_would_show_it() -> None:
     assert seeds_needed(drawn([0.01])) is None
 
 
+def test_what_the_images_do_to_each_seed_goes_with_more_seeds() -> None:
+    def figure(seeds: int) -> Resampled:
+        rng = np.random.default_rng(seeds)
+        values = np.linspace(-1, 1, seeds)
+        values = 0.006 + 0.004 * values / values.std(ddof=1)
+        return Resampled(values, values + rng.normal(0, 0.015, (4000, seeds)))
+
+    needed = seeds_needed(figure(5))
+    assert needed is not None  # though the images move the mean of five by more than its value
+    fewer, more = (estimate(figure(round(needed * part))).interval for part in (0.8, 1.2))
+    assert fewer is not None and more is not None
+    assert fewer.low < 0 < more.low
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, probs = answers(2, 60)
     whole = resampled(auc, labels, probs, n=25)
