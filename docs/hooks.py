@@ -14,6 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "exporters")]  # mkdocs runs this as a fil
 from docs.generated import commands_page, recipes_page  # noqa: E402
 from docs.links import MOVED, RESULTS, site_name, site_text  # noqa: E402
 
+WIDE = ("index.md", "results.md", "results/")  # their tables take the contents' place
 SHOWN = {".md", ".png", ".svg", ".json"}
 
 
@@ -30,5 +31,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as the site has them."""
+    """Links as the site has them, and room for wide tables."""
+    if page.file.src_uri.startswith(WIDE):
+        page.meta["hide"] = ["toc"]
     return site_text(markdown, page.file.src_uri)

@@ -73,7 +73,9 @@ def _rounds(profiles: Sequence[EngineProfile], protocol: Protocol) -> Iterator[s
     states = [state for profile in profiles for state in profile.conditions]
     repeated = sum(state.attempts > 1 for state in states)
     still = sum(state.disturbed for state in states)
-    if repeated or still:
+    if still and not protocol.repeats:
+        yield f"{still} of {len(states)} engine rounds were disturbed, and none was repeated"
+    elif repeated or still:
         yield (
             f"of {len(states)} engine rounds {repeated} were repeated, at most {protocol.repeats} "
             f"times each, and {still} of those kept were still disturbed"

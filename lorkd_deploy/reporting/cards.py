@@ -182,7 +182,7 @@ def _speed(sources: Sources, department: str) -> list[str]:
     table = latency.latency(sources, department)
     if table is None or sources.profile is None:
         return [title, f"Latency, throughput and memory: {UNMEASURED}."]
-    notes = _bullets(sources.profile.notes)
+    notes = _bullets(map(cautions.sentence, sources.profile.notes))
     beware = ["To know when you read these figures:", notes] if notes else []
     return [
         title,

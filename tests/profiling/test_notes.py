@@ -40,6 +40,9 @@ def test_a_disturbed_round_is_told_with_every_bound(tmp_path: Path) -> None:
     assert "of 2 engine rounds 1 were repeated" in note and "and 1 of those kept" in note
     assert all(text in protocol.bounds for text in BOUNDS)
     assert "a CPU slowed itself down for heat in 1 of 2 engine rounds" in found
+    once = protocol.model_copy(update={"repeats": 0})
+    found = list(notes_of((), (engine,), once, profile.environment, 0))
+    assert "1 of 2 engine rounds were disturbed, and none was repeated" in found
 
 
 def test_what_an_interval_of_few_rounds_covers_is_said(tmp_path: Path) -> None:

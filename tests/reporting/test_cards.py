@@ -96,8 +96,8 @@ def test_a_latency_stands_beside_how_it_was_measured(tmp_path: Path) -> None:
     speed = card.split("## Latency and memory")[1].split("\n## ")[0]
     assert "Measured 2026-11-23 on Fixture CPU @ 2.50GHz, one thread, pinned to CPU 1" in speed
     assert "ran five rounds in fresh processes" in speed and "at least 100 images and 3 s" in speed
-    assert "- a quick run (5 rounds of 3 s): no figure to be quoted\n- ran on battery\n" in speed
-    assert speed.index("ran on battery") < speed.index("| Engine |")
+    assert "- A quick run (5 rounds of 3 s): no figure to be quoted.\n- Ran on battery.\n" in speed
+    assert speed.index("Ran on battery") < speed.index("| Engine |")
 
 
 def test_nothing_is_claimed_that_was_not_measured(tmp_path: Path) -> None:

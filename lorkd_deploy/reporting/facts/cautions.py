@@ -37,13 +37,18 @@ def warnings(sources: Sources) -> list[str]:
         )
     found += leaks(sources.check)
     found += uncompared(sources.check)
-    found += sources.profile.notes if sources.profile else ()
+    found += map(sentence, sources.profile.notes if sources.profile else ())
     if {task.data.get("source") for task in sources.manifest.tasks} & {"phantom"}:
         found.append(
             "Some images are drawn by a program (phantom), not taken from patients: their figures "
             "show that the tool works and say nothing about medicine."
         )
     return found
+
+
+def sentence(note: str) -> str:
+    """A note of a profile or comparison, which has neither a capital nor a full stop, as text."""
+    return f"{note[:1].upper()}{note[1:].removesuffix('.')}."
 
 
 def leaks(check: DataCheck | None, tasks: Sequence[str] | None = None) -> list[str]:

@@ -38,7 +38,7 @@ def _doubts(sources: Sources, pair: Pair) -> Iterator[str]:
     if pair.task.data.get("source") == "phantom":
         yield "patients' images: these are drawn"
     if pair.weak_teacher:
-        yield "a foundation model above the commonest class"
+        yield "a foundation model that beats always giving the commonest class"
     found = pair.difference
     if found and found.auc and found.auc.high < 0:
         yield f"a look at the ROC curve: AUC is {-found.auc.value:.3f} lower"

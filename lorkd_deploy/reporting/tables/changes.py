@@ -6,6 +6,7 @@ from lorkd_deploy.metrics.interval import Interval
 from lorkd_deploy.profiling.changes import Change
 from lorkd_deploy.profiling.compare import RunChanges
 from lorkd_deploy.reporting.cells import label, significant
+from lorkd_deploy.reporting.facts.cautions import sentence
 from lorkd_deploy.reporting.table import Cell, Column, Table, Tone
 
 _COLUMNS = (
@@ -24,8 +25,8 @@ def changes(found: RunChanges) -> Table:
     rows = tuple(_row(change) for change in found.beyond_noise)
     count = f"{len(rows)} of {len(found.changes)} figures changed beyond noise"
     when = f"since the run of {found.first}; this one was measured {found.second}"
-    notes = "".join(f" {note[:1].upper()}{note[1:]}." for note in found.notes)
-    return Table("changes", "Against another run", f"{count} {when}.{notes}", _COLUMNS, rows)
+    said = " ".join([f"{count} {when}.", *map(sentence, found.notes)])
+    return Table("changes", "Against another run", said, _COLUMNS, rows)
 
 
 def _row(change: Change) -> tuple[Cell, ...]:
