@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,12 +74,22 @@ def shared(
     base: Path, threads: int, opened: Callable[[], onnxruntime.InferenceSession]
 ) -> onnxruntime.InferenceSession:
     """The session of a base with so many threads: one that is open, or what `opened` opens."""
-    key = (sha256_file(base), threads)
+    found = base.stat()
+    key = (_content(base, found.st_ino, found.st_size, found.st_mtime_ns), threads)
     with _opening:
         session = sessions.get(key)
         if session is None:
             session = sessions[key] = opened()
         return session
+
+
+@lru_cache(maxsize=64)
+def _content(base: Path, *_state: int) -> str:
+    """The hash of a base; a file that was hashed already is not read again while its state holds.
+
+    Whoever opens an engine has checked its files: this is not that check.
+    """
+    return sha256_file(base)
 
 
 def active(file: Path) -> Adapter:

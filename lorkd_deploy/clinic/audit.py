@@ -14,24 +14,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from lorkd_deploy.clinic.audit_chain import (
+    START,
+    hash_of,
+    last_line,
+    parsed,
+    rotated,
+    rotated_end,
+    write,
+)
 from lorkd_deploy.deploy.answers.answering import Answer
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import GateError, LorkdError
 from lorkd_deploy.schema import Part
-from lorkd_deploy.storage import sha256_bytes
 
 SCHEMA = 1
-START = "0" * 64
 ROTATE = 64 << 20  # bytes
-_TAIL = 1 << 16  # bytes from the end in which the last line is looked for, doubled until it is
 
 
 class Entry(Part):
@@ -80,9 +84,7 @@ class AuditLog:
     def __init__(self, path: str | Path, *, rotate: int = ROTATE) -> None:
         self.path = Path(path)
         self._rotate = rotate
-        with (
-            self._locked()
-        ):  # a folder that can't be written to is told before anything is answered
+        with self._locked():  # a folder that can't be written to is told before any answer
             pass
 
     def answered(
@@ -114,14 +116,14 @@ class AuditLog:
         """Append `said` and the chain's two hashes as one line."""
         try:
             with self._locked() as stream:
-                previous, end = _last_line(stream, self.path)
+                previous, end = last_line(stream, self.path)
                 if previous is None:
-                    previous = _rotated_end(self.path)
+                    previous = rotated_end(self.path)
                 elif end >= self._rotate:
                     self._rotate_away()
                     with self.path.open("ab+", buffering=0) as fresh:
-                        return _write(fresh, said, previous, 0)
-                _write(stream, said, previous, end)
+                        return write(fresh, said, previous, 0)
+                write(stream, said, previous, end)
         except OSError as exc:
             full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
             raise LorkdError(
@@ -133,7 +135,7 @@ class AuditLog:
             ) from exc
 
     def _rotate_away(self) -> None:
-        number = len(_rotated(self.path)) + 1
+        number = len(rotated(self.path)) + 1
         self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
 
     @contextlib.contextmanager
@@ -173,7 +175,7 @@ def _walked(path: str | Path, take: Callable[[bytes], None]) -> Audited:
     log = Path(path)
     if not log.is_file():
         raise LorkdError("there is no audit log here", where=log)
-    files = [*_rotated(log), log]
+    files = [*rotated(log), log]
     previous, lines, torn = START, 0, False
     for file in files:
         with file.open("rb") as stream:
@@ -181,8 +183,8 @@ def _walked(path: str | Path, take: Callable[[bytes], None]) -> Audited:
                 if file == log and not line.endswith(b"\n"):
                     torn = True
                     break
-                entry = _parsed(line)
-                if entry is None or entry["sha256"] != _hash(entry):
+                entry = parsed(line)
+                if entry is None or entry["sha256"] != hash_of(entry):
                     raise _broken("this line has been changed", file, number)
                 if entry["previous"] != previous:
                     raise _broken(
@@ -191,77 +193,6 @@ def _walked(path: str | Path, take: Callable[[bytes], None]) -> Audited:
                 previous, lines = entry["sha256"], lines + 1
                 take(line)
     return Audited(files=tuple(map(str, files)), lines=lines, last=previous, torn=torn)
-
-
-def _write(stream: FileIO, said: Mapping[str, Any], previous: str, end: int) -> None:
-    """Append one line and flush it to the disk; what was written of it goes where that fails."""
-    entry = {**said, "previous": previous}
-    entry["sha256"] = _hash(entry)
-    line = json.dumps(entry, ensure_ascii=False, allow_nan=False, sort_keys=True) + "\n"
-    try:
-        stream.truncate(end)  # what a killed process began
-        left = memoryview(line.encode())
-        while left:  # what is written to a disk that is nearly full may be a part
-            left = left[stream.write(left) :]
-        os.fsync(stream.fileno())
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.ftruncate(stream.fileno(), end)
-        raise
-
-
-def _last_line(stream: FileIO, path: Path) -> tuple[str | None, int]:
-    """The hash of the last whole line, None in an empty log, and where it ends."""
-    size = stream.seek(0, os.SEEK_END)
-    wanted = _TAIL
-    while True:
-        start = max(0, size - wanted)
-        stream.seek(start)
-        tail = stream.read(size - start)
-        whole = tail[: tail.rfind(b"\n") + 1]
-        before = whole.rstrip(b"\n").rfind(b"\n")
-        if before >= 0 or start == 0:
-            break
-        wanted *= 2
-    if not whole:
-        return None, 0
-    entry = _parsed(whole[before + 1 :])
-    if entry is None:
-        raise LorkdError(
-            "the last line of the audit log is damaged",
-            where=path,
-            fix="`lorkd audit verify` says where the chain breaks; begin a new log",
-        )
-    return entry["sha256"], start + len(whole)
-
-
-def _rotated(path: Path) -> list[Path]:
-    """The files that the log was before, oldest first."""
-    found = [f for f in path.parent.glob(f"{path.name}.*") if f.suffix[1:].isdigit()]
-    return sorted(found, key=lambda file: int(file.suffix[1:]))
-
-
-def _rotated_end(path: Path) -> str:
-    """What a new file's first line follows."""
-    rotated = _rotated(path)
-    if not rotated:
-        return START
-    with rotated[-1].open("rb", buffering=0) as stream:
-        return _last_line(stream, rotated[-1])[0] or START
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    good = isinstance(entry, dict) and {"sha256", "previous"} <= entry.keys()
-    return entry if good else None
-
-
-def _hash(entry: Mapping[str, Any]) -> str:
-    said = {key: value for key, value in entry.items() if key != "sha256"}
-    return sha256_bytes(json.dumps(said, ensure_ascii=False, sort_keys=True).encode())
 
 
 def _broken(what: str, file: Path, number: int) -> GateError:

@@ -15,7 +15,6 @@ from lorkd_deploy.schema import Part
 OTHERS = 0.10  # share of the engine's CPUs that anything else may take before a round is disturbed
 THROTTLED = 0.01  # share of a round in which a container's CPU limit may have stopped it
 SLOWER = 0.20  # how much slower than in the median the machine may do a fixed piece of work
-REPEATS = 3  # the most that a disturbed round is repeated
 T = TypeVar("T", int, float)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lorkd_deploy import cli
-from lorkd_deploy.cli.shared import render
+from lorkd_deploy.cli.shared import drawing, render
 from lorkd_deploy.diagnosis import Check
 from lorkd_deploy.recipe import load_recipe, shipped_recipes
 
@@ -117,7 +117,7 @@ def test_progress_and_messages_go_to_stderr(
     bar.start("decompose", 10)
     bar.advance(3, loss="0.123", images_per_s="456")
     logging.getLogger("lorkd_deploy.training").warning("the [bold] learning rate")
-    render.stop_drawing()
+    drawing.stop_drawing()
     logging.getLogger("lorkd_deploy.training").info("written")
     shown = terminal.getvalue()
     for part in (
@@ -138,7 +138,7 @@ def test_in_80_columns_counts_and_times_of_a_bar_stay_whole(
     terminal = Terminal()
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr(render, "BRIEF", 0)
+    monkeypatch.setattr(drawing, "BRIEF", 0)
     bar = render.Output(as_json=False, quiet=False).progress()
     bar.start("decompose", 624)
     bar.advance(393, labels="0.054", transfer="1.043", accuracy="1.00", images="101/s")
@@ -178,7 +178,7 @@ def test_the_doctor_fits_80_columns(
     found = "1.7.1.116: only builds engines here; it runs on GeForce RTX and RTX PRO GPUs"
     check = Check(name="target trt-rtx", status="limited", found=found, fix="copy it " * 12)
     monkeypatch.setattr("lorkd_deploy.diagnosis.doctor", lambda: [check])
-    monkeypatch.setattr(render, "PIPE_WIDTH", 80)
+    monkeypatch.setattr(drawing, "PIPE_WIDTH", 80)
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -192,7 +192,7 @@ def test_progress_in_a_log_is_a_line_at_times(
     bar.start("decompose", 10)
     bar.advance(2, loss="0.9")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(render, "LOG_SECONDS", 0)
+    monkeypatch.setattr(drawing, "LOG_SECONDS", 0)
     bar.advance(loss="0.8")
     bar.advance()
     bar.stop()

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from lorkd_deploy import cli
-from lorkd_deploy.clinic.audit import START, AuditLog, verify_log
+from lorkd_deploy.clinic.audit import AuditLog, verify_log
+from lorkd_deploy.clinic.audit_chain import START
 from lorkd_deploy.errors import GateError, LorkdError
 
 FORK = multiprocessing.get_context("fork")
