@@ -1,7 +1,9 @@
 # Two commands do all the set-up on a machine with Python 3.11 or newer: `make demo`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-# Modules are compiled when they are first imported, most never are.
+# Modules are compiled when they are first imported, most never are. A container that forbids writing
+# what was compiled would have each of hundreds of processes compile torch again.
+export PYTHONDONTWRITEBYTECODE =
 INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.txt
 
 # A file's tests share what it trains; files that take long begin first, as tests/conftest.py says.
