@@ -30,20 +30,25 @@ MODELS = "/mnt/models"  # where KServe puts what the storage holds
 START = "kubectl apply --filename {}/servingruntime.yaml"
 
 
-def files(model: ServedModel) -> dict[str, bytes]:
-    """What a model needs beside its engine's own files, by path.
+def service_name(task: str) -> str:
+    """A task's name as a service's, which is a label of DNS.
 
-    Raises `ArtifactError` for a task whose name begins with a digit, which a service's may not.
+    Raises `ArtifactError` for a name that begins with a digit, which a service's may not.
     """
-    if model.name[0].isdigit():
+    if task[0].isdigit():
         raise ArtifactError(
-            f"{model.name}: KServe wants a service's name to begin with a letter",
+            f"{task}: KServe wants a service's name to begin with a letter",
             fix="--layout mlserver has the same without a service, or rename the task",
         )
+    return task.replace("_", "-").rstrip("-")
+
+
+def files(model: ServedModel) -> dict[str, bytes]:
+    """What a model needs beside its engine's own files, by path; raises as `service_name` does."""
     service = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": model.name.replace("_", "-").rstrip("-")},
+        "metadata": {"name": service_name(model.name)},
         "spec": {
             "predictor": {
                 "model": {

@@ -10,7 +10,7 @@ A layout is a file of this room that says which files a model needs beside its e
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,8 @@ class Layout:
     `index` what names all models in it.
     `targets` are those that the server can run, None where it runs any, and `adapters` says whether
     it can run an engine with an adapter: one that calls this package can. `start` is the command
-    that starts it, `{}` the repository; `written` is told what was written.
+    that starts it, `{}` the repository; `written` is told what was written. `called` is what the
+    server calls a model; it raises for a name that it can't have.
     """
 
     engine: str
@@ -40,6 +41,7 @@ class Layout:
     index: Callable[[Sequence[str]], Mapping[str, bytes]] = lambda names: {}
     written: Callable[[Sequence[ServedModel]], None] = lambda models: None
     adapters: bool = True
+    called: Callable[[str], str] = str
 
 
 LAYOUTS = {
@@ -55,7 +57,13 @@ LAYOUTS = {
         adapters=False,
     ),
     "triton-python": Layout(triton.VERSION, triton_python.files, triton.START),
-    "kserve": Layout(mlserver.ENGINE, kserve.files, kserve.START, shared=kserve.shared),
+    "kserve": Layout(
+        mlserver.ENGINE,
+        kserve.files,
+        kserve.START,
+        shared=kserve.shared,
+        called=kserve.service_name,
+    ),
     "ovms": Layout(
         triton.VERSION,
         ovms.files,
@@ -79,11 +87,21 @@ def require_layout(layout: str, target: str) -> None:
         )
 
 
-def require_own(layout: str, repository: Path, engines: Iterable[tuple[str, str]]) -> None:
+def require_own(layout: str, repository: Path, engines: Sequence[tuple[str, str]]) -> None:
     """Raise `ArtifactError` where a model has the name of a (department, engine) and isn't it."""
+    chosen = LAYOUTS[layout]
+    called: dict[str, str] = {}
+    for engine in sorted({*_models(chosen, repository), *(engine for _, engine in engines)}):
+        other = called.setdefault(chosen.called(engine), engine)
+        if other != engine:
+            raise ArtifactError(
+                f"{other} and {engine} would both be called {chosen.called(engine)} there",
+                where=repository,
+                fix="rename one of the tasks; --layout mlserver takes both as they are",
+            )
     for department, engine in engines:
         model = repository / engine
-        owner = _owner(model / LAYOUTS[layout].engine)
+        owner = _owner(model / chosen.engine)
         if model.exists() and owner != (department, engine):
             whose = "no export of lorkd" if owner is None else f"that of department {owner[0]}"
             raise ArtifactError(
@@ -112,12 +130,14 @@ def write_repository(layout: str, models: Sequence[ServedModel], repository: Pat
         for path, data in chosen.shared().items():
             if not (repository / path).exists():
                 write_atomic(repository / path, data)
-        there = sorted(
-            f.parents[1].name for f in repository.glob(f"[!.]*/{chosen.engine}/{ARTIFACT}")
-        )
-        for path, data in chosen.index(there).items():
+        for path, data in chosen.index(_models(chosen, repository)).items():
             write_atomic(repository / path, data)
     chosen.written(models)
+
+
+def _models(layout: Layout, repository: Path) -> list[str]:
+    """Names of the models that lie there, sorted."""
+    return sorted(f.parents[1].name for f in repository.glob(f"[!.]*/{layout.engine}/{ARTIFACT}"))
 
 
 def _owner(engine: Path) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import check_files, read_artifact
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.programs import kserve
-from lorkd_deploy.deploy.programs.layouts import LAYOUTS
+from lorkd_deploy.deploy.programs.layouts import LAYOUTS, require_own
 from lorkd_deploy.deploy.programs.served import ServedModel
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.runtime import exporter
@@ -79,6 +79,20 @@ def test_kserve_is_told_no_name_that_a_service_may_not_have(run: Path) -> None:
     )
     with pytest.raises(ArtifactError, match="begin with a letter"):
         kserve.files(model)
+
+
+def test_tasks_that_are_one_name_to_kserve_are_refused_before_anything_is_built(run: Path) -> None:
+    export(run, layout="kserve", task=["eye"])
+    there = run / "kserve"
+    with pytest.raises(ArtifactError, match="eye and eye_ would both be called eye there"):
+        require_own("kserve", there, [("clinic", "eye_")])
+    apart = [("ward", "a_b"), ("clinic", "a-b")]
+    with pytest.raises(ArtifactError, match="a-b and a_b would both be called a-b there"):
+        require_own("kserve", there, apart)
+    with pytest.raises(ArtifactError, match="begin with a letter"):
+        require_own("kserve", there, [("ward", "2d")])
+    require_own("kserve", there, [("clinic", "eye"), ("ward", "a_b")])
+    require_own("mlserver", run / "mlserver", apart)
 
 
 def test_kserve_has_a_runtime_and_a_service_a_task(run: Path) -> None:
