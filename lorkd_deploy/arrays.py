@@ -11,3 +11,4 @@ F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
+Batch = F32 | U8  # what an engine takes: network inputs, or the images themselves

@@ -15,7 +15,7 @@ import PIL
 from PIL import Image
 from pydantic import Field, model_validator
 
-from lorkd_deploy.arrays import F32, U8
+from lorkd_deploy.arrays import F32, U8, Batch
 from lorkd_deploy.errors import ImageError
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import canonical_json, sha256_bytes
@@ -75,16 +75,25 @@ class Preprocess(Part):
     @property
     def in_words(self) -> str:
         """The definition in one line of ASCII, for whoever writes a client in another language."""
+        return (
+            f"{self._resized}, (x / 255 - {list(self.mean)}) / {list(self.std)}, float32, "
+            "channels first"
+        )
+
+    @property
+    def to_pixels(self) -> str:
+        """The same for a client of an engine that normalises by itself (`raw`)."""
+        return f"{self._resized}, uint8, channels last"
+
+    @property
+    def _resized(self) -> str:
         size = self.size
         resize = (
             f"to {size} x {size} px"
             if self.resize_shorter is None
             else f"of the shorter side to {self.resize_shorter} px, centre crop {size} x {size}"
         )
-        return (
-            f"EXIF orientation applied, RGB, {self.interpolation} resize {resize}, "
-            f"(x / 255 - {list(self.mean)}) / {list(self.std)}, float32, channels first"
-        )
+        return f"EXIF orientation applied, RGB, {self.interpolation} resize {resize}"
 
     def geometry(self, image: U8) -> U8:
         """Resize one uint8 image `(H, W)`, `(H, W, 1)` or `(H, W, 3)` to RGB `(size, size, 3)`."""
@@ -124,9 +133,19 @@ class Preprocess(Part):
         values = images.astype(np.float32) * scale - shift
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
+    def stacked(self, images: Iterable[U8]) -> U8:
+        """Images of any size → uint8 `(N, size, size, 3)`."""
+        return np.stack([self.geometry(image) for image in images])
+
+    def batch(self, images: U8, *, raw: bool) -> Batch:
+        """What an engine takes of images at network size, uint8 `(N, size, size, 3)`: these as they
+        are, if it was exported with `raw`, else the network's input.
+        """
+        return images if raw else self.normalise(images)
+
     def __call__(self, images: Iterable[U8]) -> F32:
         """Images of any size → network input float32 `(N, 3, size, size)`."""
-        return self.normalise(np.stack([self.geometry(image) for image in images]))
+        return self.normalise(self.stacked(images))
 
 
 def resampling_sha256(interpolation: str) -> str:

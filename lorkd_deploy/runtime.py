@@ -51,11 +51,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import F32, Batch
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import inside
@@ -68,6 +68,18 @@ ALIASES = {"tensorrt": "trt"}
 OUTPUT = "output"  # an engine's logits, and what it may give beside them:
 FEATURES = "features"  # what a guard looks at: (N, E), `safety/guard.py`
 MAPS = "maps"  # where each class was seen: (N, K, h, w), `safety/explanation.py`
+# Of an engine that was exported with `raw`: its input, and its first output in place of logits.
+IMAGE, PROBABILITIES = "image", "probabilities"
+# The option `raw` of a target's own schema. The model that it builds from has all of it already;
+# the engine's record says so, beside the options.
+Raw = Annotated[
+    bool,
+    Field(
+        strict=True,
+        exclude=True,
+        description="uint8 images (N, S, S, 3) in and probabilities out, all else in the engine",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,11 @@ class EngineSpec:
     def adapters(self) -> bool:
         """Whether the task's own tensors are to be inputs of the model that is built from."""
         return self.options.get("adapters") is True
+
+    @property
+    def raw(self) -> bool:
+        """Whether the model takes images as they are, and gives probabilities (`Raw`)."""
+        return self.options.get("raw") is True
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,8 @@ class NoOptions(Part):
 
 
 class Runner(Protocol):
-    """An open engine: float32 `(N, 3, S, S)` → float32 logits `(N, K)`. A context manager.
+    """An open engine: float32 `(N, 3, S, S)` → float32 logits `(N, K)`; of one that was exported
+    with `raw` uint8 `(N, S, S, 3)` → float32 probabilities. A context manager.
 
     A call gives the logits of all N images, whatever N is, and raises `ArtifactError` where the
     runtime refuses or fails, or after `close`. `facts` says what really runs: `runtime`, `version`,
@@ -166,9 +184,9 @@ class Runner(Protocol):
 
     facts: dict[str, Any]
 
-    def __call__(self, batch: F32) -> F32: ...
+    def __call__(self, batch: Batch) -> F32: ...
 
-    def outputs(self, batch: F32) -> Mapping[str, F32]:
+    def outputs(self, batch: Batch) -> Mapping[str, F32]:
         """Everything that the engine gives of `batch`, by name, the logits first.
 
         Engines with a guard need it; one that gives its logits alone may leave it to `Closing`.
@@ -185,7 +203,7 @@ class Runner(Protocol):
 class Closing:
     """A base for runners: leaving the `with` block calls `close`, which may be called twice."""
 
-    def outputs(self, batch: F32) -> Mapping[str, F32]:
+    def outputs(self, batch: Batch) -> Mapping[str, F32]:
         """The logits alone."""
         logits: F32 = self(batch)  # type: ignore[operator]
         return {OUTPUT: logits}

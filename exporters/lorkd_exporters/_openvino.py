@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import F32, Batch
 from lorkd_deploy.errors import ArtifactError
 from lorkd_deploy.runtime import Closing
 
@@ -19,17 +19,19 @@ COPIED = 256 * 2**10  # bytes of a batch up to which copying it is cheaper than 
 
 
 class OpenVinoRunner(Closing):
-    """A compiled model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`."""
+    """A compiled model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`, or what `raw` makes of
+    both."""
 
     def __init__(
         self, compiled: openvino.CompiledModel, facts: dict[str, Any], cache: Path | None = None
     ) -> None:
         kinds = [v.get_element_type().get_type_name() for v in compiled.inputs + compiled.outputs]
-        if len(compiled.inputs) != 1 or not compiled.outputs or set(kinds) != {"f32"}:
+        fits = kinds[:1] in (["f32"], ["u8"]) and set(kinds[1:]) == {"f32"}
+        if len(compiled.inputs) != 1 or not compiled.outputs or not fits:
             raise ArtifactError(
                 f"this model is no engine: it maps {len(compiled.inputs)} tensors to "
-                f"{len(compiled.outputs)} ({', '.join(kinds)}), a float32 one to a float32 one "
-                "is needed"
+                f"{len(compiled.outputs)} ({', '.join(kinds)}), a float32 or uint8 one to a "
+                "float32 one is needed"
             )
         import openvino
 
@@ -39,26 +41,27 @@ class OpenVinoRunner(Closing):
         shapes = [value.get_partial_shape() for value in compiled.outputs]
         self._rest = [tuple(n.get_length() for n in list(shape)[1:]) for shape in shapes]
         self._shape: tuple[int, ...] = ()  # the batch that the two arrays are bound for
-        self._input: F32 | None = None
+        self._dtype = np.dtype(np.uint8 if kinds[0] == "u8" else np.float32)
+        self._input: Batch | None = None
         self._output: list[F32] = []
         self.facts = facts
         self.cache = cache
 
-    def __call__(self, batch: F32) -> F32:
+    def __call__(self, batch: Batch) -> F32:
         """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
         self._infer(batch)
         return self._output[0].copy()
 
-    def outputs(self, batch: F32) -> dict[str, F32]:
+    def outputs(self, batch: Batch) -> dict[str, F32]:
         """Every output of `batch` by name; raises as a call does."""
         self._infer(batch)
         return {name: o.copy() for name, o in zip(self._names, self._output, strict=True)}
 
-    def _infer(self, batch: F32) -> None:
+    def _infer(self, batch: Batch) -> None:
         """Fill the arrays of the outputs."""
         try:
-            if batch.dtype != np.float32:  # which OpenVINO would convert without a word
-                raise TypeError("float32 is needed")
+            if batch.dtype != self._dtype:  # which OpenVINO would convert without a word
+                raise TypeError(f"{self._dtype} is needed")
             if self._request is None:
                 raise RuntimeError("it is closed")
             if batch.shape != self._shape:
@@ -82,8 +85,8 @@ class OpenVinoRunner(Closing):
         unless OpenVINO takes no such array: one that can't be written to, or isn't contiguous.
         """
         self._shape = ()
-        small = 4 * int(np.prod(shape)) <= COPIED
-        self._input = np.empty(shape, np.float32) if small else None
+        small = self._dtype.itemsize * int(np.prod(shape)) <= COPIED
+        self._input = np.empty(shape, self._dtype) if small else None
         self._output = [np.empty((shape[0], *rest), np.float32) for rest in self._rest]
         if self._input is not None:
             self._request.set_input_tensor(self._tensor(self._input, shared_memory=True))

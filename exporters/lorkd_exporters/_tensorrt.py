@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import F32, Batch
 from lorkd_deploy.errors import ArtifactError
-from lorkd_deploy.runtime import Closing, EngineFiles, EngineSpec, LayerTime
+from lorkd_deploy.runtime import (
+    OUTPUT,
+    PROBABILITIES,
+    Closing,
+    EngineFiles,
+    EngineSpec,
+    LayerTime,
+    Raw,
+)
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import write_atomic
 from lorkd_exporters._cuda import Device, gpus
@@ -26,7 +34,7 @@ from lorkd_exporters._nodes import with_nodes
 ENGINE = "model.engine"
 COMPATIBLE = "model.version-compatible.engine"  # by which loading knows to allow its host code
 LOG = "build.log"
-LOGITS = "output"  # as bundles call them (`GraphEntry.output`)
+FIRST = (OUTPUT, PROBABILITIES)  # the outputs that come before all others
 LAYERS = "layers.json"
 MIB = 2**20  # bytes
 SMALLER = "end what else uses the GPU, or export it with a smaller --option max_batch=…"
@@ -43,6 +51,7 @@ class Options(Part):
     tf32: bool = Field(
         default=False, description="fp32 with 10 bits of mantissa where it is faster"
     )
+    raw: Raw = False
 
     @model_validator(mode="after")
     def _batches_are_in_order(self) -> Options:
@@ -113,7 +122,8 @@ def _parsed(trt: Any, builder: Any, logger: Any, onnx_path: Path) -> tuple[Any, 
 
 
 class TensorRtRunner(Closing):
-    """A loaded engine on the first GPU: float32 `(N, 3, S, S)` → float32 logits `(N, K)`.
+    """A loaded engine on the first GPU: float32 `(N, 3, S, S)` → float32 logits `(N, K)`, or what
+    `raw` makes of both.
 
     Batches above the engine's largest are run in parts; one below its smallest is filled up, so
     that an engine of a single batch size answers for any number of images.
@@ -129,15 +139,17 @@ class TensorRtRunner(Closing):
                     "the GPU has too little memory left for the engine", where=path, fix=SMALLER
                 )
             names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-            given = trt.TensorIOMode.INPUT
-            inputs = [name for name in names if self._engine.get_tensor_mode(name) == given]
+            mode = trt.TensorIOMode.INPUT
+            inputs = [name for name in names if self._engine.get_tensor_mode(name) == mode]
             outputs = [name for name in names if name not in inputs]
-            kinds = {self._engine.get_tensor_dtype(name) for name in names}
-            if len(inputs) != 1 or not outputs or kinds != {trt.float32}:
+            kinds = {self._engine.get_tensor_dtype(name) for name in outputs}
+            taken = {trt.float32: np.float32, trt.uint8: np.uint8}
+            given = [self._engine.get_tensor_dtype(name) for name in inputs]
+            if len(inputs) != 1 or given[0] not in taken or kinds != {trt.float32}:
                 raise ArtifactError(f"this is no engine of a classifier: it has {', '.join(names)}")
-            self._input = inputs[0]
+            self._input, self._dtype = inputs[0], np.dtype(taken[given[0]])
             # TensorRT may order them as it likes: the logits come first.
-            outputs.sort(key=lambda name: name != LOGITS)
+            outputs.sort(key=lambda name: name not in FIRST)
             shapes = self._engine.get_tensor_profile_shape(self._input, 0)
             self._least, self._most = int(shapes[0][0]), int(shapes[2][0])
             self._shape = tuple(int(n) for n in shapes[2][1:])
@@ -145,7 +157,8 @@ class TensorRtRunner(Closing):
                 name: tuple(int(n) for n in self._engine.get_tensor_shape(name))[1:]
                 for name in outputs
             }
-            self._from = self._device.allocate(4 * self._most * int(np.prod(self._shape)))
+            size = self._dtype.itemsize * int(np.prod(self._shape))
+            self._from = self._device.allocate(self._most * size)
             self._to = {
                 name: self._device.allocate(4 * self._most * int(np.prod(rest)))
                 for name, rest in self._rest.items()
@@ -165,30 +178,31 @@ class TensorRtRunner(Closing):
             "threads": threads,
         }
 
-    def __call__(self, batch: F32) -> F32:
+    def __call__(self, batch: Batch) -> F32:
         """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
         first = next(iter(self._rest))
         return self._given(batch, [first])[first]
 
-    def outputs(self, batch: F32) -> dict[str, F32]:
+    def outputs(self, batch: Batch) -> dict[str, F32]:
         """Every output of `batch` by name, the logits first; raises as a call does."""
         return self._given(batch, list(self._rest))
 
-    def _given(self, batch: F32, names: list[str]) -> dict[str, F32]:
-        fits = batch.dtype == np.float32 and batch.shape[1:] == self._shape
+    def _given(self, batch: Batch, names: list[str]) -> dict[str, F32]:
+        fits = batch.dtype == self._dtype and batch.shape[1:] == self._shape
         if not self._open or not fits or not len(batch):
-            what = "it is closed" if not self._open else f"it takes float32 (N, *{self._shape})"
+            takes = f"it takes {self._dtype} (N, *{self._shape})"
+            what = takes if self._open else "it is closed"
             raise ArtifactError(f"the engine failed on {batch.dtype} {batch.shape}: {what}")
         self._device.use()
-        data = np.ascontiguousarray(batch)
+        data: Any = np.ascontiguousarray(batch)
         starts = range(0, len(data), self._most)
         parts = [self._part(data[i : i + self._most], names) for i in starts]
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
-    def _part(self, part: F32, names: list[str]) -> dict[str, F32]:
+    def _part(self, part: Batch, names: list[str]) -> dict[str, F32]:
         count = len(part)
         if count < self._least:
-            part = np.concatenate([part, np.zeros((self._least - count, *self._shape), np.float32)])
+            part = np.concatenate([part, np.zeros((self._least - count, *self._shape), part.dtype)])
         ready = self._context.set_input_shape(self._input, part.shape)
         self._device.upload(self._from, part)
         if not ready or not self._context.execute_async_v3(self._device.stream):
@@ -198,7 +212,7 @@ class TensorRtRunner(Closing):
             for name in names
         }
 
-    def layers(self, trt: Any, batch: F32, calls: int) -> list[LayerTime]:
+    def layers(self, trt: Any, batch: Batch, calls: int) -> list[LayerTime]:
         """Where the time of `calls` calls goes; the documented API, not run by us on a GPU."""
         times: dict[str, list[float]] = {}
 
@@ -220,8 +234,9 @@ class TensorRtRunner(Closing):
         it doesn't tell."""
         size = getattr(self._engine, "device_memory_size_v2", None)
         held = int(self._engine.device_memory_size if size is None else size)
-        shapes = (self._shape, *self._rest.values())
-        return held + 4 * self._most * sum(int(np.prod(shape)) for shape in shapes)
+        values = sum(int(np.prod(shape)) for shape in self._rest.values())
+        taken = self._dtype.itemsize * int(np.prod(self._shape))
+        return held + self._most * (taken + 4 * values)
 
     def close(self) -> None:
         """Free the GPU's memory; calling the runner after this raises `ArtifactError`."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import F32, Batch
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError, first_line
 from lorkd_deploy.precisions.passes import KEY
@@ -28,6 +28,7 @@ from lorkd_deploy.runtime import (
     LayerTime,
     Probe,
     PythonSample,
+    Raw,
     RunOptions,
     engine_path,
     parse_options,
@@ -78,6 +79,7 @@ class Options(Part):
         description="one session for all tasks: the base once, and a small adapter a task; each "
         "inference takes longer",
     )
+    raw: Raw = False
 
     @field_validator("providers")
     @classmethod
@@ -122,7 +124,7 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
         chosen = {"adapters": True}
         return EngineFiles((_adapters.ADAPTER, _adapters.BASE), {"options": chosen})
     shutil.copyfile(onnx_path, folder / MODEL)
-    if options == Options():
+    if options.providers == Options().providers:
         return EngineFiles((MODEL,))
     chosen = options.model_dump(mode="json", exclude={"adapters"})
     write_atomic(folder / CHOSEN, document_bytes(chosen))
@@ -144,7 +146,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OnnxRunner:
 
 
 def layers(
-    folder: Path, files: Sequence[str], options: RunOptions, batch: F32, calls: int
+    folder: Path, files: Sequence[str], options: RunOptions, batch: Batch, calls: int
 ) -> list[LayerTime]:
     """Each node of the optimised graph by ONNX Runtime's own profile; raises as `open` does."""
     with tempfile.TemporaryDirectory() as place:
@@ -177,7 +179,8 @@ def _opened(
 
 
 class OnnxRunner(Closing):
-    """A loaded model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`."""
+    """A loaded model: float32 `(N, 3, S, S)` → float32 logits `(N, K)`, or what `raw` makes of
+    both."""
 
     def __init__(
         self,
@@ -187,10 +190,11 @@ class OnnxRunner(Closing):
     ) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         kinds = [value.type for value in (*inputs, *outputs)]
-        if len(inputs) != 1 or not outputs or set(kinds) != {"tensor(float)"}:
+        fits = kinds[:1] in (["tensor(float)"], ["tensor(uint8)"])
+        if len(inputs) != 1 or not outputs or not fits or set(kinds[1:]) != {"tensor(float)"}:
             raise ArtifactError(
                 f"this model is no engine: it maps {len(inputs)} tensors to {len(outputs)} "
-                f"({', '.join(kinds)}), a float32 one to a float32 one is needed"
+                f"({', '.join(kinds)}), a float32 or uint8 one to a float32 one is needed"
             )
         self._run: Callable[..., Any] = session.run
         self._adapter = adapter
@@ -207,15 +211,15 @@ class OnnxRunner(Closing):
         if session.get_providers() != [CPU]:
             self.facts["nodes"] = _nodes_by_provider(session)
 
-    def __call__(self, batch: F32) -> F32:
+    def __call__(self, batch: Batch) -> F32:
         """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails."""
         return self._given(self._outputs, batch)[0]
 
-    def outputs(self, batch: F32) -> dict[str, F32]:
+    def outputs(self, batch: Batch) -> dict[str, F32]:
         """Every output of `batch` by name; raises as a call does."""
         return dict(zip(self._all, self._given(self._all, batch), strict=True))
 
-    def _given(self, names: list[str], batch: F32) -> list[F32]:
+    def _given(self, names: list[str], batch: Batch) -> list[F32]:
         try:
             given: list[F32] = self._run(names, {self._input: batch}, self._adapter.options)
         except Exception as exc:  # the runtime has no base class for its errors

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import Batch
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError
 from lorkd_deploy.runtime import (
@@ -21,6 +21,7 @@ from lorkd_deploy.runtime import (
     LayerTime,
     Probe,
     PythonSample,
+    Raw,
     RunOptions,
     engine_path,
     parse_options,
@@ -54,6 +55,7 @@ class Options(Part):
         description="a folder for compiled models, so that later openings are faster; a relative "
         "one lies beside the engine",
     )
+    raw: Raw = False
 
 
 class Opening(Part):
@@ -123,7 +125,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> OpenVinoRun
 
 
 def layers(
-    folder: Path, files: Sequence[str], options: RunOptions, batch: F32, calls: int
+    folder: Path, files: Sequence[str], options: RunOptions, batch: Batch, calls: int
 ) -> list[LayerTime]:
     """Each node that was executed, by OpenVINO's performance counters; raises as `open` does."""
     compiled, _, _ = _opened(folder, files, options, counting=True)

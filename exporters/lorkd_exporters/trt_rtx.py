@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import Batch
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.runtime import (
     EngineFiles,
@@ -101,7 +101,7 @@ def open(folder: Path, files: Sequence[str], options: RunOptions) -> _tensorrt.T
 
 
 def layers(
-    folder: Path, files: Sequence[str], options: RunOptions, batch: F32, calls: int
+    folder: Path, files: Sequence[str], options: RunOptions, batch: Batch, calls: int
 ) -> list[LayerTime]:
     """Each layer by TensorRT's profiler and inspector, not run by us; raises as `open` does."""
     import tensorrt_rtx

@@ -112,7 +112,7 @@ def export(
       lorkd export runs/small --task breast --out engines
       lorkd export runs/small --explain
       lorkd export runs/small --layout mlserver
-      lorkd export runs/small --layout triton --out models
+      lorkd export runs/small --layout triton --option raw=true --out models
       lorkd export runs/small --target openvino --sample python --sample cpp
     """
     from lorkd_deploy import export as build

@@ -39,7 +39,8 @@ def predict(
         Path | None,
         typer.Option(
             metavar="F.npy",
-            help="Also write the preprocessed images, float32 (N, 3, H, W).",
+            help="Also write what the engine is given: preprocessed, float32 (N, 3, H, W), or the "
+            "images, uint8 (N, H, W, 3), if it was exported with raw.",
             show_default=False,
         ),
     ] = None,

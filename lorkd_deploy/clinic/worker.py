@@ -81,7 +81,7 @@ class Worker:
         reading = time.perf_counter() - began
         for classifier, image in images:
             began = time.perf_counter()
-            batch = classifier.preprocess.normalise(image.pixels[None])
+            batch = classifier.artifact.batch(image.pixels[None])
             (prediction,) = classifier.answers([image], batch)
             made = answered(prediction, classifier.artifact, classifier.rules)
             name = made.uid("sr")

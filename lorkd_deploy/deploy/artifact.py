@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from lorkd_deploy.arrays import U8, Batch
 from lorkd_deploy.bundle.manifest import TEACHER, TaskEntry, columns_of
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.candidates import Choice
@@ -61,6 +62,8 @@ class Artifact(Part):
     `choice` is the table of `--precision auto`, if it chose; `sensitivity` what int8 costs layer by
     layer, and which of them stay in float32, where `max_drop` was given. `example` are the files of
     an input and its outputs (`example.py`), which the engine doesn't need: a copy may lack them.
+    `input_dtype` and `output` are `uint8` and `probabilities` of an engine that was exported with
+    the option `raw`: it takes images at network size, RGB, channels last.
     """
 
     schema_version: int = SCHEMA
@@ -78,6 +81,8 @@ class Artifact(Part):
     facts: dict[str, Any]
     build_seconds: float
     environment: dict[str, str]
+    input_dtype: Literal["float32", "uint8"] = "float32"
+    output: Literal["logits", "probabilities"] = "logits"
     explain: bool = False
     choice: Choice | None = None
     sensitivity: Sensitivity | None = None
@@ -102,9 +107,19 @@ class Artifact(Part):
         return bool(self.facts.get("options", {}).get("adapters", False))
 
     @property
+    def raw(self) -> bool:
+        """Whether it takes images as they are, and gives probabilities."""
+        return self.input_dtype == "uint8"
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
-        """`(3, H, W)`, the shape of one image."""
-        return 3, self.preprocess.size, self.preprocess.size
+        """The shape of one image: `(3, H, W)`, of one that takes images as they are `(H, W, 3)`."""
+        size = self.preprocess.size
+        return (size, size, 3) if self.raw else (3, size, size)
+
+    def batch(self, images: U8) -> Batch:
+        """What it takes of images at network size, uint8 `(N, S, S, 3)`."""
+        return self.preprocess.batch(images, raw=self.raw)
 
     @property
     def bytes(self) -> int:

@@ -22,6 +22,7 @@ from lorkd_deploy.deploy.candidates import AUTO, MAX_DROP
 from lorkd_deploy.deploy.example import example_files, write_example
 from lorkd_deploy.deploy.graphs.adapters import share_base
 from lorkd_deploy.deploy.graphs.graph import onnx_model
+from lorkd_deploy.deploy.graphs.raw import raw_model
 from lorkd_deploy.deploy.graphs.source_model import source_model
 from lorkd_deploy.deploy.precision.auto import fastest_engine
 from lorkd_deploy.deploy.precision.sensitivity import sensitivity
@@ -119,7 +120,7 @@ class EngineBuild:
         found = None
         if self.max_drop is not None:
             found = sensitivity(fused, bundle, engine, self.probe, self.max_drop)
-        model = source_model(
+        source = source_model(
             fused,
             bundle,
             engine,
@@ -128,10 +129,11 @@ class EngineBuild:
             left=found.nodes_left if found else (),
             adapters=self.spec.adapters,
         )
+        model = raw_model(source, bundle, engine) if self.spec.raw else source
         written = self._engine(model, fresh)
         seconds = time.perf_counter() - started
         files = tuple(_file(fresh, name) for name in written.files)
-        chain = stages(fused, model, self.spec.precision, files[0].sha256)
+        chain = stages(fused, source, self.spec.precision, files[0].sha256)
         parity, facts = self._proof(reference, engine, fresh, written, chain)
         return Artifact(
             engine=engine,
@@ -146,6 +148,8 @@ class EngineBuild:
             preprocess_sha256=bundle.manifest.preprocess_sha256,
             parity=parity,
             facts=facts,
+            input_dtype="uint8" if self.spec.raw else "float32",
+            output="probabilities" if self.spec.raw else "logits",
             explain=self.explain,
             sensitivity=found,
             example=tuple(_file(fresh, name) for name in example_files(fresh)),
@@ -173,9 +177,10 @@ class EngineBuild:
         if not self.probe.can_run:
             return not_run_here(self.target, self.probe), written.facts
         with self.exporter.open(fresh, written.files, RunOptions(threads=usable_cpus())) as runner:
-            parity = reference.check(engine, runner, self.spec.precision, chain)
+            raw = self.spec.raw
+            parity = reference.check(engine, runner, self.spec.precision, chain, raw=raw)
             if written.files[0].endswith(".onnx"):
-                write_example(fresh, reference.bundle, runner)
+                write_example(fresh, reference.bundle, runner, raw=raw)
             return parity, {**written.facts, **runner.facts}
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import F32, Batch
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.deploy.graphs.nodes import Cuttable, layer_of
-from lorkd_deploy.deploy.graphs.source_model import source_again
+from lorkd_deploy.deploy.graphs.source_model import given, source_again
 from lorkd_deploy.deploy.proof.chain import FUSED, Stage, opened_stage
 from lorkd_deploy.deploy.proof.reference import Reference
 from lorkd_deploy.machine.processor import usable_cpus
@@ -91,16 +91,18 @@ def drill_down(artifact: Artifact, reference: Reference) -> Drilled:
 
 @dataclass(frozen=True)
 class _Pair:
-    """The fused model and the engine's, and what is given to both; `run` is the engine's side.
+    """The fused model and the engine's, and what is given to each: the network's `inputs`, and
+    `given`, which the engine takes of the same images; `run` is the engine's side.
 
     A difference counts beyond `share` of the largest value of a tensor, or of 1.
     """
 
     exact: Cuttable
     cut: Cuttable
-    run: Callable[[F32, str], F32]
+    run: Callable[[Batch, str], F32]
     rebuilt: bool
-    images: F32
+    inputs: F32
+    given: Batch
     share: float
     compared: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -113,8 +115,8 @@ class _Pair:
     def difference(self, tensor: str) -> tuple[float, float]:
         """The largest difference in a tensor, and what is allowed; each is run once."""
         if tensor not in self.compared:
-            expected = _on_onnx_runtime(self.exact, self.images, tensor)
-            found = self.run(self.images, tensor)
+            expected = _on_onnx_runtime(self.exact, self.inputs, tensor)
+            found = self.run(self.given, tensor)
             allowed = self.share * max(1.0, float(np.abs(expected).max()))
             same = expected.shape == found.shape and np.isfinite(found).all()
             largest = float(np.abs(expected - found).max()) if same else float("inf")
@@ -134,13 +136,15 @@ def _pair(artifact: Artifact, reference: Reference) -> _Pair:
     rebuilt = own.suffix != ".onnx"
     if rebuilt:
         probe = exporter(artifact.target).probe()
-        cut = Cuttable(source_again(fused, bundle, artifact, probe))
+        source = source_again(fused, bundle, artifact, probe)
+        cut = Cuttable(given(source, bundle, artifact))
         run = partial(_rebuilt, artifact, cut)
     else:
         cut = Cuttable(own.read_bytes())
         run = partial(_on_onnx_runtime, cut)
     images, share = reference.trial(artifact.engine, artifact.precision, IMAGES)
-    return _Pair(Cuttable(fused), cut, run, rebuilt, images, share)
+    inputs = artifact.preprocess.normalise(images)
+    return _Pair(Cuttable(fused), cut, run, rebuilt, inputs, artifact.batch(images), share)
 
 
 def first_difference(order: Sequence[str], graph: Cuttable, differs: Callable[[str], bool]) -> str:
@@ -175,12 +179,12 @@ def _nearest(graph: Cuttable, tensor: str, known: set[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _on_onnx_runtime(cut: Cuttable, images: F32, tensor: str) -> F32:
+def _on_onnx_runtime(cut: Cuttable, images: Batch, tensor: str) -> F32:
     with opened_stage(Stage(FUSED, cut.up_to(tensor), BASELINE)) as runner:
         return runner(images)
 
 
-def _rebuilt(artifact: Artifact, cut: Cuttable, images: F32, tensor: str) -> F32:
+def _rebuilt(artifact: Artifact, cut: Cuttable, images: Batch, tensor: str) -> F32:
     """`tensor` through the artifact's target, built with the options that its record has: those
     that name a file or folder of the machine aren't among them."""
     target = exporter(artifact.target)

@@ -11,22 +11,25 @@ there. The input is the first of the bundle's generated ones: nobody's picture.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lorkd_deploy.bundle.parity_inputs import known_inputs
 from lorkd_deploy.bundle.read import Bundle
-from lorkd_deploy.runtime import Runner
+from lorkd_deploy.runtime import IMAGE, Runner
 
 DATA_SET = "test_data_set_0"
 
 
-def write_example(folder: Path, bundle: Bundle, runner: Runner) -> None:
-    """Write `DATA_SET` into an engine's `folder`; `runner` is the engine, open."""
+def write_example(folder: Path, bundle: Bundle, runner: Runner, *, raw: bool) -> None:
+    """Write `DATA_SET` into an engine's `folder`; `runner` is the engine, open, `raw` its own."""
     from onnx import numpy_helper
 
-    batch = bundle.manifest.preprocess.normalise(known_inputs(bundle)[:1])
-    tensors = {"input_0.pb": (bundle.manifest.graph.input, batch)}
+    batch = bundle.manifest.preprocess.batch(known_inputs(bundle)[:1], raw=raw)
+    tensors: dict[str, tuple[str, Any]] = {
+        "input_0.pb": (IMAGE if raw else bundle.manifest.graph.input, batch)
+    }
     for number, (name, values) in enumerate(runner.outputs(batch).items()):
         tensors[f"output_{number}.pb"] = name, values
     (folder / DATA_SET).mkdir()

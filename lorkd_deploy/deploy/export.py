@@ -55,7 +55,8 @@ def export(
     the target can do here, and the fastest is kept whose accuracy on the validation images is at
     most `max_drop` points (0.5) below that of fp32; the record holds the table. With int8,
     `max_drop` leaves as many layers in float32 as that takes, which it tries for minutes; without
-    it all are quantised. `options` are the target's own; what they are is in its facts. `teacher`
+    it all are quantised. `options` are the target's own; what they are is in its facts. Of these
+    `raw` gives engines that take uint8 images and give probabilities. `teacher`
     adds the foundation model's engine. `explain` gives each engine a second output, the maps of
     where it looks.
     Engines go to RUN/export, or to `out`. `layout` "mlserver", "triton-python", "triton",
@@ -83,6 +84,8 @@ def export(
         names = [(reference.bundle.department(engine), engine) for reference, engine in chosen]
         require_own(layout, repository, names)
     spec = EngineSpec(precision, dict(options or {}))
+    if spec.raw:
+        _require_raw(spec, sample)
     if spec.adapters:
         _require_adapters(chosen, precision, sample, layout)
     if explain:
@@ -124,6 +127,27 @@ def _check_precision(target: str, precision: str, probe: Probe, max_drop: float 
         raise RuntimeUnavailableError(
             f"precision auto measures, and {target} can't run here: {probe.reason}",
             fix=f"choose a precision: {', '.join(probe.precisions)}; or export on the device",
+        )
+
+
+def _require_raw(spec: EngineSpec, sample: Sequence[str]) -> None:
+    """Raise `UsageError`, before anything is built, for what takes no images as they are."""
+    without = "or export without --option raw=true"
+    if spec.adapters:
+        raise UsageError(
+            "raw and adapters exclude each other: one base is for all tasks, and what raw puts "
+            "behind the logits is each task's own",
+            fix="leave one of the two options out",
+        )
+    if spec.precision == AUTO:
+        raise UsageError(
+            f"precision {AUTO} compares engines that give logits, and raw is for probabilities",
+            fix=f"choose a precision ({AUTO} says which, exported without raw), {without}",
+        )
+    if sample:
+        raise UsageError(
+            "samples preprocess by themselves, and an engine with raw does so too",
+            fix=f"leave --sample out, {without}",
         )
 
 

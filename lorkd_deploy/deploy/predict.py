@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import Batch
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.answers.answering import Recorder
 from lorkd_deploy.deploy.answers.classifier import Classifier, Prediction
@@ -41,19 +41,20 @@ def predict(
 ) -> list[Prediction]:
     """Classify image files, and those in folders (all levels, sorted), by a task's engine.
 
-    `csv` writes the answers to a file, `save_input` the network's input as `.npy`, float32
-    `(N, 3, S, S)`. Where the bundle has a `guard`, a picture that isn't of the task's kind is
-    answered `outside`. With a `coverage`, such as 0.95, each answer has the classes that it leaves,
-    and an image with several or none is referred to a person. `audit`, an `AuditLog`, keeps every
-    answer. `explain` is a folder for pictures of where the most probable class was seen, at each
-    image's own size, by an engine that was exported with `explain`. `dicom` overrides keys of the
-    task's rules for DICOM files (`DicomRules`), `bundle` is the run's, where it is read already.
+    `csv` writes the answers to a file, `save_input` what the engine was given as `.npy`, float32
+    `(N, 3, S, S)`, or, exported with `raw`, uint8 `(N, S, S, 3)`. Where the bundle has a `guard`, a
+    picture that isn't of the task's kind is answered `outside`. With a `coverage`, such as 0.95,
+    each answer has the classes that it leaves, and an image with several or none is referred to a
+    person. `audit`, an `AuditLog`, keeps every answer. `explain` is a folder for pictures of where
+    the most probable class was seen, at each image's own size, by an engine that was exported with
+    `explain`. `dicom` overrides keys of the task's rules for DICOM files (`DicomRules`), `bundle`
+    is the run's, where it is read already.
     Other files in folders are left out and counted in the log. Raises `UsageError`
     for an unknown task or no image, `ImageError` for an image that can't be used,
     `ArtifactError` for an engine that is missing, damaged or of another bundle; nothing is
     written then.
     """
-    inputs: list[F32] = []
+    inputs: list[Batch] = []
     answers: list[Prediction] = []
     with Classifier(
         run,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import F32, Batch
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import (
     ARTIFACT,
@@ -51,7 +51,8 @@ class _Slot:
 
 
 class Engine:
-    """An open engine for the length of a `with` block: float32 `(N, 3, S, S)` → logits `(N, K)`.
+    """An open engine for the length of a `with` block: float32 `(N, 3, S, S)` → logits `(N, K)`,
+    or, exported with `raw`, uint8 `(N, S, S, 3)` → probabilities.
 
     `artifact` says what it is: classes, preprocessing, proof. Threads that use the same engine take
     turns; those of different engines don't wait for each other.
@@ -67,8 +68,8 @@ class Engine:
         """What really runs: provider, precision, threads, runtime version."""
         return {} if self._runner is None else self._runner.facts
 
-    def __call__(self, batch: F32) -> F32:
-        """Logits of `batch`; raises `ArtifactError` where the runtime refuses or fails.
+    def __call__(self, batch: Batch) -> F32:
+        """What it says of `batch`; raises `ArtifactError` where the runtime refuses or fails.
 
         Raises `UsageError` after the `with` block: the engine may serve another then, or be closed.
         """

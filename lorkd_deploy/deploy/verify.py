@@ -149,9 +149,13 @@ def _parity(
     own = artifact.files[0].sha256
     chain = stages(made.fused, made.source, artifact.precision, own)
     with open_engine(artifact, RunOptions(threads=usable_cpus())) as runner:
-        parity = reference.check(artifact.engine, runner, artifact.precision, chain)
+        parity = reference.check(
+            artifact.engine, runner, artifact.precision, chain, raw=artifact.raw
+        )
         facts = runner.facts
-    between = artifact.precision in probe.converted and artifact.onnx_sha256 != own
+    between = artifact.precision in probe.converted and (
+        artifact.raw or artifact.onnx_sha256 != own
+    )
     if made.source is None and between and parity.links_not_here is None:
         missing = f"the {artifact.precision} ONNX model: {made.not_here}"
         return parity.model_copy(update={"links_not_here": missing}), facts

@@ -67,7 +67,6 @@ def colocated(
 def _group(
     target: str, precision: str, group: Sequence[Artifact], protocol: Protocol
 ) -> Colocation:
-    image = [1, *group[0].input_shape]
     with ExitStack() as stack:
         processes = [
             stack.enter_context(EngineProcess(engine, protocol.threads, protocol.cpus))
@@ -75,15 +74,15 @@ def _group(
         ]
         for process in processes:
             process.open()
-            process.ask("first", shape=image, seed=protocol.seed)
+            process.ask("first", shape=[1, *process.engine.input_shape], seed=protocol.seed)
         apart = [process_memory(process.pid) for process in processes]
     with EngineProcess(group[0], protocol.threads, protocol.cpus) as process:
         empty = process.open()["empty"]
-        process.ask("first", shape=image, seed=protocol.seed)
+        process.ask("first", shape=[1, *group[0].input_shape], seed=protocol.seed)
         first = process_memory(process.pid).resident
         for engine in group[1:]:
             process.open(engine)
-            process.ask("first", shape=image, seed=protocol.seed)
+            process.ask("first", shape=[1, *engine.input_shape], seed=protocol.seed)
         one = process_memory(process.pid).resident
     return Colocation(
         target=target,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.arrays import F32, F64, I64
+from lorkd_deploy.arrays import F32, F64, I64, U8
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.data import Attribute, Split, TaskData
@@ -130,16 +130,22 @@ def _through(opened: Sequence[EngineProcess], task: TaskEntry, split: Split) -> 
     preparation is done once."""
     parts: dict[str, list[F32]] = {process.engine.name: [] for process in opened}
     ways = {process.engine.preprocess_sha256: process.engine.preprocess for process in opened}
-    for batches in zip(*(inputs(split, way) for way in ways.values()), strict=True):
-        prepared = dict(zip(ways, batches, strict=True))
+    for images in zip(*(pictures(split, way) for way in ways.values()), strict=True):
+        prepared = dict(zip(ways, images, strict=True))
         for process in opened:
-            logits = process.infer(prepared[process.engine.preprocess_sha256])
-            columns = process.engine.task(task.name)
-            parts[process.engine.name].append(logits[:, columns.start : columns.stop])
+            engine = process.engine
+            given = process.infer(engine.batch(prepared[engine.preprocess_sha256]))
+            columns = engine.task(task.name)
+            parts[engine.name].append(given[:, columns.start : columns.stop])
     return {
-        name: metrics.probabilities(np.concatenate(logits), task.kind)
-        for name, logits in parts.items()
+        process.engine.name: _probabilities(process.engine, parts[process.engine.name], task)
+        for process in opened
     }
+
+
+def _probabilities(engine: Artifact, parts: Sequence[F32], task: TaskEntry) -> F64:
+    whole = np.concatenate(parts)
+    return whole.astype(np.float64) if engine.raw else metrics.probabilities(whole, task.kind)
 
 
 def tensors(scored: Iterable[TaskAnswers]) -> dict[str, npt.NDArray[Any]]:
@@ -201,8 +207,8 @@ def _flips(given: TaskAnswers, expert: str, teacher: str) -> Flips:
     )
 
 
-def inputs(split: Split, preprocess: Preprocess) -> Iterator[F32]:
-    """Network inputs of every image of `split`, a few at a time."""
+def pictures(split: Split, preprocess: Preprocess) -> Iterator[U8]:
+    """Every image of `split` at network size, uint8 `(N, S, S, 3)`, a few at a time."""
     for start in range(0, len(split), CHUNK):
         stop = min(start + CHUNK, len(split))
-        yield preprocess(split.images[i] for i in range(start, stop))
+        yield preprocess.stacked(split.images[i] for i in range(start, stop))

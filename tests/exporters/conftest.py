@@ -9,6 +9,7 @@ import pytest
 
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.graphs.graph import onnx_model
+from lorkd_deploy.deploy.graphs.raw import raw_model
 from lorkd_deploy.runtime import EngineSpec, exporter, targets
 from tests import tiny_bundle
 
@@ -35,13 +36,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     bundle = load_bundle(tiny_bundle.make_bundle(folder / "bundle"))
     (folder / "fused.onnx").write_bytes(onnx_model(bundle, "eye"))
+    raw = raw_model(onnx_model(bundle, "eye"), bundle, "eye")
+    (folder / "raw.onnx").write_bytes(raw)
     return folder
 
 
-def build(source: Path, target: str, folder: Path) -> Built:
+def build(source: Path, target: str, folder: Path, *, raw: bool = False) -> Built:
     """Build the engine into `folder`, with a precision that every target has to have."""
     bundle = load_bundle(source)
-    files = exporter(target).export(source / "fused.onnx", folder, EngineSpec("fp32")).files
+    spec = EngineSpec("fp32", {"raw": True} if raw else {})
+    file = source / ("raw.onnx" if raw else "fused.onnx")
+    files = exporter(target).export(file, folder, spec).files
     state = tiny_bundle.unfused(bundle.base, bundle.expert("eye"), 2.5)
     return Built(target, folder, files, state)
 

@@ -119,7 +119,7 @@ class Engine:
         return TensorIOMode.OUTPUT if output else TensorIOMode.INPUT
 
     def get_tensor_dtype(self, name: str) -> str:
-        return "float32"
+        return {"tensor(float)": "float32", "tensor(uint8)": "uint8"}[self.sides[name].type]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (-1, *self.sides[name].shape[1:])
@@ -158,8 +158,10 @@ class Context:
         assert stream_handle == 7
         session = self.engine.session
         given, wanted = session.get_inputs()[0].name, session.get_outputs()[0].name
-        memory = (ctypes.c_float * int(np.prod(self.shape))).from_address(self.addresses[given])
-        batch = np.frombuffer(memory, np.float32).reshape(self.shape)
+        kind = np.dtype(self.engine.get_tensor_dtype(given))
+        size = kind.itemsize * int(np.prod(self.shape))
+        memory = (ctypes.c_char * size).from_address(self.addresses[given])
+        batch = np.frombuffer(memory, kind).reshape(self.shape)
         logits = np.ascontiguousarray(session.run([wanted], {given: batch})[0])
         ctypes.memmove(self.addresses[wanted], logits.ctypes.data, logits.nbytes)
         for place, layer in enumerate(self.engine.note["layers"]):
@@ -208,7 +210,7 @@ def module(version: str = "10.3.0") -> Any:
     """What `import tensorrt` gives."""
     tensorrt: Any = ModuleType("tensorrt")
     tensorrt.__version__ = version
-    tensorrt.float32 = "float32"
+    tensorrt.float32, tensorrt.uint8 = "float32", "uint8"
     for kind in (TensorIOMode, Runtime, Logger, Builder, IProfiler, building.OnnxParser):
         setattr(tensorrt, kind.__name__, kind)
     for name in ("NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType"):

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorkd_deploy.bundle.parity_inputs import parity_inputs
+from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.errors import (
     ArtifactError,
     LorkdError,
     RuntimeUnavailableError,
     UsageError,
 )
+from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.runtime import (
     EngineSpec,
     PythonSample,
@@ -115,6 +118,26 @@ def test_logits_of_any_batch(engine: Built, batch: Any, count: int) -> None:
         assert (logits.dtype, logits.shape) == (np.float32, (count, 3))
         expected = engine.expected(batch[:count])
         np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("param", BUILDABLE + STANDS_IN)
+def test_a_model_that_takes_images_as_they_are(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, param: str
+) -> None:
+    target = target_of(param, monkeypatch)
+    made = build(source, target, tmp_path, raw=True)
+    if not exporter(target).probe().can_run:
+        return  # it was built
+    preprocess = load_bundle(source).manifest.preprocess
+    images = parity_inputs(5, preprocess.size, 2)
+    with exporter(target).open(made.folder, made.files, RunOptions()) as runner:
+        for batch in (images[:1], images, images[::-1]):
+            expected = probabilities(made.expected(preprocess.normalise(batch)), "multiclass")
+            found = runner(batch)
+            assert (found.dtype, found.shape) == (np.float32, (len(batch), 3))
+            assert np.abs(found - expected).max() < 1e-5
+        with pytest.raises(ArtifactError, match="failed on float32"):
+            runner(images.astype(np.float32))
 
 
 def test_a_later_call_leaves_earlier_logits(engine: Built, batch: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lorkd_deploy.arrays import F32, F64
+from lorkd_deploy.arrays import F32, F64, Batch
 from lorkd_deploy.bundle.manifest import SCORES
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, EngineTask
@@ -56,15 +56,23 @@ class Recorder(Protocol):
 
 class Answering:
     """How a task's engine answers: with a guard, where the bundle has one and it isn't turned off
-    (`guard`), and with sets of a promised `coverage` (0 … 1), if that is given.
+    (`guard`), and with sets of a promised `coverage` (0 … 1), if that is given. `raw` is the
+    artifact's.
 
     Raises `UsageError` for a coverage that the bundle can't promise.
     """
 
     def __init__(
-        self, bundle: Bundle, task: EngineTask, *, guard: bool = True, coverage: float | None = None
+        self,
+        bundle: Bundle,
+        task: EngineTask,
+        *,
+        guard: bool = True,
+        coverage: float | None = None,
+        raw: bool = False,
     ) -> None:
         self.task = task
+        self._raw = raw
         self.guard = task_guard(bundle, task.name) if guard else None
         self._limit: float | None = None
         if coverage is not None:
@@ -77,15 +85,15 @@ class Answering:
                 )
             self._limit = conformal.quantile(scores, coverage)
 
-    def __call__(self, runner: Runner, batch: F32) -> list[Answer]:
-        """Answers to network inputs `(N, 3, S, S)`.
+    def __call__(self, runner: Runner, batch: Batch) -> list[Answer]:
+        """Answers to a batch that the engine takes.
 
         Raises `ArtifactError` for an engine that fails, gives what isn't finite, or lacks what the
         guard needs.
         """
         return self._answered({OUTPUT: runner(batch)} if not self.guard else runner.outputs(batch))
 
-    def explained(self, runner: Runner, batch: F32) -> list[tuple[Answer, F32 | None]]:
+    def explained(self, runner: Runner, batch: Batch) -> list[tuple[Answer, F32 | None]]:
         """Answers, each with the map `(h, w)` of where the most probable class was seen; None for a
         picture that is outside. Raises as a call does, and for an engine without maps.
         """
@@ -104,7 +112,8 @@ class Answering:
 
     def _answered(self, given: Mapping[str, F32]) -> list[Answer]:
         outside = scores_of(self.guard, given)
-        return list(self._answers(probabilities_of(self.task, given), outside))
+        rows = probabilities_of(self.task, given, raw=self._raw)
+        return list(self._answers(rows, outside))
 
     def _answers(self, rows: F64, outside: F64 | None) -> Iterator[Answer]:
         sets = referred = None
@@ -132,14 +141,15 @@ class Answering:
         return tuple(name for name, yes in zip(self.task.classes, there, strict=True) if yes)
 
 
-def probabilities_of(task: EngineTask, given: Mapping[str, F32]) -> F64:
-    """A task's probabilities `(N, K)`, of everything that a runner gives of N images.
+def probabilities_of(task: EngineTask, given: Mapping[str, F32], *, raw: bool) -> F64:
+    """A task's probabilities `(N, K)`, of everything that a runner gives of N images; with `raw`
+    that has them already.
 
-    Raises `ArtifactError` for logits that aren't finite.
+    Raises `ArtifactError` for values that aren't finite.
     """
-    logits = next(iter(given.values()))[:, task.start : task.stop]
-    _require_finite(bool(np.isfinite(logits).all()))
-    return metrics.probabilities(logits, task.kind)
+    values = next(iter(given.values()))[:, task.start : task.stop]
+    _require_finite(bool(np.isfinite(values).all()))
+    return values.astype(np.float64) if raw else metrics.probabilities(values, task.kind)
 
 
 def scores_of(guard: TaskGuard | None, given: Mapping[str, F32]) -> F64 | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lorkd_deploy.arrays import F32, U8
+from lorkd_deploy.arrays import U8, Batch
 from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.answers.answering import Answer, Answering, Recorder
 from lorkd_deploy.deploy.answers.overlay import overlay, png
@@ -90,7 +90,9 @@ class Classifier(Closing):
             log.warning(otherwise)
         self.task: EngineTask = self.artifact.task(task)
         self.rules = (self.task.dicom or DicomRules()).overridden(dicom or {})
-        self._answering = Answering(bundle, self.task, guard=guard, coverage=coverage)
+        self._answering = Answering(
+            bundle, self.task, guard=guard, coverage=coverage, raw=self.artifact.raw
+        )
         self._runner = open_engine(self.artifact, RunOptions(threads=usable_cpus()))
 
     def close(self) -> None:
@@ -132,8 +134,8 @@ class Classifier(Closing):
 
     def batches(
         self, files: Sequence[Path], explain: Path | None = None
-    ) -> Iterator[tuple[F32, list[Prediction]]]:
-        """The network's input `(N, 3, S, S)` and the answers, for a few files at a time.
+    ) -> Iterator[tuple[Batch, list[Prediction]]]:
+        """What the engine is given and the answers, for a few files at a time.
 
         `explain` is the folder for pictures of where the network looked, called by the file's place
         and name.
@@ -141,14 +143,14 @@ class Classifier(Closing):
         for start in range(0, len(files), BATCH):
             chosen = files[start : start + BATCH]
             images = [self.prepare(file, stored=explain is not None) for file in chosen]
-            batch = self.preprocess.normalise(np.stack([image.pixels for image in images]))
+            batch = self.artifact.batch(np.stack([image.pixels for image in images]))
             if explain is None:
                 yield batch, self.answers(images, batch)
             else:
                 yield batch, self._explained(images, batch, explain, start)
 
-    def answers(self, images: Sequence[Prepared], batch: F32) -> list[Prediction]:
-        """What the engine says of `images`, whose network input is `batch`."""
+    def answers(self, images: Sequence[Prepared], batch: Batch) -> list[Prediction]:
+        """What the engine says of `images`, which it is given as `batch`."""
         found = self._answering(self._runner, batch)
         return [self._of(image, answer) for image, answer in zip(images, found, strict=True)]
 
@@ -165,7 +167,7 @@ class Classifier(Closing):
             )
 
     def _explained(
-        self, images: Sequence[Prepared], batch: F32, folder: Path, start: int
+        self, images: Sequence[Prepared], batch: Batch, folder: Path, start: int
     ) -> list[Prediction]:
         """The same, each with the picture that is written into `folder`."""
         found = []

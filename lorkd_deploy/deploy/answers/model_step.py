@@ -26,7 +26,7 @@ from lorkd_deploy.deploy.artifact import EXPORT_AGAIN, Artifact, open_engine, re
 from lorkd_deploy.deploy.guarded import TaskGuard
 from lorkd_deploy.errors import ArtifactError, ImageError
 from lorkd_deploy.preprocess import resized_otherwise
-from lorkd_deploy.runtime import Closing, RunOptions
+from lorkd_deploy.runtime import IMAGE, PROBABILITIES, Closing, RunOptions
 from lorkd_deploy.safety.guard import Guard, known_of
 from lorkd_deploy.schema import Part, document_bytes, read_part
 from lorkd_deploy.storage import read_tensors, tensor_bytes
@@ -35,7 +35,7 @@ STEP = "step.json"
 GUARD = "guard.safetensors"
 SCHEMA = 1
 MOST = 32  # images per request
-IMAGE, PROBABILITIES, LABEL, GUARD_SCORE = "image", "probabilities", "label", "guard"
+LABEL, GUARD_SCORE = "label", "guard"
 log = logging.getLogger(__name__)
 
 
@@ -129,7 +129,8 @@ class ModelStep(Closing):
         batch = self._prepared(images)
         with self._turn:
             given = self._runner.outputs(batch)
-        rows = [probabilities_of(task, given) for task in self.artifact.tasks]
+        raw = self.artifact.raw
+        rows = [probabilities_of(task, given, raw=raw) for task in self.artifact.tasks]
         scores = scores_of(self._guard, given)
         labels = np.array(
             [
@@ -156,4 +157,4 @@ class ModelStep(Closing):
                 "[N, H, W, 3] or, grey, [N, H, W, 1]",
                 fix="send several requests for more images, and images of several sizes",
             )
-        return self.artifact.preprocess(images)
+        return self.artifact.batch(self.artifact.preprocess.stacked(images))

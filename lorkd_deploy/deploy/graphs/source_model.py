@@ -19,6 +19,7 @@ from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact, environment
 from lorkd_deploy.deploy.graphs.adapters import adapted
 from lorkd_deploy.deploy.graphs.graph import onnx_model
+from lorkd_deploy.deploy.graphs.raw import raw_model
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.precisions.table import BASELINE, converted, precision_of
 from lorkd_deploy.runtime import Probe, exporter
@@ -31,8 +32,9 @@ DEPENDS_ON = ("lorkd-deploy", "numpy", "onnx", "architecture")
 class Remade(NamedTuple):
     """The model that an engine was built from, as far as it can be made again here.
 
-    `fused` is the expert's float32 model, `source` the pinned one, from which its target built.
-    `source` is None where `fault` says that the pin is wrong, or `not_here` why it can't be judged.
+    `fused` is the expert's float32 model, `source` the one in the engine's precision that is pinned
+    and from which its target built, but for what the option `raw` puts around it. `source` is None
+    where `fault` says that the pin is wrong, or `not_here` why it can't be judged.
     """
 
     fused: bytes
@@ -72,6 +74,11 @@ def source_again(fused: bytes, bundle: Bundle, artifact: Artifact, probe: Probe)
         left=artifact.nodes_left,
         adapters=artifact.adapters,
     )
+
+
+def given(source: bytes, bundle: Bundle, artifact: Artifact) -> bytes:
+    """What a target was given of the `source` of an engine that exists: `raw.py`."""
+    return raw_model(source, bundle, artifact.engine) if artifact.raw else source
 
 
 def calibration_images(bundle: Bundle, engine: str) -> F32:
@@ -120,7 +127,8 @@ def remade(artifact: Artifact, bundle: Bundle) -> Remade:
         source = source_again(fused, bundle, artifact, probe)
     except LorkdError as exc:
         return Remade(fused, None, not_here=exc.what)
-    if sha256_bytes(source) == artifact.onnx_sha256:
+    pinned = sha256_bytes(given(source, bundle, artifact))
+    if pinned == artifact.onnx_sha256:
         return Remade(fused, source)
     if others := _differences(artifact):
         return Remade(fused, None, not_here=f"its bytes depend on {', '.join(others)}")
@@ -128,7 +136,7 @@ def remade(artifact: Artifact, bundle: Bundle) -> Remade:
         fused,
         None,
         fault="the ONNX model that its bundle gives is not the one that its record pins "
-        f"(sha256 {sha256_bytes(source)[:12]}… against {artifact.onnx_sha256[:12]}…)",
+        f"(sha256 {pinned[:12]}… against {artifact.onnx_sha256[:12]}…)",
     )
 
 

@@ -16,15 +16,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lorkd_deploy.deploy.answers.model_step import (
-    LABEL,
-    PROBABILITIES,
-    Tensor,
-    inputs,
-    outputs,
-    step_files,
-)
+from lorkd_deploy.deploy.answers.model_step import LABEL, Tensor, inputs, outputs, step_files
 from lorkd_deploy.deploy.programs.served import ServedModel
+from lorkd_deploy.runtime import PROBABILITIES
 
 ENGINE = "engine"
 RUNTIME = "lorkd_deploy.deploy.servers.mlserver.Engine"

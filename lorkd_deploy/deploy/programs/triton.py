@@ -25,6 +25,7 @@ from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.programs.served import ServedModel
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.errors import ArtifactError
+from lorkd_deploy.runtime import IMAGE, PROBABILITIES
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -39,6 +40,11 @@ UNPINNED = (
     "# This backend has no parameter for f32: a server whose CPU has bf16 computes in that,\n"
     "# which is not what artifact.json is about."
 )
+GIVES = {
+    "logits": "logits: softmax over a multiclass task's columns, sigmoid for each of a\n"
+    "# multi-label task",
+    "probabilities": "probabilities",
+}
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +83,7 @@ def warn_unpinned(models: Sequence[ServedModel]) -> None:
 
 def config(artifact: Artifact, graph: GraphEntry) -> str:
     """The model's `config.pbtxt`; raises `ArtifactError` for an engine that Triton can't run."""
-    backend, size = BACKENDS[artifact.target], artifact.preprocess.size
+    backend, raw = BACKENDS[artifact.target], artifact.raw
     batch = _most(artifact)
     first = "" if batch else "-1, "
     return fill(
@@ -87,13 +93,15 @@ def config(artifact: Artifact, graph: GraphEntry) -> str:
         PRECISION=artifact.precision,
         VERSION=__version__,
         FOLDER=VERSION,
-        PREPROCESS=artifact.preprocess.in_words,
+        CLIENT=artifact.preprocess.to_pixels if raw else artifact.preprocess.in_words,
+        ANSWER=GIVES[artifact.output],
         BACKEND=backend.line,
         FILE=artifact.file_names[0],
         BATCH=batch,
-        INPUT=graph.input,
-        OUTPUT=graph.output,
-        SHAPE=f"{first}3, {size}, {size}",
+        INPUT=IMAGE if raw else graph.input,
+        TYPE="TYPE_UINT8" if raw else "TYPE_FP32",
+        OUTPUT=PROBABILITIES if raw else graph.output,
+        SHAPE=first + ", ".join(map(str, artifact.input_shape)),
         CLASSES=f"{first}{artifact.tasks[-1].stop}",
         KIND=backend.kind,
         REST=fill(

@@ -16,17 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lorkd_deploy._version import __version__
-from lorkd_deploy.deploy.answers.model_step import (
-    MOST,
-    PROBABILITIES,
-    Tensor,
-    inputs,
-    outputs,
-    step_files,
-)
+from lorkd_deploy.deploy.answers.model_step import MOST, Tensor, inputs, outputs, step_files
 from lorkd_deploy.deploy.programs.served import ServedModel
 from lorkd_deploy.deploy.programs.template import fill
 from lorkd_deploy.deploy.programs.triton import CONFIG, LABELS, VERSION, labels
+from lorkd_deploy.runtime import PROBABILITIES
 
 _TYPES = {"UINT8": "TYPE_UINT8", "FP64": "TYPE_FP64", "BYTES": "TYPE_STRING"}
 

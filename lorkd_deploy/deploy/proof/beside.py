@@ -36,6 +36,8 @@ def compare_beside(
     preprocess: Preprocess,
     guard: TaskGuard | None,
     allowed: Tolerance,
+    *,
+    raw: bool = False,
 ) -> Beside:
     """Run the engine on each of `samples`, all outputs at once, and compare these.
 
@@ -48,7 +50,7 @@ def compare_beside(
         has_maps = sample.maps is not None and len(sample.maps)
         if not has_guard and not has_maps:
             continue
-        outputs = [runner.outputs(batch) for batch in sample.batches(preprocess)]
+        outputs = [runner.outputs(batch) for batch in sample.batches(preprocess, raw=raw)]
         if guard is not None and sample.guard is not None and has_guard:
             scores = np.concatenate([guard.scores(given) for given in outputs])
             found = scores[: len(sample.guard)]

@@ -34,7 +34,8 @@ class Change(Part):
 
 
 class Compared(Part):
-    """One task's logits from the engine beside the reference, over `rows` images.
+    """One task's logits from the engine beside the reference, over `rows` images; `of` says where
+    they are probabilities.
 
     `max_abs`, `mean_abs` and `cosine` (the worst row's) leave out rows that are not finite, of
     which there are `non_finite`; they are None where no row is left. `flips` counts rows with
@@ -46,6 +47,7 @@ class Compared(Part):
 
     task: str
     on: Literal["inputs", "images"]
+    of: Literal["logits", "probabilities"] = "logits"
     rows: int
     tolerance: float
     max_abs: float | None
@@ -75,7 +77,8 @@ class Compared(Part):
         if self.non_finite:
             figures = f"{self.non_finite} rows are not finite"
         else:
-            figures = f"max |difference| {self.max_abs:.3g} (tolerance {self.tolerance:.3g})"
+            of = "" if self.of == "logits" else f" of {self.of}"
+            figures = f"max |difference|{of} {self.max_abs:.3g} (tolerance {self.tolerance:.3g})"
         allowed = "" if self.flips_allowed is None else f" ({self.flips_allowed} allowed)"
         return (
             f"{self.task}, {self.rows} {what}: {figures}, "
@@ -199,24 +202,36 @@ def compare(  # noqa: PLR0917
     found: F32,
     allowed: Tolerance,
     labels: I64 | None = None,
+    *,
+    raw: bool = False,
 ) -> Compared:
     """Figures of `found` against `expected`, both `(n, K)` logits of one task, n ≥ 1.
 
-    `labels` are the images', where they are known.
+    `labels` are the images', where they are known. With `raw`, `found` are probabilities, and held
+    against those of `expected`: within half of what logits may differ by, since no softmax changes
+    by more than that, nor any sigmoid.
     """
     share = allowed.logits if on == "images" else allowed.inputs
     tolerance = share * max(1.0, float(np.abs(expected).max()))
     finite = np.isfinite(found).all(axis=1)
     reference, engine = expected[finite].astype(np.float64), found[finite].astype(np.float64)
+    if raw:
+        tolerance, reference = tolerance / 2, metrics.probabilities(reference, task.kind)
     difference = np.abs(reference - engine)
-    flips, margins = _flips(reference, engine, task.kind)
+    flips, margins = _flips(reference, engine, task.kind, at=0.5 if raw else 0.0)
     some = len(reference) > 0
     changes = {}
     if labels is not None and finite.all():
-        changes = _changes(labels, expected, found, task.kind)
+        before, after = (
+            (reference, engine)
+            if raw
+            else (metrics.probabilities(side, task.kind) for side in (reference, engine))
+        )
+        changes = _changes(labels, before, after)
     return Compared(
         task=task.name,
         on=on,
+        of="probabilities" if raw else "logits",
         rows=len(expected),
         tolerance=tolerance,
         max_abs=float(difference.max()) if some else None,
@@ -245,13 +260,13 @@ def compare_guard(
     )
 
 
-def _changes(labels: I64, before: F32, after: F32, kind: metrics.Kind) -> dict[str, Change]:
-    """Accuracy and AUC on both sides and their difference; what is undefined is left out."""
-    sides = [metrics.probabilities(logits, kind) for logits in (before, after)]
+def _changes(labels: I64, before: F64, after: F64) -> dict[str, Change]:
+    """Accuracy and AUC of both sides' probabilities and their difference; what is undefined is left
+    out."""
     found = {}
     for metric in (metrics.accuracy, metrics.auc):
-        values = [metric(labels, side) for side in sides]
-        span = bootstrap(metrics.minus(metric, metric), labels, np.hstack(sides[::-1]))
+        values = [metric(labels, side) for side in (before, after)]
+        span = bootstrap(metrics.minus(metric, metric), labels, np.hstack([after, before]))
         if not any(map(math.isnan, (*values, span.low))):
             found[metric.name] = Change(
                 before=values[0],
@@ -263,10 +278,10 @@ def _changes(labels: I64, before: F32, after: F32, kind: metrics.Kind) -> dict[s
     return found
 
 
-def _flips(reference: Any, engine: Any, kind: str) -> tuple[Any, Any]:
+def _flips(reference: Any, engine: Any, kind: str, *, at: float) -> tuple[Any, Any]:
     """Which labels differ, and how far the reference was from giving another one."""
-    if kind == "multilabel":  # each logit decides for itself, by its sign
-        return (reference > 0) != (engine > 0), np.abs(reference)
+    if kind == "multilabel":  # each decides for itself: a logit at 0, a probability at 0.5
+        return (reference > at) != (engine > at), np.abs(reference - at)
     ordered = np.sort(reference, axis=1)
     return reference.argmax(axis=1) != engine.argmax(axis=1), ordered[:, -1] - ordered[:, -2]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -43,6 +44,14 @@ class _RefutedError(LorkdError):
     """An image is certainly not the one that the reference was made with."""
 
 
+class _Answers(NamedTuple):
+    """One side's answers to every sample, probabilities with `raw`, and how far off they may be."""
+
+    answers: list[F32]
+    allowed: Tolerance
+    raw: bool = False
+
+
 class Reference:
     """A bundle's reference, read once and used for any of its engines on any target."""
 
@@ -51,26 +60,34 @@ class Reference:
         self._known: dict[tuple[str, str, int], list[F32]] = {}
 
     def check(
-        self, engine: str, runner: Runner, precision: str, stages: Sequence[Stage] = ()
+        self,
+        engine: str,
+        runner: Runner,
+        precision: str,
+        stages: Sequence[Stage] = (),
+        *,
+        raw: bool = False,
     ) -> Parity:
         """Run `engine`, which is open as `runner`, on everything there is a reference for.
 
-        `stages` are the models between the trained one and the engine, in order: each is run too,
-        so that a difference is found where it arises. The first, the fused model, has to be within
-        the tolerance of fp32 by itself. Raises `BundleError` where the reference itself is damaged,
-        `ArtifactError` where the engine doesn't run at all.
+        With `raw` it is given the images as they are, and held against the reference's
+        probabilities. `stages` are the models between the trained one and the engine, in order:
+        each is run too, so that a difference is found where it arises. The first, the fused model,
+        has to be within the tolerance of fp32 by itself. Raises `BundleError` where the reference
+        itself is damaged, `ArtifactError` where the engine doesn't run at all.
         """
         allowed = self.tolerance(precision)
         samples, not_here, reasons = self._samples(engine)
-        found = [self._logits(runner, sample) for sample in samples]
+        found = _Answers(self._given(runner, samples, raw=raw), allowed, raw=raw)
         needed = samples[0].expected.shape
-        if found[0].shape != needed:  # there is nothing to compare
-            reason = f"the engine gives logits {found[0].shape}, {needed} are needed"
+        if found.answers[0].shape != needed:  # there is nothing to compare
+            what = "probabilities" if raw else "logits"
+            reason = f"the engine gives {what} {found.answers[0].shape}, {needed} are needed"
             return Parity(status="failed", reasons=(reason,))
-        compared = self._compared(samples, [s.expected for s in samples], found, allowed)
-        beside = self._beside(engine, runner, samples, allowed)
+        compared = self._compared(samples, [s.expected for s in samples], found)
+        beside = self._beside(engine, runner, samples, found)
         reasons += beside.reasons
-        links, links_not_here = self._links(engine, stages, samples, found, allowed)
+        links, links_not_here = self._links(engine, stages, samples, found)
         reasons += [str(entry) for entry in compared if not entry.passed]
         if links:
             wrong = [entry for entry in links[0].compared if not entry.passed]
@@ -86,14 +103,14 @@ class Reference:
             reasons=tuple(reasons),
         )
 
-    def trial(self, engine: str, precision: str, count: int) -> tuple[F32, float]:
-        """`count` network inputs at most, `(n, 3, S, S)`, and how far values may differ on them as
+    def trial(self, engine: str, precision: str, count: int) -> tuple[U8, float]:
+        """`count` images at most, uint8 `(n, S, S, 3)`, and how far values may differ on them as
         a fraction of the largest: test images where they are here, else generated ones."""
         samples, _, _ = self._samples(engine)
         sample = samples[min(1, len(samples) - 1)]
         allowed = self.tolerance(precision)
         share = allowed.logits if sample.on == "images" else allowed.inputs
-        return self.bundle.manifest.preprocess.normalise(sample.images[:count]), share
+        return sample.images[:count], share
 
     def tolerance(self, precision: str) -> Tolerance:
         """How far an engine of this precision may be from the model, as the recipe says."""
@@ -146,8 +163,7 @@ class Reference:
         engine: str,
         stages: Sequence[Stage],
         samples: list[Sample],
-        found: list[F32],
-        allowed: Tolerance,
+        found: _Answers,
     ) -> tuple[tuple[Link, ...], str | None]:
         """The chain's links, from the trained model over every stage to the engine."""
         if not stages:
@@ -159,11 +175,11 @@ class Reference:
                 after = self._of_stage(engine, stage, samples)
             except LorkdError as exc:
                 return tuple(links), exc.what
-            tolerance = self.tolerance(stage.precision)
-            compared = self._compared(samples, logits, after, tolerance)
+            of_stage = _Answers(after, self.tolerance(stage.precision))
+            compared = self._compared(samples, logits, of_stage)
             links.append(Link(before=before, after=stage.name, compared=compared))
             before, logits = stage.name, after
-        compared = self._compared(samples, logits, found, allowed)
+        compared = self._compared(samples, logits, found)
         return (*links, Link(before=before, after=ENGINE, compared=compared)), None
 
     def _of_stage(self, engine: str, stage: Stage, samples: list[Sample]) -> list[F32]:
@@ -171,22 +187,23 @@ class Reference:
         key = (engine, sha256_bytes(stage.model), len(samples))
         if key not in self._known:
             with opened_stage(stage) as runner:
-                self._known[key] = [self._logits(runner, sample) for sample in samples]
+                self._known[key] = self._given(runner, samples)
         return self._known[key]
 
     @staticmethod
     def _compared(
-        samples: list[Sample], before: list[F32], after: list[F32], allowed: Tolerance
+        samples: list[Sample], before: list[F32], after: _Answers
     ) -> tuple[Compared, ...]:
-        """Both sides' logits of every task; of the engine's whole output its own columns."""
+        """Both sides' answers of every task; of the engine's whole output its own columns."""
         found = []
-        for sample, whole, answers in zip(samples, before, after, strict=True):
+        for sample, whole, answers in zip(samples, before, after.answers, strict=True):
             for task, columns in sample.tasks:
                 left, right = (
-                    logits if logits.shape[1] == len(task.classes) else logits[:, columns]
-                    for logits in (whole, answers)
+                    given if given.shape[1] == len(task.classes) else given[:, columns]
+                    for given in (whole, answers)
                 )
-                found.append(compare(task, sample.on, left, right, allowed, sample.labels))
+                allowed, labels = after.allowed, sample.labels
+                found.append(compare(task, sample.on, left, right, allowed, labels, raw=after.raw))
         return tuple(found)
 
     @cached_property
@@ -226,14 +243,17 @@ class Reference:
         return resized, split.labels[chosen.indices]
 
     def _beside(
-        self, engine: str, runner: Runner, samples: list[Sample], allowed: Tolerance
+        self, engine: str, runner: Runner, samples: list[Sample], found: _Answers
     ) -> Beside:
         """What the engine gives beside its logits, held against the reference."""
         guard = task_guard(self.bundle, self.bundle.engine(engine)[0].name)
-        return compare_beside(runner, samples, self.bundle.manifest.preprocess, guard, allowed)
+        way = self.bundle.manifest.preprocess
+        return compare_beside(runner, samples, way, guard, found.allowed, raw=found.raw)
 
-    def _logits(self, runner: Runner, sample: Sample) -> F32:
-        """Logits `(n, K)` of the images whose logits are expected."""
-        batches = sample.batches(self.bundle.manifest.preprocess)
-        logits = np.concatenate([runner(batch) for batch in batches])
-        return logits[: len(sample.expected)]
+    def _given(self, runner: Runner, samples: list[Sample], *, raw: bool = False) -> list[F32]:
+        """Of each sample what the runner says, `(n, K)`, of the images with expected logits."""
+        way, found = self.bundle.manifest.preprocess, []
+        for sample in samples:
+            answers = np.concatenate([runner(batch) for batch in sample.batches(way, raw=raw)])
+            found.append(answers[: len(sample.expected)])
+        return found

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lorkd_deploy.arrays import F32, I64, U8
+from lorkd_deploy.arrays import F32, I64, U8, Batch
 from lorkd_deploy.bundle.manifest import TaskEntry
 from lorkd_deploy.preprocess import Preprocess
 
@@ -31,11 +31,11 @@ class Sample(NamedTuple):
         """Its tasks' own of the engine's classes."""
         return slice(self.tasks[0][1].start, self.tasks[-1][1].stop)
 
-    def batches(self, preprocess: Preprocess) -> Iterator[F32]:
-        """Network inputs of the images; the first one alone, as devices run it."""
+    def batches(self, preprocess: Preprocess, *, raw: bool = False) -> Iterator[Batch]:
+        """What an engine takes of the images; the first one alone, as devices run it."""
         starts = [0, *range(1, len(self.images), BATCH)]
         for start, stop in zip(starts, [*starts[1:], len(self.images)], strict=True):
-            yield preprocess.normalise(self.images[start:stop])
+            yield preprocess.batch(self.images[start:stop], raw=raw)
 
 
 def in_two_sizes(sample: Sample) -> Sample:

@@ -26,8 +26,9 @@ from mlserver.types import (
 from mlserver.utils import get_model_uri
 
 from lorkd_deploy.arrays import U8
-from lorkd_deploy.deploy.answers.model_step import IMAGE, ModelStep
+from lorkd_deploy.deploy.answers.model_step import ModelStep
 from lorkd_deploy.errors import ImageError, LorkdError
+from lorkd_deploy.runtime import IMAGE
 
 
 class Engine(MLModel):

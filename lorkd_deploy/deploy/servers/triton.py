@@ -13,8 +13,9 @@ from typing import Any
 
 import triton_python_backend_utils as backend
 
-from lorkd_deploy.deploy.answers.model_step import IMAGE, ModelStep
+from lorkd_deploy.deploy.answers.model_step import ModelStep
 from lorkd_deploy.errors import ImageError, LorkdError
+from lorkd_deploy.runtime import IMAGE
 
 
 class TritonPythonModel:

@@ -12,7 +12,7 @@ from lorkd_deploy.arrays import I64
 from lorkd_deploy.data import Split
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.profiling.planning.setup import Setup
-from lorkd_deploy.profiling.scoring import inputs, open_task
+from lorkd_deploy.profiling.scoring import open_task, pictures
 
 GENERATED = 64  # images, for an engine whose test images are not here
 
@@ -77,8 +77,8 @@ def _write(file: Path, splits: Sequence[Split], engine: Artifact, seed: int) -> 
     rows = np.lib.format.open_memmap(file, "w+", np.float32, shape)
     start = 0
     for split in splits:
-        for batch in inputs(split, engine.preprocess):
-            rows[start : start + len(batch)] = batch
-            start += len(batch)
+        for images in pictures(split, engine.preprocess):
+            rows[start : start + len(images)] = engine.preprocess.normalise(images)
+            start += len(images)
     rows[start:] = np.random.default_rng(seed).standard_normal(rows[start:].shape, np.float32)
     rows.flush()

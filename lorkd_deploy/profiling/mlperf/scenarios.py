@@ -74,6 +74,12 @@ def benchmark_scenarios(
     largest = QUICK_BATCH if quick and largest_batch is None else largest_batch
     asked = EngineFilter(tuple(department), tuple(task), tuple(target), teacher)
     setup = set_up(run, asked, {"threads": threads, "largest_batch": largest})
+    if raw := [engine.name for engine in setup.engines if engine.raw]:
+        raise UsageError(
+            f"LoadGen asks with network inputs, and what takes images is {', '.join(raw)}",
+            fix="leave these out by --department, --task or --target, or export them without "
+            "--option raw=true",
+        )
     settings = {
         "server_ms": server_ms,
         "quick": quick,

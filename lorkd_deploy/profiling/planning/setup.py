@@ -55,7 +55,8 @@ def set_up(
         {name: value for name, value in given.items() if value is not None},
         quick=quick,
     )
-    own = {e.input_shape for e in engines if is_teacher(e)} - {protocol.input_shape}
+    sizes = {e.preprocess.size for e in engines if is_teacher(e)}
+    own = {(3, size, size) for size in sizes} - {protocol.input_shape}
     if own:
         protocol = protocol.model_copy(update={"teacher_input_shape": own.pop()})
     _check_writable(folder.profile)

@@ -228,6 +228,7 @@ def _stages(process: EngineProcess, protocol: Protocol, image: Path) -> dict[str
         "stages",
         image=str(image),
         preprocess=process.engine.preprocess.model_dump(mode="json"),
+        raw=process.engine.raw,
         kind=task.kind,
         start=task.start,
         stop=task.stop,

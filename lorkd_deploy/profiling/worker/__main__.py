@@ -17,12 +17,8 @@ from typing import TYPE_CHECKING, Any
 from lorkd_deploy.profiling.worker.calls import pace, timed_calls, warm_up, without_gc
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
+    from lorkd_deploy.arrays import Batch
     from lorkd_deploy.runtime import Runner
-
-    F32 = npt.NDArray[np.float32]
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -36,6 +32,7 @@ class Session:
         self.resident = resident
         self.empty = resident().now
         self.runner: Runner | None = None
+        self.dtype = "float32"  # of what the engine takes
         self.earlier: list[Runner] = []  # opened before, and still open: several in one process
 
     def open(self, request: dict[str, Any], _: bytes) -> Answer:
@@ -50,6 +47,7 @@ class Session:
         imported = time.perf_counter_ns()
         options = RunOptions(request["threads"], request["options"])
         self.runner = module.open(Path(request["folder"]), request["files"], options)
+        self.dtype = request["dtype"]
         loaded = time.perf_counter_ns()
         return {
             "runtime_import": (imported - started) / 1e6,
@@ -110,14 +108,12 @@ class Session:
     def layers(self, request: dict[str, Any], _: bytes) -> Answer:
         """Where an engine's time goes; nothing where its target doesn't tell. It opens the engine
         anew, since a runtime that watches its layers is slower."""
-        import numpy as np
-
         from lorkd_deploy.runtime import RunOptions, exporter
 
         tell = getattr(exporter(request["target"]), "layers", None)
         if tell is None:
             return {"layers": []}, b""
-        images = np.random.default_rng(0).standard_normal(request["shape"], np.float32)
+        images = _drawn(request["shape"], request["dtype"], 0)
         options = RunOptions(request["threads"], {})
         place = Path(request["folder"])
         return {"layers": tell(place, request["files"], options, images, request["calls"])}, b""
@@ -142,10 +138,10 @@ class Session:
         return {"cpu": spent.ru_utime + spent.ru_stime}, b""
 
     def infer(self, request: dict[str, Any], payload: bytes) -> Answer:
-        """Logits of the float32 images in the payload; float32 `(N, K)` in the answer's."""
+        """What the engine says of the batch in the payload; float32 `(N, K)` in the answer's."""
         import numpy as np
 
-        images = np.frombuffer(payload, np.float32).reshape(request["shape"])
+        images = np.frombuffer(payload, self.dtype).reshape(request["shape"])
         runner = self._runner()
         step = request["batch"]
         parts = [runner(images[i : i + step]) for i in range(0, len(images), step)]
@@ -166,14 +162,21 @@ class Session:
             raise RuntimeError("no engine is open")
         return self.runner
 
-    def _ready(self, request: dict[str, Any]) -> tuple[Runner, F32]:
-        import numpy as np
-
-        generator = np.random.default_rng(request["seed"])
-        return self._runner(), generator.standard_normal(request["shape"], np.float32)
+    def _ready(self, request: dict[str, Any]) -> tuple[Runner, Batch]:
+        return self._runner(), _drawn(request["shape"], self.dtype, request["seed"])
 
     def _over_empty(self, mib: float | None) -> float | None:
         return None if mib is None or self.empty is None else mib - self.empty
+
+
+def _drawn(shape: list[int], dtype: str, seed: int) -> Batch:
+    """A batch of noise."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    if dtype == "uint8":
+        return generator.integers(0, 256, shape, np.uint8)
+    return generator.standard_normal(shape, np.float32)
 
 
 def _serve(requests: Any, replies: Any) -> None:

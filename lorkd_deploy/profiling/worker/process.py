@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lorkd_deploy.arrays import F32
+from lorkd_deploy.arrays import F32, Batch
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.profiling.worker.messages import receive, send
@@ -79,9 +79,9 @@ class EngineProcess:
         answer, _ = self.ask("layers", **self._of(engine), shape=shape, calls=calls)
         return list(answer["layers"])
 
-    def infer(self, images: F32) -> F32:
-        """Logits float32 `(N, K)` of the network inputs float32 `(N, 3, H, W)`."""
-        data = np.ascontiguousarray(images, np.float32)
+    def infer(self, images: Batch) -> F32:
+        """What the engine says, float32 `(N, K)`, of `images`, which it takes as they are."""
+        data = np.ascontiguousarray(images)
         answer, logits = self.ask(
             "infer", data.tobytes(), shape=list(data.shape), batch=SCORING_BATCH
         )
@@ -115,6 +115,7 @@ class EngineProcess:
             "target": engine.target,
             "folder": str(engine.folder),
             "files": list(engine.file_names),
+            "dtype": engine.input_dtype,
             "threads": self.threads,
         }
 

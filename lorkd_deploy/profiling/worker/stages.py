@@ -34,7 +34,7 @@ def time_stages(runner: Runner, request: dict[str, Any]) -> array[int]:
     """Nanoseconds of every stage of every pass, one after the other: four numbers per pass."""
     preprocess = Preprocess.model_validate(request["preprocess"])
     file, kind = Path(request["image"]), request["kind"]
-    columns = slice(request["start"], request["stop"])
+    columns, raw = slice(request["start"], request["stop"]), request["raw"]
     clock = time.perf_counter_ns
     found = array("q")
     deadline = clock() + int(request["seconds"] * 1e9)
@@ -43,11 +43,11 @@ def time_stages(runner: Runner, request: dict[str, Any]) -> array[int]:
         began = clock()
         image = read_image(file)
         opened = clock()
-        batch = preprocess([image])
+        batch = preprocess.batch(preprocess.stacked([image]), raw=raw)
         prepared = clock()
-        logits = runner(batch)
+        given = runner(batch)[:, columns]
         answered = clock()
-        probabilities(logits[:, columns], kind).argmax(axis=1)
+        (given if raw else probabilities(given, kind)).argmax(axis=1)
         ended = clock()
         # The first pass imports and fills caches; it is no picture of a running service.
         if passes:

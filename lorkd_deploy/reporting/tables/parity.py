@@ -18,7 +18,7 @@ _COLUMNS = (
     Column("task", "Task", numeric=False),
     Column("compared_on", "Compared on", numeric=False),
     Column("rows", "Images"),
-    Column("max_abs", "Largest difference", hint="of any logit"),
+    Column("max_abs", "Largest difference", hint="of any logit, or probability"),
     Column("tolerance", "Tolerance"),
     Column("mean_abs", "Mean difference"),
     Column("cosine", "Cosine", hint="the worst image's"),
@@ -46,8 +46,9 @@ def parity(sources: Sources, department: str | None = None) -> Table:
     return Table(
         "proof-table",
         "Parity",
-        "Largest absolute difference of any logit, beside what is allowed; the smallest cosine of "
-        "any image; images whose label changed.",
+        "Largest absolute difference of any logit, or of any probability of an engine that gives "
+        "those, beside what is allowed; the smallest cosine of any image; images whose label "
+        "changed.",
         _COLUMNS,
         tuple(rows),
     )

@@ -20,9 +20,10 @@ from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.programs import triton
 from lorkd_deploy.deploy.programs.samples import write_sample
 from lorkd_deploy.errors import ArtifactError, UsageError
+from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.runtime import exporter
 from lorkd_deploy.storage import write_atomic
-from tests.deploy.made_run import OF_TASK, TASKS, classes_of, true_logits
+from tests.deploy.made_run import OF_TASK, PREPROCESS, TASKS, classes_of, true_logits
 
 BUILD = Path(__file__).parents[3] / "build"
 CLIENT, MEMBER = "tritonclient==2.73.0", "tritonclient/grpc/model_config_pb2.py"
@@ -122,6 +123,28 @@ def test_one_model_a_task_loadable_by_its_configuration_alone(
         else:  # whose backend would make the batch static
             assert (config.backend, config.max_batch_size) == ("openvino", 0)
             assert not config.HasField("dynamic_batching")
+
+
+@pytest.mark.parametrize("target", SERVED)
+def test_a_model_takes_uint8_images_and_gives_probabilities(
+    run: Path, model_config: Any, target: str
+) -> None:
+    export(run, target, layout="triton", options={"raw": True}, department=["clinic"])
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    for task, kind in (("eye", "multiclass"), ("findings", "multilabel")):
+        model = run / "triton" / task
+        text = (model / "config.pbtxt").read_text(encoding="utf-8")
+        assert "bilinear resize to 16 x 16 px, uint8, channels last\n" in text
+        assert "# The output is probabilities; the columns" in text
+        config = parsed(model_config, text)
+        (given,), (wanted,) = config.input, config.output
+        assert (given.name, wanted.name) == ("image", "probabilities")
+        assert (given.data_type, wanted.data_type) == (
+            model_config.TYPE_UINT8,
+            model_config.TYPE_FP32,
+        )
+        expected = probabilities(true_logits(run, task, PREPROCESS.normalise(images)), kind)
+        assert np.abs(served(model, config, images) - expected).max() < 1e-5
 
 
 def test_the_teacher_is_one_model_whose_labels_say_the_task(run: Path, model_config: Any) -> None:
