@@ -21,7 +21,8 @@ from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.bundle.reference import ImageReference, reference_tensors
 from lorkd_deploy.bundle.write import Contents, write_bundle
 from lorkd_deploy.experts import ExpertClassifier
-from lorkd_deploy.recipe import NormKind, load_recipe
+from lorkd_deploy.lowrank.delta import NormKind
+from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.storage import sha256_bytes
 from lorkd_deploy.training.bundling.graph_template import Template
 

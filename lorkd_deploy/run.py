@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorkd_deploy.bundle.manifest import MANIFEST, Manifest
 from lorkd_deploy.bundle.read import FRESH_COPY
-from lorkd_deploy.datacheck.result import DATA_CHECK
+from lorkd_deploy.datacheck import DATA_CHECK
 from lorkd_deploy.errors import BundleError, RecipeError
-from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.schema import Part, read_part, write_part
 from lorkd_deploy.storage import LOCK, exclusive
+
+if TYPE_CHECKING:  # loaded late: a deployed run is opened without
+    from lorkd_deploy.recipe import Recipe
 
 SCHEMA = 2  # 2: with a digest of itself
 RUN = "run.json"
@@ -109,6 +111,8 @@ def _with_newer_keys(kept: dict[str, Any]) -> dict[str, Any]:
     One that today's package refuses, for a key that is no more, stays as it is, and so differs from
     all of today's.
     """
+    from lorkd_deploy.recipe import parse_recipe
+
     try:
         return parse_recipe(kept, where="kept").model_dump(mode="json")
     except RecipeError:

@@ -24,6 +24,8 @@ from lorkd_deploy.errors import BundleError, LorkdError
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 LOCK = ".lock"
+# Of what becomes a folder or a file: departments, tasks.
+NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')  # in a header: quotes in its values have a \
 ZEROS = b"0" * 64  # in the place of a file's digest, while it is computed
 

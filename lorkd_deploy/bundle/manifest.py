@@ -20,22 +20,23 @@ experts without factors: heads only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from lorkd_deploy.data import TaskData
 from lorkd_deploy.dicom import DicomRules
 from lorkd_deploy.errors import DataError
-from lorkd_deploy.lowrank.delta import Factorisation, LayerKind
+from lorkd_deploy.lowrank.delta import Factorisation, LayerKind, NormKind
 from lorkd_deploy.metrics.score import Kind
 from lorkd_deploy.preprocess import Preprocess
-from lorkd_deploy.recipe import NAME, NormKind
 from lorkd_deploy.safety.calibration import Temperature
 from lorkd_deploy.safety.coverage import Coverage
 from lorkd_deploy.safety.guard import Guard
 from lorkd_deploy.schema import Part
-from lorkd_deploy.storage import canonical_json
+from lorkd_deploy.storage import NAME, canonical_json
+
+if TYPE_CHECKING:  # the recipe and its sources of data: a third of what `predict` would load
+    from lorkd_deploy.data import TaskData
 
 SCHEMA = 2  # 2: with a digest of itself
 TEACHER = "teacher"  # the engine's name of a teacher bundle

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,15 @@ import numpy.typing as npt
 from lorkd_deploy.arrays import F32, F64
 from lorkd_deploy.bundle import manifest as layout
 from lorkd_deploy.bundle.manifest import FACTORS, HEAD_TENSORS, LayerEntry, Manifest, TaskEntry
-from lorkd_deploy.data import TaskData, open_data
 from lorkd_deploy.errors import BundleError, unknown_name
 from lorkd_deploy.lowrank.delta import delta_weight, factor_shapes
 from lorkd_deploy.preprocess import resized_otherwise
-from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.schema import read_part
 from lorkd_deploy.storage import inside, read_tensors, sha256_bytes, sha256_file
+
+if TYPE_CHECKING:  # loaded late: where a picture is answered nothing asks for a recipe
+    from lorkd_deploy.data import TaskData
+    from lorkd_deploy.recipe import Recipe
 
 FRESH_COPY = "get a fresh copy from where it was made, or run that stage again"
 
@@ -46,6 +48,8 @@ class Bundle:
     @property
     def recipe(self) -> Recipe:
         """The recipe that it was made by; raises `RecipeError` where this version can't read it."""
+        from lorkd_deploy.recipe import parse_recipe
+
         return parse_recipe(self.manifest.recipe, where=self.path)
 
     @property
@@ -69,6 +73,8 @@ class Bundle:
 
         Raises `DataError` where they aren't here.
         """
+        from lorkd_deploy.data import open_data
+
         recipe = self.recipe
         return open_data(recipe.task(task).data, recipe.data_folder)
 

@@ -26,6 +26,8 @@ RESUMABLE = {"teacher", "decompose"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a bug keeps its traceback."""
+    # Looking for plug-ins of pydantic reads a file of every installed package: time for an answer.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     render.listen()

@@ -102,15 +102,22 @@ def predict(
       lorkd predict runs/small --task breast scans/ --explain maps
       lorkd predict runs/small --task breast scan.dcm --dicom window=[40,400] --sr reports
     """
-    from lorkd_deploy import AuditLog, load_bundle, write_reports
+    # What isn't asked for isn't loaded: a user waits for one answer.
+    from lorkd_deploy import load_bundle
     from lorkd_deploy import predict as classify
-    from lorkd_deploy.clinic.reports import require_packages
     from lorkd_deploy.run import open_run
 
     output = Output(as_json=as_json, quiet=quiet)
     rules = dict(key_value(text, "--dicom") for text in dicom)
     if sr or fhir:
+        from lorkd_deploy.clinic.reports import require_packages
+
         require_packages()
+    recorder = None
+    if audit is not None:
+        from lorkd_deploy import AuditLog
+
+        recorder = AuditLog(audit)
     # Once, for answers and reports: it takes a hash of every file.
     bundle = load_bundle(open_run(run).bundle)
     predictions = classify(
@@ -124,12 +131,14 @@ def predict(
         dicom=rules,
         guard=guard,
         coverage=coverage,
-        audit=None if audit is None else AuditLog(audit),
+        audit=recorder,
         explain=explain,
         bundle=bundle,
     )
     reports = []
     if sr or fhir:
+        from lorkd_deploy import write_reports
+
         reports = write_reports(
             run,
             predictions,

@@ -1,0 +1,3 @@
+"""What of the images could make a test lie, told before it is trained on."""
+
+DATA_CHECK = "data-check.json"  # in a run

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from lorkd_deploy.datacheck import DATA_CHECK
 from lorkd_deploy.errors import LorkdError, UsageError
 from lorkd_deploy.schema import Part, read_part, write_part
 
 SCHEMA = 1
-DATA_CHECK = "data-check.json"  # in a run
 Level = Literal["leakage", "caution", "note"]
 
 

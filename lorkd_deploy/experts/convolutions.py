@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorkd_deploy.experts.routing import Route, Span
+from lorkd_deploy.experts.routing import Route
 from lorkd_deploy.experts.rows import (
     Weights,
     add_product,
@@ -25,6 +25,7 @@ from lorkd_deploy.experts.rows import (
     multiply,
     outer,
 )
+from lorkd_deploy.experts.taps import Grid, Projection, area
 from lorkd_deploy.lowrank.delta import delta_weight
 
 _backward = torch.ops.aten.convolution_backward.default
@@ -48,6 +49,12 @@ class Window:
             )
         )
         return height, width
+
+    def grid(self, x: Tensor, weight: Tensor) -> Grid:
+        """Where the kernel stands on `x`."""
+        made, given = self.output_size(x, weight), (x.shape[2], x.shape[3])
+        kernel = tuple(weight.shape[2:])
+        return Grid(kernel, given, made, self.stride, self.padding, self.dilation)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
@@ -76,8 +83,7 @@ def mixed_convolution(x: Tensor, weights: Weights, window: Window, route: Route)
     if cheaper_form(w0.shape, between(a, w0), len(a), rows_in_all) == "fused":
         y = FusedConv.apply(x, w0, a, b, bias, window, route.counts)
     else:
-        spans = route.spans(height * width)
-        y = LowRankConv.apply(x, w0, a, b, bias, window, route.counts, spans)
+        y = LowRankConv.apply(x, w0, a, b, bias, window, route)
     return y
 
 
@@ -129,22 +135,23 @@ class LowRankConv(torch.autograd.Function):
 
     Separable factors are such a chain as they stand: A is a convolution to r channels. The
     papers' ΔW, `view(B @ A)`, is one too: cut its flattened `Cin·kh·kw` columns into `kh` pieces
-    of `Cin·kw`; row `co` of piece `h` is row `co·kh + h` of B times A. So the first convolution's
-    weight has A on its block diagonal, and the second's, `(Cout, kh·r·kh)`, is B itself, read
-    with another shape.
+    of `Cin·kw`; row `co` of piece `h` is row `co·kh + h` of B times A. So the first convolution is
+    A for each piece, and the second's weight, `(Cout, kh·r·kh)`, is B itself, read with another
+    shape.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, w0: Tensor, a: Tensor, b: Tensor, bias: Tensor | None,
-        window: Window, counts: Sequence[int], spans: Sequence[Span],
+        window: Window, route: Route,
     ) -> Tensor:  # fmt: skip
-        inner, mix = _spread(a, w0), b.view(len(b), w0.shape[0], -1)
         y = window.convolve(x, w0, bias)
-        z = as_rows(_each(window, x, inner, None, counts))
-        rows = add_product(as_rows(y), z, mix.mT, spans)
+        grid = window.grid(x, w0)
+        z = Projection(a, w0, grid, route.spans(area(grid.given)))(as_rows(x))
+        spans = route.spans(area(grid.made))
+        rows = add_product(as_rows(y), z, _mix(b, w0).mT, spans)
         ctx.save_for_backward(x, w0, a, b, z)
-        ctx.window, ctx.counts, ctx.spans = window, counts, spans
+        ctx.window, ctx.route = window, route
         return as_images(rows, (y.shape[0], *y.shape[2:]))
 
     @staticmethod
@@ -152,22 +159,22 @@ class LowRankConv(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, w0, a, b, z = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        inner, mix = _spread(a, w0), b.view(len(b), w0.shape[0], -1)
+        grid = ctx.window.grid(x, w0)
+        spans = ctx.route.spans(area(grid.made))
         dx, dw0, bias = ctx.window.gradients(dy, x, w0, (needs[0], needs[1], needs[4]))
         dy_rows = as_rows(dy)
-        dz = as_images(multiply(dy_rows, mix, ctx.spans), (dy.shape[0], *dy.shape[2:]))
-        dinner = torch.empty_like(inner)
-        start = 0
-        for place, count in enumerate(ctx.counts):
-            own = slice(start, start := start + count)
-            dx_own, dinner_own, _ = ctx.window.gradients(
-                dz[own], x[own], inner[place], (needs[0], True, False)
-            )
-            dinner[place] = dinner_own
-            if dx is not None:
-                dx[own] += dx_own
-        db = outer(dy_rows, z, len(b), ctx.spans).reshape(b.shape)
-        return dx, dw0, _gather(dinner, a), db, bias, None, None, None
+        dz = multiply(dy_rows, _mix(b, w0), spans)
+        db = outer(dy_rows, z, len(b), spans).reshape(b.shape)
+        dx_rows = None if dx is None else as_rows(dx)
+        projection = Projection(a, w0, grid, ctx.route.spans(area(grid.given)))
+        da = projection.gradients(dz, as_rows(x), dx_rows)
+        dx = None if dx_rows is None else as_images(dx_rows, (len(x), *grid.given))
+        return dx, dw0, da, db, bias, None, None
+
+
+def _mix(b: Tensor, w0: Tensor) -> Tensor:
+    """B as the weight behind the channels between: `(P, Cout, channels)`."""
+    return b.view(len(b), w0.shape[0], -1)
 
 
 def _each(
@@ -198,23 +205,3 @@ def between(a: Tensor, w0: Tensor) -> int:
 def _is_separable(a: Tensor, w0: Tensor) -> bool:
     """Whether rows of A are whole kernels; with kh = 1 the two factorisations are one."""
     return a.shape[2] == w0[0].numel()
-
-
-def _spread(a: Tensor, w0: Tensor) -> Tensor:
-    """A as a convolution, if interleaved on the block diagonal: `(P, between, Cin, kh, kw)`."""
-    if _is_separable(a, w0):
-        return a.view(*a.shape[:2], *w0.shape[1:])
-    tasks, rows, columns = a.shape
-    kh = w0.shape[2]
-    spread = a.new_zeros(tasks, kh, rows, kh, columns)
-    spread.diagonal(dim1=1, dim2=3).copy_(a.unsqueeze(-1))
-    return spread.view(tasks, kh * rows, *w0.shape[1:])
-
-
-def _gather(spread: Tensor, a: Tensor) -> Tensor:
-    """The transpose of `_spread`: the blocks on the diagonal, summed."""
-    if _is_separable(a, spread[0]):
-        return spread.reshape(a.shape)
-    tasks, rows, columns = a.shape
-    kh = spread.shape[3]
-    return spread.view(tasks, kh, rows, kh, columns).diagonal(dim1=1, dim2=3).sum(-1)

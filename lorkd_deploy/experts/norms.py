@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.routing import Router
 
+_backward = torch.ops.aten.native_batch_norm_backward.default
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -37,6 +40,14 @@ class PerTaskNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         route = self.router.enter(self.name, x)
         counts = self.router.everywhere
+        alone = [cast(nn.Module, self.tasks[task]) for task in route.tasks]
+        if _together(alone, x, route.counts):
+            norms = [cast(_BatchNorm, norm) for norm in alone]
+            for norm in norms:
+                cast(Tensor, norm.num_batches_tracked).add_(1)
+            given = [*(norm.weight for norm in norms), *(norm.bias for norm in norms)]
+            y: Tensor = _EachTask.apply(x, norms, route.counts, *given)
+            return y
         own = route.parts(x)
         if counts and isinstance(self.tasks[0], nn.SyncBatchNorm):
             return self._with_the_others(x, own, counts, route.rows)
@@ -61,6 +72,72 @@ class PerTaskNorm(nn.Module):
                 parts[task] = _settled(self.tasks[task], here)
         others = [part for task, part in parts.items() if task not in own]
         return torch.cat([parts[task] for task in own] + others)
+
+
+def _together(norms: Sequence[nn.Module], x: Tensor, counts: Sequence[int]) -> bool:
+    """Whether `_EachTask` can do it: BatchNorms in training on a CPU, as they are when made."""
+    plain = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    several = min(counts) * x[0, 0].numel() > 1
+    return plain and several and all(_is_usual(norm, x.dtype) for norm in norms)
+
+
+def _is_usual(norm: nn.Module, dtype: torch.dtype) -> bool:
+    hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks,
+             norm._backward_pre_hooks)  # fmt: skip
+    return (
+        type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        and norm.training
+        and norm.track_running_stats
+        and norm.affine
+        and norm.momentum is not None
+        and norm.weight.dtype == dtype
+        and not any(hooks)
+    )
+
+
+class _EachTask(torch.autograd.Function):
+    """BatchNorms in training, each on its own task's samples, written straight into one output.
+
+    The same bits as a call of each and `cat`, without the copies of `cat` and its backward, and
+    with one node in autograd's graph for all tasks. Passes over the activations are BatchNorm's
+    own: two of the input forward (its sums, its scaling), two of input and gradient backward, and
+    one more of the gradient, task by task, for torch has no form of it that writes into a tensor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, norms: Sequence[_BatchNorm], counts: Sequence[int], *given: Tensor
+    ) -> Tensor:
+        y = torch.empty_like(x)
+        means, scales = x.new_empty(2, len(norms), x.shape[1])
+        parts = zip(x.split(list(counts)), y.split(list(counts)), norms, means, scales, strict=True)
+        for part, into, norm, mean, scale in parts:
+            torch.native_batch_norm(
+                part, norm.weight, norm.bias, norm.running_mean, norm.running_var, True,
+                norm.momentum, norm.eps, out=(into, mean, scale),
+            )  # fmt: skip
+        ctx.save_for_backward(x, means, scales, *given[: len(norms)])
+        ctx.counts, ctx.eps = list(counts), [norm.eps for norm in norms]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, means, scales, *weights = ctx.saved_tensors
+        dx, needed = torch.empty_like(x), ctx.needs_input_grad
+        weight_end = 3 + len(weights)
+        wanted = [needed[0], any(needed[3:weight_end]), any(needed[weight_end:])]
+        parts = zip(dy.split(ctx.counts), x.split(ctx.counts), dx.split(ctx.counts), strict=True)
+        saved = zip(parts, weights, means, scales, ctx.eps, strict=True)
+        own = []
+        for (given, part, into), weight, mean, scale, eps in saved:
+            own_dx, *both = _backward(
+                given, part, weight, None, None, mean, scale, True, eps, wanted
+            )
+            into.copy_(own_dx)
+            own.append(both)
+        dweights, dbiases = zip(*own, strict=True)
+        return dx, None, None, *dweights, *dbiases
 
 
 def _apply(norm: nn.Module, x: Tensor) -> Tensor:

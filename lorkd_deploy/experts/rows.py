@@ -9,7 +9,7 @@ would copy each slice of the rows into a tensor of the batch's size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -71,11 +71,22 @@ def cheaper_form(
     return "fused" if fused < low_rank else "low_rank"
 
 
-def blocks(rows: Tensor, spans: Sequence[Span]) -> Iterator[tuple[slice, Tensor]]:
-    """Each span's tasks and its rows as `(tasks, rows per task, C)`, views of `rows` `(M, C)`."""
-    for tasks, where in spans:
-        part = rows[where]
-        yield tasks, part.view(tasks.stop - tasks.start, -1, part.shape[-1])
+def blocks(rows: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+    """Each span's rows of `rows` `(M, C)` as `(tasks, rows per task, C)`; views.
+
+    By one split: slices one by one took a tenth of an uneven batch's step in Python alone.
+    """
+    parts = rows.split([where.stop - where.start for _, where in spans])
+    wide = rows.shape[1]
+    return [
+        part.view(tasks.stop - tasks.start, -1, wide)
+        for part, (tasks, _) in zip(parts, spans, strict=True)
+    ]
+
+
+def stacks(w: Tensor, spans: Sequence[Span]) -> tuple[Tensor, ...]:
+    """Each span's tasks of `w` `(P, …)`; views."""
+    return w.split([tasks.stop - tasks.start for tasks, _ in spans])
 
 
 def multiply(x: Tensor, w: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -83,15 +94,15 @@ def multiply(x: Tensor, w: Tensor, spans: Sequence[Span]) -> Tensor:
     if _grouped(x, w.shape[2], spans):
         return functional.grouped_mm(x, w, offs=_ends(x, spans))
     y = x.new_empty(x.shape[0], w.shape[2])
-    for (tasks, into), (_, part) in zip(blocks(y, spans), blocks(x, spans), strict=True):
-        torch.bmm(part, w[tasks], out=into)
+    for into, part, own in zip(blocks(y, spans), blocks(x, spans), stacks(w, spans), strict=True):
+        torch.bmm(part, own, out=into)
     return y
 
 
 def add_product(y: Tensor, x: Tensor, w: Tensor, spans: Sequence[Span]) -> Tensor:
     """`y += multiply(x, w, spans)`, in place."""
-    for (tasks, into), (_, part) in zip(blocks(y, spans), blocks(x, spans), strict=True):
-        into.baddbmm_(part, w[tasks])
+    for into, part, own in zip(blocks(y, spans), blocks(x, spans), stacks(w, spans), strict=True):
+        into.baddbmm_(part, own)
     return y
 
 
@@ -102,8 +113,9 @@ def outer(y: Tensor, x: Tensor, tasks: int, spans: Sequence[Span]) -> Tensor:
     if _grouped(x, y.shape[1], spans):
         return functional.grouped_mm(y.mT, x, offs=_ends(x, spans))
     sums = x.new_empty(tasks, y.shape[1], x.shape[1])
-    for (here, left), (_, right) in zip(blocks(y, spans), blocks(x, spans), strict=True):
-        torch.bmm(left.mT, right, out=sums[here])
+    each = zip(stacks(sums, spans), blocks(y, spans), blocks(x, spans), strict=True)
+    for into, left, right in each:
+        torch.bmm(left.mT, right, out=into)
     return sums
 
 
@@ -175,19 +187,21 @@ class LowRankRows(torch.autograd.Function):
         dcolumns = _project(dy, b, spans)
         dx = _expand(dy @ w0, dcolumns, a, spans) if ctx.needs_input_grad[0] else None
         dw0 = dy.t() @ x if ctx.needs_input_grad[1] else None
-        da = torch.cat([d @ part for d, (_, part) in zip(dcolumns, blocks(x, spans), strict=True)])
-        db = torch.cat([c @ part for c, (_, part) in zip(columns, blocks(dy, spans), strict=True)])
+        da = torch.cat([d @ part for d, part in zip(dcolumns, blocks(x, spans), strict=True)])
+        db = torch.cat([c @ part for c, part in zip(columns, blocks(dy, spans), strict=True)])
         bias = dy.sum(0) if ctx.needs_input_grad[4] else None
         return dx, dw0, da, db.mT, bias, None
 
 
 def _project(x: Tensor, w: Tensor, spans: Sequence[Span]) -> list[Tensor]:
     """Rows `(M, C)` by their own task's `w` `(P, r, C)`: columns `(tasks, r, rows)` per span."""
-    return [torch.bmm(w[tasks], part.mT) for tasks, part in blocks(x, spans)]
+    each = zip(stacks(w, spans), blocks(x, spans), strict=True)
+    return [torch.bmm(own, part.mT) for own, part in each]
 
 
 def _expand(y: Tensor, columns: list[Tensor], w: Tensor, spans: Sequence[Span]) -> Tensor:
     """`y += columnsᵀ w`, in place, with each task's own `w` `(P, r, C)`."""
-    for part, (tasks, into) in zip(columns, blocks(y, spans), strict=True):
-        into.baddbmm_(part.mT, w[tasks])
+    each = zip(columns, blocks(y, spans), stacks(w, spans), strict=True)
+    for part, into, own in each:
+        into.baddbmm_(part.mT, own)
     return y

@@ -10,6 +10,7 @@ from lorkd_deploy.errors import UsageError
 Array = TypeVar("Array", bound=Any)
 Factorisation = Literal["interleaved", "separable"]
 LayerKind = Literal["conv2d", "linear"]
+NormKind = Literal["shared", "per_task"]  # what of a network's norm layers belongs to whom
 FACTORISATIONS: tuple[Factorisation, ...] = ("interleaved", "separable")
 
 

@@ -9,8 +9,8 @@ from lorkd_deploy.recipe.engines import (
     ToleranceSpec,
 )
 from lorkd_deploy.recipe.loading import load_recipe, overridden, parse_recipe, shipped_recipes
-from lorkd_deploy.recipe.networks import ExpertSpec, NormKind, StudentSpec, TeacherSpec
-from lorkd_deploy.recipe.recipe import NAME, DepartmentSpec, Recipe, TaskSpec
+from lorkd_deploy.recipe.networks import ExpertSpec, StudentSpec, TeacherSpec
+from lorkd_deploy.recipe.recipe import DepartmentSpec, Recipe, TaskSpec
 from lorkd_deploy.recipe.training import (
     AugmentSpec,
     ColorJitter,
@@ -24,7 +24,6 @@ from lorkd_deploy.recipe.training import (
 )
 
 __all__ = [
-    "NAME",
     "AugmentSpec",
     "BenchmarkSpec",
     "CalibrationSpec",
@@ -33,7 +32,6 @@ __all__ = [
     "ExpertSpec",
     "ExportSpec",
     "GaussianBlur",
-    "NormKind",
     "ParitySpec",
     "RandomErasing",
     "RandomResizedCrop",

@@ -17,12 +17,10 @@ from pydantic import (
 
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.lowrank.budget import parse_budget
-from lorkd_deploy.lowrank.delta import Factorisation
+from lorkd_deploy.lowrank.delta import Factorisation, NormKind
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe.training import TrainSpec
 from lorkd_deploy.schema import Part
-
-NormKind = Literal["shared", "per_task"]
 
 
 def _in_one_message(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:

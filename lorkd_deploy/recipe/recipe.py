@@ -20,9 +20,8 @@ from lorkd_deploy.recipe.engines import (
 from lorkd_deploy.recipe.networks import ExpertSpec, Rank, StudentSpec, TeacherSpec
 from lorkd_deploy.recipe.training import TrainSpec, TransferSpec
 from lorkd_deploy.schema import Part
-from lorkd_deploy.storage import canonical_json, sha256_bytes
+from lorkd_deploy.storage import NAME, canonical_json, sha256_bytes
 
-NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
 RESERVED = {"teacher"}  # RUN/export/teacher holds the foundation model's engines
 
 
