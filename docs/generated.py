@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from docs.schemas import Untitled
-from lorkd_deploy.cli.app import app
+from lorkd_deploy.cli.app import command_line
 from lorkd_deploy.recipe import Recipe
 
 
@@ -22,7 +22,7 @@ def commands_page() -> str:
         "explains, 2 wrong usage, 3 a check failed, 130 stopped by Ctrl-C. Each command is a "
         "function of the same name in [`lorkd_deploy`](api.md).",
     ]
-    for path, command in _leaves("lorkd", typer.main.get_command(app)):
+    for path, command in _leaves("lorkd", typer.main.get_command(command_line())):
         parts += [f"## {path}", *_help(command.help or ""), *_parameters(command)]
     return "\n\n".join(parts) + "\n"
 

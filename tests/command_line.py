@@ -8,7 +8,9 @@ from typing import Any
 
 import typer
 
-from lorkd_deploy.cli.app import app
+from lorkd_deploy.cli.app import command_line
+
+app = command_line()
 
 
 def parse(line: str) -> str:

@@ -13,7 +13,7 @@ from typing import cast
 
 import typer
 
-from lorkd_deploy.cli.app import app
+from lorkd_deploy.cli.app import command_line
 from lorkd_deploy.cli.shared import render
 from lorkd_deploy.cli.shared.faults import missing_package, out_of_memory, system_fault
 from lorkd_deploy.errors import LorkdError, UsageError
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     render.listen()
     try:
+        app = command_line(arguments[0] if arguments else None)
         code = app(arguments or ["--help"], prog_name="lorkd", standalone_mode=False)
         sys.stdout.flush()
         if code == STOPPED:  # newer versions of typer take Ctrl-C themselves

@@ -77,10 +77,9 @@ def mixed_convolution(x: Tensor, weights: Weights, window: Window, route: Route)
         x = x[:, :, :: window.stride[0], :: window.stride[1]]
         rows = mixed_product(as_rows(x), weights._replace(w0=w0.flatten(1)), route)
         return as_images(rows, (x.shape[0], *x.shape[2:]))
-    height, width = window.output_size(x, w0)
     y: Tensor
-    rows_in_all = len(x) * height * width
-    if cheaper_form(w0.shape, between(a, w0), len(a), rows_in_all) == "fused":
+    places = len(x) * x.shape[2] * x.shape[3]
+    if cheaper_form(w0.shape, between(a, w0), len(a), places) == "fused":
         y = FusedConv.apply(x, w0, a, b, bias, window, route.counts)
     else:
         y = LowRankConv.apply(x, w0, a, b, bias, window, route)
@@ -105,7 +104,8 @@ class FusedConv(torch.autograd.Function):
         ctx: Any, x: Tensor, w0: Tensor, a: Tensor, b: Tensor, bias: Tensor | None,
         window: Window, counts: Sequence[int],
     ) -> Tensor:  # fmt: skip
-        weights = delta_weight(a, b, None, w0.shape).add_(w0)
+        # As its updates lie: adding it channels-last would jump through memory once for each task.
+        weights = delta_weight(a, b, None, w0.shape).add_(w0.contiguous())
         ctx.save_for_backward(x, a, b, weights)
         ctx.window, ctx.counts = window, counts
         return _each(window, x, weights, bias, counts)

@@ -40,9 +40,8 @@ class PerTaskNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         route = self.router.enter(self.name, x)
         counts = self.router.everywhere
-        alone = [cast(nn.Module, self.tasks[task]) for task in route.tasks]
-        if _together(alone, x, route.counts):
-            norms = [cast(_BatchNorm, norm) for norm in alone]
+        norms = _together([self.tasks[task] for task in route.tasks], x, route.counts)
+        if norms:
             for norm in norms:
                 cast(Tensor, norm.num_batches_tracked).add_(1)
             given = [*(norm.weight for norm in norms), *(norm.bias for norm in norms)]
@@ -74,25 +73,23 @@ class PerTaskNorm(nn.Module):
         return torch.cat([parts[task] for task in own] + others)
 
 
-def _together(norms: Sequence[nn.Module], x: Tensor, counts: Sequence[int]) -> bool:
-    """Whether `_EachTask` can do it: BatchNorms in training on a CPU, as they are when made."""
+def _together(
+    norms: Sequence[nn.Module], x: Tensor, counts: Sequence[int]
+) -> Sequence[_BatchNorm] | None:
+    """`norms` where `_EachTask` takes them: BatchNorms in training, as they are made, on a CPU."""
     plain = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    several = min(counts) * x[0, 0].numel() > 1
-    return plain and several and all(_is_usual(norm, x.dtype) for norm in norms)
+    if not plain or min(counts) * x[0, 0].numel() < 2:
+        return None
+    usual = [norm for norm in norms if isinstance(norm, _BatchNorm) and _is_usual(norm, x.dtype)]
+    return usual if len(usual) == len(norms) else None
 
 
-def _is_usual(norm: nn.Module, dtype: torch.dtype) -> bool:
+def _is_usual(norm: _BatchNorm, dtype: torch.dtype) -> bool:
     hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks,
              norm._backward_pre_hooks)  # fmt: skip
-    return (
-        type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        and norm.training
-        and norm.track_running_stats
-        and norm.affine
-        and norm.momentum is not None
-        and norm.weight.dtype == dtype
-        and not any(hooks)
-    )
+    averages = norm.training and norm.track_running_stats and norm.momentum is not None
+    known = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and norm.affine
+    return averages and known and norm.weight.dtype == dtype and not any(hooks)
 
 
 class _EachTask(torch.autograd.Function):
@@ -110,8 +107,9 @@ class _EachTask(torch.autograd.Function):
     ) -> Tensor:
         y = torch.empty_like(x)
         means, scales = x.new_empty(2, len(norms), x.shape[1])
-        parts = zip(x.split(list(counts)), y.split(list(counts)), norms, means, scales, strict=True)
-        for part, into, norm, mean, scale in parts:
+        parts = zip(*(torch.split(each, list(counts)) for each in (x, y)), norms, strict=True)
+        for (part, into, norm), mean, scale in zip(parts, means, scales, strict=True):
+            assert norm.momentum is not None
             torch.native_batch_norm(
                 part, norm.weight, norm.bias, norm.running_mean, norm.running_var, True,
                 norm.momentum, norm.eps, out=(into, mean, scale),
@@ -127,7 +125,7 @@ class _EachTask(torch.autograd.Function):
         dx, needed = torch.empty_like(x), ctx.needs_input_grad
         weight_end = 3 + len(weights)
         wanted = [needed[0], any(needed[3:weight_end]), any(needed[weight_end:])]
-        parts = zip(dy.split(ctx.counts), x.split(ctx.counts), dx.split(ctx.counts), strict=True)
+        parts = zip(*(torch.split(each, ctx.counts) for each in (dy, x, dx)), strict=True)
         saved = zip(parts, weights, means, scales, ctx.eps, strict=True)
         own = []
         for (given, part, into), weight, mean, scale, eps in saved:

@@ -55,19 +55,21 @@ def cheaper_form(
 
     `shape` is the weight's, `(Cout, Cin)` or `(Cout, Cin, kh, kw)`; `width` the channels between
     the factors: the largest r, or for larger kernels, interleaved, r·kh²; `tasks` those present;
-    `rows` the output positions of all samples together. The constants are from timings of forward
-    and backward on an AVX-512 CPU (2.5 ns per number of a fused weight against 0.6 ns per
-    activation at rank 4; with larger kernels 12 ns per number of the weight, which the convolution
-    must reorder for each task, against 0.1 ns per multiplication).
+    `rows` the positions of all samples together, of a larger kernel's input. The constants are
+    from timings of forward and backward on an AVX-512 CPU. Of matrices: 2.5 ns per number of a
+    fused weight against 0.6 ns per activation at rank 4. Of larger kernels: 18 ns per number of a
+    fused weight, which the convolution must reorder for each task, and 1.2 ms for a task's own
+    calls, against 14 ns per number that a tap makes (`taps.py`) and 40 ns per number of A.
     """
     cout, cin = shape[:2]
     kh, kw = (*shape[2:], 1, 1)[:2]
-    if kh * kw == 1:
+    taps = kh * kw
+    if taps == 1:
         fused = 4.0 * tasks * cin * cout
         low_rank = rows * (cin + cout) * (4 + width) / 8
     else:
-        fused = tasks * cout
-        low_rank = width * (rows / 128 + tasks)
+        fused = tasks * (18.0 * cout * cin * taps + 1.2e6)
+        low_rank = width * (14.0 * rows * taps + 40.0 * tasks * cin)
     return "fused" if fused < low_rank else "low_rank"
 
 
@@ -76,7 +78,7 @@ def blocks(rows: Tensor, spans: Sequence[Span]) -> list[Tensor]:
 
     By one split: slices one by one took a tenth of an uneven batch's step in Python alone.
     """
-    parts = rows.split([where.stop - where.start for _, where in spans])
+    parts = torch.split(rows, [where.stop - where.start for _, where in spans])
     wide = rows.shape[1]
     return [
         part.view(tasks.stop - tasks.start, -1, wide)
@@ -86,7 +88,7 @@ def blocks(rows: Tensor, spans: Sequence[Span]) -> list[Tensor]:
 
 def stacks(w: Tensor, spans: Sequence[Span]) -> tuple[Tensor, ...]:
     """Each span's tasks of `w` `(P, …)`; views."""
-    return w.split([tasks.stop - tasks.start for tasks, _ in spans])
+    return torch.split(w, [tasks.stop - tasks.start for tasks, _ in spans])
 
 
 def multiply(x: Tensor, w: Tensor, spans: Sequence[Span]) -> Tensor:

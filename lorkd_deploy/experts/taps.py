@@ -103,7 +103,7 @@ class Projection:
             if dx is not None:
                 add_product(dx[:, part.channels], rows, self._products(part).mT, self.spans)
             sums = outer(x[:, part.channels], rows, len(self.factor), self.spans)
-            flat = sums.unflatten(2, (-1, width)).permute(0, 3, 1, 2).flatten(2)
+            flat = sums.view(*sums.shape[:2], -1, width).permute(0, 3, 1, 2).flatten(2)
             dfactor += flat[:, :, part.before : flat.shape[2] - part.after]
         return dfactor
 
@@ -118,8 +118,8 @@ class Projection:
     def _products(self, part: Part) -> Tensor:
         """A part's kernels as matrices `(P, C, kh·kw · rows of A)`, tap by tap."""
         kernels = pad(self.factor, (part.before, part.after))
-        kernels = kernels.unflatten(2, (-1, area(self.grid.kernel)))
-        return kernels.permute(0, 2, 3, 1).flatten(2)
+        by_tap = kernels.view(*kernels.shape[:2], -1, area(self.grid.kernel))
+        return by_tap.permute(0, 2, 3, 1).flatten(2)
 
 
 def area(size: Sequence[int]) -> int:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 import lorkd_deploy
 from lorkd_deploy import cli
-from lorkd_deploy.cli.app import app
+from lorkd_deploy.cli.app import command_line
 from lorkd_deploy.errors import LorkdError
 from lorkd_deploy.recipe import Recipe
 
@@ -53,7 +53,7 @@ def options() -> Iterator[str]:
     An option is named with all its names, an argument by its position; behind a colon stand type,
     limits and default, and `...` where it may be repeated.
     """
-    open_groups: list[tuple[str, Any]] = [("lorkd", typer.main.get_command(app))]
+    open_groups: list[tuple[str, Any]] = [("lorkd", typer.main.get_command(command_line()))]
     while open_groups:
         path, command = open_groups.pop()
         yield path

@@ -183,7 +183,8 @@ def test_ctrl_c_is_exit_130_and_a_sentence(
     failing(monkeypatch, KeyboardInterrupt())
     # Into the module's own names: looked up as an attribute, it would be imported, with torch.
     monkeypatch.setitem(vars(lorkd_deploy), "decompose", stop)
-    monkeypatch.setattr(cli, "app", stop if above else cli.app)
+    if above:
+        monkeypatch.setattr(cli, "command_line", lambda _: stop)
     assert cli.main(arguments) == 130
     shown = capsys.readouterr()
     assert shown.out == ""
