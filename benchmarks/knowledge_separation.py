@@ -1,7 +1,9 @@
 """What a training step with experts costs beside the plain student's, in time and peak memory.
 
     python benchmarks/knowledge_separation.py [--quick] [--rounds 7] [--threads 2]
-        [--device cuda] [--skip VARIANT] [--go-on]
+        [--device cuda] [--skip VARIANT] [--cases 1,2,5-8] [--go-on] [--minutes 10]
+    python benchmarks/knowledge_separation.py --list
+    python benchmarks/knowledge_separation.py --profile [--cases 3]
 
 A step is forward, backward and the SGD update (momentum, weight decay), without teacher and
 loading, on random images; experts have a nonzero B. On the CPU 64 px in fp32, on a GPU 224 px,
@@ -15,7 +17,10 @@ runs once more for its peak memory, on the CPU in a process of its own:
 5. on a GPU `plain-compiled` and `ours-compiled`: by torch.compile, as `train.compile` has it
 
 Writes knowledge_separation.json, .md and .svg (of a GPU knowledge_separation-cuda.json and so on)
-into benchmarks/results/knowledge_separation/.
+into benchmarks/results/knowledge_separation/. The table can be made in parts: `--cases` measures
+those of `--list` alone, each in the place of what was kept of it; `--go-on` keeps all that is there
+and measures what isn't; after `--minutes` no further case is begun. `--profile` writes
+step_profile.md there: where the time of one step of such a case goes, operator by operator.
 """
 
 from __future__ import annotations
@@ -244,6 +249,7 @@ def measure(case: Case, rounds: int, skip: Sequence[str], *, memory: bool = True
     return {
         "case": asdict(case), "name": case.name(), "better_plain": better,
         "per_sample_bytes": needed, "skipped": list(skip), "left_out": left_out, "variants": rows,
+        "rounds": rounds, "threads": torch.get_num_threads(),
         "measured": time.strftime("%Y-%m-%d"), "load": [before, os.getloadavg()[0]],
     }  # fmt: skip
 
@@ -415,9 +421,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=PIXELS, default="cpu")
-    parser.add_argument(
-        "--only", default="", help="cases whose name contains this; kept with --go-on"
-    )
+    parser.add_argument("--list", action="store_true", help="the cases by number, and no more")
+    parser.add_argument("--cases", type=numbers, help="their numbers, as 1,2,5-8; all if not given")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then begin no other case")
+    parser.add_argument("--profile", action="store_true", help="where the time of a step goes")
     parser.add_argument("--skip", action="append", default=[], choices=VARIANTS[2:])
     parser.add_argument("--go-on", action="store_true", help="keep the cases measured before")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
@@ -426,19 +433,46 @@ def main() -> int:
     if chosen.peak:
         print(peak(chosen.peak[0], Case(**json.loads(chosen.peak[1]))))
         return 0
+    every = cases(chosen.device, chosen.quick)
+    wanted = [every[number - 1] for number in chosen.cases or range(1, len(every) + 1)]
+    if chosen.list:
+        print("\n".join(f"{number}: {case.name()}" for number, case in enumerate(every, 1)))
+    elif chosen.profile:
+        from step_profile import write as write_profile  # beside this script
+
+        write_profile(wanted if chosen.cases else every[:1], RESULTS / "step_profile.md")
+    else:
+        make(wanted, chosen)
+    return 0
+
+
+def numbers(text: str) -> list[int]:
+    """`1,2,5-8` → 1, 2, 5, 6, 7, 8."""
+    ends = [part.partition("-") for part in text.split(",")]
+    return [n for low, _, high in ends for n in range(int(low), int(high or low) + 1)]
+
+
+def make(wanted: Sequence[Case], chosen: argparse.Namespace) -> None:
+    """Measure `wanted`, each into the result as soon as it is there, in the order of all cases."""
     result = without_cases(chosen.rounds, chosen.device)
-    if chosen.go_on:
+    if chosen.go_on or chosen.cases:
         kept = json.loads(results_stem(chosen.device).with_suffix(".json").read_text())
         result["cases"] = kept["cases"]
-    done = {entry["name"] for entry in result["cases"]}
-    for case in cases(chosen.device, chosen.quick):
-        if chosen.only in case.name() and case.name() not in done:
-            rounds = 2 if chosen.quick else chosen.rounds
-            result["cases"].append(measure(case, rounds, chosen.skip))
-            print(table({"cases": result["cases"][-1:]}), flush=True)
-            if not chosen.quick and (chosen.go_on or not chosen.only):
-                write(result)
-    return 0
+    if chosen.go_on:
+        done = {entry["name"] for entry in result["cases"]}
+        wanted = [case for case in wanted if case.name() not in done]
+    order = [case.name() for case in cases(chosen.device, chosen.quick)]
+    began = time.monotonic()
+    for case in wanted:
+        if time.monotonic() - began > 60 * chosen.minutes:
+            print(f"no time left for {case.name()}: go on with --cases", flush=True)
+            continue
+        measured = measure(case, 2 if chosen.quick else chosen.rounds, chosen.skip)
+        others = [entry for entry in result["cases"] if entry["name"] != case.name()]
+        result["cases"] = sorted([*others, measured], key=lambda entry: order.index(entry["name"]))
+        print(table({"cases": [measured]}), flush=True)
+        if not chosen.quick:
+            write(result)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,20 @@ def test_help_loads_nothing_heavy() -> None:
     assert "decompose" in done.stdout
 
 
+def test_predict_loads_what_it_uses() -> None:
+    """Recipes, sources of data and reports take a third of the time until an answer."""
+    code = (
+        "import sys\n"
+        "from lorkd_deploy.cli.app import command_line\n"
+        "command_line('predict')\n"
+        "from lorkd_deploy import load_bundle, predict\n"
+        "unused = ('cli.verify', 'clinic', 'data', 'recipe', 'datacheck.result')\n"
+        "print([name for name in unused if f'lorkd_deploy.{name}' in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     assert "Examples" in capsys.readouterr().out
