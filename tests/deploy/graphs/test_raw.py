@@ -25,6 +25,8 @@ from lorkd_deploy.deploy.switchboard import Switchboard
 from lorkd_deploy.deploy.verify import verify
 from lorkd_deploy.errors import ArtifactError, UsageError
 from lorkd_deploy.metrics.score import probabilities
+from lorkd_deploy.profiling.mlperf.loadgen import available
+from lorkd_deploy.profiling.mlperf.scenarios import benchmark_scenarios
 from lorkd_deploy.profiling.worker.process import EngineProcess
 from lorkd_deploy.profiling.worker.stages import draw_image
 from lorkd_deploy.runtime import exporter
@@ -173,6 +175,13 @@ def test_the_worker_of_a_benchmark_measures_and_scores_it(
         assert len(np.frombuffer(times, np.int64)) == 4 * 2
     with open_engine(artifact) as engine:
         assert (found == engine(pictures)).all()
+
+
+@pytest.mark.skipif(available() is None, reason="MLCommons LoadGen is not installed")
+def test_loadgen_which_asks_with_network_inputs_refuses_it(run: Path) -> None:
+    export(run, options=RAW, task=["eye"])
+    with pytest.raises(UsageError, match="what takes images is clinic/eye/onnx-fp32"):
+        benchmark_scenarios(run, ["single-stream"], teacher=False, quick=True)
 
 
 @pytest.mark.parametrize(
