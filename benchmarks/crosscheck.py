@@ -21,7 +21,6 @@ says of a slowed engine and of an identical copy is in decisions.py.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -35,16 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from document import Conditions, loads, write
 
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
-from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling.planning.protocol import choose_cpus
 from lorkd_deploy.profiling.timing import RoundCalls
 from lorkd_deploy.profiling.worker.calls import timed_calls
 from lorkd_deploy.profiling.worker.process import EngineProcess
 from lorkd_deploy.runtime import RunOptions, exporter
 
-RESULTS = Path(__file__).parent / "results"
 AGREE = 0.05  # of the median pair
 OVERHEAD = 0.01  # of an engine of 1 ms and more
 TURNS, BLOCK = 100, 20
@@ -270,38 +268,32 @@ def main() -> int:
     engines = list(engines_of(asked.run))
     if not engines:
         raise SystemExit(f"no fp32 engine of {', '.join(TOOLS)} in {asked.run}: lorkd export it")
-    before = os.getloadavg()
+    conditions = Conditions()
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(asked.seconds, Path(folder))
         document: dict[str, Any] = {
             "pairs": [pairs(engine, setting, asked.pairs) for engine in engines],
             "overhead": [overhead(engine) for engine in engines],
             "seconds": asked.seconds,
-            "measured": time.strftime("%Y-%m-%d"),
-            "environment": environment().model_dump(mode="json"),
-            "load_average": {"before": before, "after": os.getloadavg()},
+            **conditions.now(),
         }
     text = "\n".join(_report(document)) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "crosscheck.json").write_text(json.dumps(document, indent=1) + "\n")
-    (RESULTS / "crosscheck.md").write_text(text, encoding="utf-8")
+    write("crosscheck", document, text)
     print(text)
     agree = all(pair["agrees"] for pair in document["pairs"])
     return 0 if agree and all(row["holds"] for row in document["overhead"]) else 1
 
 
 def _report(document: dict[str, Any]) -> Iterator[str]:
-    machine, load = document["environment"], document["load_average"]
+    machine = document["environment"]
     yield from ("# Our profiler beside the runtimes' own tools", "")
     yield (
         f"Batch 1, one thread, fp32, one pinned CPU, in turns, {document['seconds']:g} s each. "
         f"Measured {document['measured']} on "
         f"{machine['cpu']}, Python {machine['python']}, onnxruntime "
         f"{machine['packages'].get('onnxruntime')}, openvino "
-        f"{machine['packages'].get('openvino')}, load average "
-        f"{load['before'][0]:.1f} at the start and "
-        f"{load['after'][0]:.1f} at the end. The median of the pairs' ratios has to lie within "
-        f"1 ± {AGREE:g}."
+        f"{machine['packages'].get('openvino')}, {loads(document)}. "
+        f"The median of the pairs' ratios has to lie within 1 ± {AGREE:g}."
     )
     yield from ("", "| engine | tool | ours p50 ms | tool p50 ms | ratio | pairs from … to | |")
     yield "|---|---|---:|---:|---:|---:|---|"

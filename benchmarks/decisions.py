@@ -18,7 +18,6 @@ missed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -29,9 +28,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from document import Conditions, loads, write
+
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.deploy.artifact import Artifact, check_files, find_artifacts
-from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.machine.gpu import Gpus
 from lorkd_deploy.machine.power import open_power
 from lorkd_deploy.profiling.gates import ROUNDS
@@ -44,7 +44,6 @@ from lorkd_deploy.profiling.worker.stages import draw_image
 from lorkd_deploy.recipe import parse_recipe
 from lorkd_deploy.run import open_run
 
-RESULTS = Path(__file__).parent / "results"
 SLEEP = 0.2  # of the engine's p50
 WRONG = 1 / 20  # of the trials may call the copy different
 ITERATIONS, WARMUP = 20, 20
@@ -175,33 +174,28 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.2, help="of a round")
     asked = parser.parse_args()
-    before, began = os.getloadavg(), time.monotonic()
+    conditions, began = Conditions(), time.monotonic()
     document = measure(asked.run, asked.trials, asked.seconds) | {
         "rounds": ROUNDS,
         "seconds": asked.seconds,
         "took_s": round(time.monotonic() - began, 1),
-        "measured": time.strftime("%Y-%m-%d"),
-        "environment": environment().model_dump(mode="json"),
-        "load_average": {"before": before, "after": os.getloadavg()},
+        **conditions.now(),
     }
     text = "\n".join(_report(document)) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "decisions.json").write_text(json.dumps(document, indent=1) + "\n")
-    (RESULTS / "decisions.md").write_text(text, encoding="utf-8")
+    write("decisions", document, text)
     print(text)
     return 0 if document["holds"] else 1
 
 
 def _report(document: dict[str, Any]) -> Iterator[str]:
-    machine, load, trials = (document[k] for k in ("environment", "load_average", "trials"))
+    machine, trials = document["environment"], document["trials"]
     yield from ("# A slowed engine and an identical copy", "")
     yield (
         f"{document['engine']} ({document['p50_ms']:.3g} ms), {len(trials)} trials of "
         f"{document['rounds']} interleaved rounds, {document['seconds']:g} s a round, batch 1, one "
         f"thread, one pinned CPU. Measured {document['measured']} on {machine['cpu']}, Python "
-        f"{machine['python']}, onnxruntime {machine['packages'].get('onnxruntime')}, load average "
-        f"{load['before'][0]:.1f} at the start and "
-        f"{load['after'][0]:.1f} at the end, {document['took_s']:g} s. A difference is "
+        f"{machine['python']}, onnxruntime {machine['packages'].get('onnxruntime')}, "
+        f"{loads(document)}, {document['took_s']:g} s. A difference is "
         f"called where the 95 % interval of the round-paired ratio lies wholly outside "
         f"1 ± {MARGIN:g}."
     )

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import statistics
 import sys
 import tempfile
@@ -35,6 +33,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from document import Conditions, loads, write
 from synthetic import RECIPE, as_bundle, inputs_logits, student
 from torch import nn
 
@@ -42,7 +41,6 @@ from lorkd_deploy.bundle.parity_inputs import parity_inputs
 from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.experts import ExpertClassifier
-from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.runtime import EngineSpec, exporter
 from lorkd_deploy.storage import write_tensors
 from lorkd_deploy.training.bundling.graph_template import graph_template
@@ -58,7 +56,6 @@ MOST = {
 LEAST = {"onnx_times_faster": 6.0}
 WORTH = 0.1  # of the models' bytes: what one weights file for all would have to save
 RTX = EngineSpec("fp32", {"compute_capabilities": ["SM86"]})
-RESULTS = Path(__file__).parent / "results"
 Seconds = dict[str, list[float]]
 
 
@@ -289,7 +286,7 @@ def main() -> int:
     arguments.add_argument("--quick", action="store_true", help="two experts, writes nothing")
     quick = arguments.parse_args().quick
     torch.set_num_threads(2)
-    before = os.getloadavg()
+    conditions = Conditions()
     with tempfile.TemporaryDirectory() as name:
         figures = measure(2 if quick else 10, 64 if quick else 224, Path(name))
     found = checks(figures)
@@ -297,27 +294,21 @@ def main() -> int:
         "most": MOST,
         "least": LEAST,
         "checks": found,
-        "measured": time.strftime("%Y-%m-%d"),
-        "environment": environment().model_dump(mode="json"),
-        "load_average": {"before": before, "after": os.getloadavg()},
+        **conditions.now(),
         **figures,
     }
     text = "\n".join(lines(document)) + "\n"
     print(text)
     if quick:
         return 0
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "export_many.json").write_text(
-        json.dumps(document, indent=1) + "\n", encoding="utf-8"
-    )
-    (RESULTS / "export_many.md").write_text(text, encoding="utf-8")
+    write("export_many", document, text)
     held = all(found[name] <= most for name, most in MOST.items() if name in found)
     return 0 if held and all(found[name] >= least for name, least in LEAST.items()) else 1
 
 
 def lines(document: dict[str, Any]) -> list[str]:
     """The figures as Markdown."""
-    machine, loads = document["environment"], document["load_average"]
+    machine = document["environment"]
     seconds, off, count = document["seconds"], document["max_abs_from_unfused"], document["experts"]
     found, packages = document["checks"], machine["packages"]
     versions = ", ".join(
@@ -330,9 +321,8 @@ def lines(document: dict[str, Any]) -> list[str]:
         "",
         f"ShuffleNetV2 1.0x, r = 4, {count} tasks, {document['size_px']} px. "
         f"Measured {document['measured']} on {machine['cpu']}, "
-        f"{machine['allowed_cpus']} CPUs, Python {machine['python']}, {versions}; load average "
-        f"{loads['before'][0]:.1f} at the start, {loads['after'][0]:.1f} at the end (where "
-        "it is above the number of CPUs, times hold waiting).",
+        f"{machine['allowed_cpus']} CPUs, Python {machine['python']}, {versions}; "
+        f"{loads(document)} (where it is above the number of CPUs, times hold waiting).",
         "",
         f"The graph is exported once, in {document['graph_s']:.2f} s; ours fuses, fills it and "
         "checks it, expert by expert. Separate is an export from torch for each expert.",

@@ -17,8 +17,6 @@ clocks.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
 import subprocess
 import sys
@@ -30,15 +28,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from document import Conditions, loads, write
 
-from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.runtime import EngineSpec, RunOptions, exporter
 
 LIMIT = 1.03  # our p50 over the bare loop's
 ROUNDS, TURNS, BLOCK, WARMUP = 6, 10, 20, 20
 APP_PAIRS = 3  # a round
 TARGETS = ("onnx", "openvino")
-RESULTS = Path(__file__).parent / "results"
 Call = Callable[[Any], Any]
 
 
@@ -220,7 +217,7 @@ def main() -> int:
     arguments.add_argument("--quick", action="store_true", help="few calls, writes nothing")
     quick = arguments.parse_args().quick
     rounds, turns = (2, 2) if quick else (ROUNDS, TURNS)
-    before = os.getloadavg()
+    conditions = Conditions()
     rows = {}
     for name, (make, size) in NETWORKS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +226,6 @@ def main() -> int:
             for target in TARGETS:
                 if exporter(target).probe().can_run:
                     rows[f"{target}: {name}"] = measure(target, file, size, rounds, turns)
-    machine = environment()
     document = {
         "limit": LIMIT,
         "rounds": rounds,
@@ -239,22 +235,20 @@ def main() -> int:
         "threads": 1,
         "batch": 1,
         "each_pair_is": ["wall clock", "CPU time"],
-        "measured": time.strftime("%Y-%m-%d"),
-        "environment": machine.model_dump(mode="json"),
-        "load_average": {"before": before, "after": os.getloadavg()},
+        **conditions.now(),
         "networks": rows,
     }
+    machine = document["environment"]
     lines = [
         "# Our runner beside the runtime's own loop",
         "",
         f"One process, batch 1, one thread, fp32, {rounds} rounds with fresh sessions, {turns} "
         f"turns of {BLOCK} calls each, {WARMUP} calls of warm-up. "
-        f"Measured {document['measured']} on {machine.cpu}, "
-        f"{machine.allowed_cpus} CPUs, onnxruntime {onnxruntime.__version__}, openvino "
-        f"{machine.packages.get('openvino')}, Python {machine.python}, load average "
-        f"{before[0]:.1f} at the start and {os.getloadavg()[0]:.1f} at the end. The ratio of "
-        f"wall-clock medians has to stay at or below {LIMIT}; on one and the same session "
-        "only the wrapper differs.",
+        f"Measured {document['measured']} on {machine['cpu']}, "
+        f"{machine['allowed_cpus']} CPUs, onnxruntime {onnxruntime.__version__}, openvino "
+        f"{machine['packages'].get('openvino')}, Python {machine['python']}, {loads(document)}. "
+        f"The ratio of wall-clock medians has to stay at or below {LIMIT}; on one and the same "
+        "session only the wrapper differs.",
         "",
         "| network | clock | bare p50 µs | ours p50 µs | ratio | rounds from … to | same session |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -273,8 +267,7 @@ def main() -> int:
     if quick:
         print(text)
         return 0
-    (RESULTS / "runner_overhead.json").write_text(json.dumps(document, indent=1) + "\n")
-    (RESULTS / "runner_overhead.md").write_text(text, encoding="utf-8")
+    write("runner_overhead", document, text)
     print(text)
     ratios = [row["ratio"][0] for row in rows.values()]
     ratios += [

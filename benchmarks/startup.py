@@ -12,7 +12,6 @@ and startup.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,10 +21,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from document import Conditions, loads, write
 from PIL import Image
 
 from lorkd_deploy import load_bundle, pack
-from lorkd_deploy.machine.environment import environment
 
 ROUNDS = 31
 LIMITS = {"lorkd --help": 0.25, "lorkd predict": 0.6, "lorkd verify": 2.0}  # s
@@ -38,7 +37,6 @@ VARIANTS = {
     "lorkd --version": [*LORKD, "--version"],
     "lorkd recipe list": [*LORKD, "recipe", "list"],
 }
-RESULTS = Path(__file__).parent / "results"
 
 
 def measure(command: list[str]) -> tuple[float, float]:
@@ -84,7 +82,7 @@ def main() -> int:
 def report(variants: dict[str, list[str]], rounds: int) -> int:
     """Measure `variants`, write what was found; 1 where one is above its limit."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    before = os.getloadavg()
+    conditions = Conditions()
     for round_ in range(rounds + 1):
         for name, command in variants.items():
             figures = measure(command)
@@ -99,26 +97,23 @@ def report(variants: dict[str, list[str]], rounds: int) -> int:
             "wall_maximum_s": round(max(wall), 4),
             "cpu_median_s": round(statistics.median(cpu), 4),
         }
-    machine = environment()
     bounds = "Bounds: " + ", ".join(f"`{name}` {limit} s" for name, limit in LIMITS.items())
     document = {
         "rounds": rounds,
         "limits_s": LIMITS,
-        "measured": time.strftime("%Y-%m-%d"),
-        "environment": machine.model_dump(mode="json"),
-        "load_average": {"before": before, "after": os.getloadavg()},
+        **conditions.now(),
         "seconds": rows,
     }
-    (RESULTS / "startup.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    machine = document["environment"]
     lines = [
         "# Start of the command line",
         "",
         f"Fresh processes, {rounds} rounds, variants in turn, warm disk cache. "
-        f"Measured {document['measured']} on {machine.cpu}, "
-        f"{machine.allowed_cpus} CPUs, Python {machine.python}, load average {before[0]:.1f} at "
-        f"the start and {os.getloadavg()[0]:.1f} at the end (where it is above the number of CPUs, "
-        f"the wall clock holds waiting for others). {bounds}. `verify` is of one "
-        "department's engines, `predict` of one picture by ONNX Runtime, with the engine's start.",
+        f"Measured {document['measured']} on {machine['cpu']}, "
+        f"{machine['allowed_cpus']} CPUs, Python {machine['python']}, {loads(document)} (where it "
+        f"is above the number of CPUs, the wall clock holds waiting for others). {bounds}. "
+        "`verify` is of one department's engines, `predict` of one picture by ONNX Runtime, "
+        "with the engine's start.",
         "",
         "| what | median s | min s | max s | CPU median s |",
         "|---|---:|---:|---:|---:|",
@@ -128,8 +123,9 @@ def report(variants: dict[str, list[str]], rounds: int) -> int:
             for name, row in rows.items()
         ),
     ]
-    (RESULTS / "startup.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    text = "\n".join(lines) + "\n"
+    write("startup", document, text)
+    print(text)
     return int(any(rows[name]["wall_median_s"] >= limit for name, limit in LIMITS.items()))
 
 

@@ -24,8 +24,6 @@ a fresh process for each way and number, with every department used once.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import shutil
 import statistics
@@ -42,6 +40,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import psutil
+from document import Conditions, loads, write
 from onnx import helper
 
 from lorkd_deploy.bundle.manifest import HEAD_TENSORS
@@ -50,13 +49,11 @@ from lorkd_deploy.bundle.read import Bundle, load_bundle
 from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.graphs.graph import onnx_model
 from lorkd_deploy.deploy.switchboard import Switchboard
-from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.runtime import exporter
 
 LIMITS_MS = {"kept open": 0.1, "on demand": 60.0}  # the most that a switch may cost
 CALLS = 10
 MIB = 2**20
-RESULTS = Path(__file__).parent / "results"
 Call = Callable[[Any], Any]
 
 
@@ -298,7 +295,7 @@ def main() -> int:
         print(memory(given.bundle, given.memory, given.count))
         return 0
     numbers, size, rounds = ((1, 3), 64, 5) if given.quick else ((1, 10, 50), 224, 25)
-    before = os.getloadavg()
+    conditions = Conditions()
     with tempfile.TemporaryDirectory() as name:
         bundle = make_bundle(Path(name) / "run", max(numbers), size)
         engine = bundle.path / "export" / "department0" / "task0" / "onnx-fp32" / "model.onnx"
@@ -326,9 +323,7 @@ def main() -> int:
         "threads": 1,
         "batch": 1,
         "trt": "run" if TRT.can_run else f"not run here: {TRT.reason}",
-        "measured": time.strftime("%Y-%m-%d"),
-        "environment": environment().model_dump(mode="json"),
-        "load_average": {"before": before, "after": os.getloadavg()},
+        **conditions.now(),
         "disk_mib_a_department": disk,
         "departments": rows,
     }
@@ -336,9 +331,7 @@ def main() -> int:
     print(text)
     if given.quick:
         return 0
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "switching.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "switching.md").write_text(text, encoding="utf-8")
+    write("switching", document, text)
     held = all(
         statistics.median(row["switch_ms"][way]) <= most
         for row in rows.values()
@@ -349,7 +342,7 @@ def main() -> int:
 
 def lines(document: dict[str, Any]) -> list[str]:
     """The figures as Markdown."""
-    machine, loads = document["environment"], document["load_average"]
+    machine = document["environment"]
     text = [
         "# What a switch of the department costs",
         "",
@@ -357,8 +350,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"ONNX Runtime {machine['packages'].get('onnxruntime')} on the CPU, batch 1, one thread; "
         f"{document['rounds']} switches a way in changing order, {document['calls']} calls after "
         f"each; medians. Measured {document['measured']} on {machine['cpu']}, "
-        f"{machine['allowed_cpus']} CPUs, Python {machine['python']}; load average "
-        f"{loads['before'][0]:.1f} at the start, {loads['after'][0]:.1f} at the end (where "
+        f"{machine['allowed_cpus']} CPUs, Python {machine['python']}; {loads(document)} (where "
         "it is above the number of CPUs, times hold waiting). `benchmarks/switching.py` says "
         "what the ways are.",
         "",

@@ -12,13 +12,12 @@ engines go to --engines, or to a temporary folder. Writes benchmarks/results/tar
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from document import RESULTS, Conditions, loads, write
 
 from lorkd_deploy import export, load_bundle
 from lorkd_deploy.bundle.manifest import TEACHER
@@ -26,10 +25,8 @@ from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.artifact import Artifact
 from lorkd_deploy.deploy.proof.parity import Change, Compared, Parity, ParityError
 from lorkd_deploy.errors import LorkdError
-from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.profiling.scoring import TaskAnswers, answers, difference, open_task, score
 
-RESULTS = Path(__file__).parent / "results"
 MIB = 2**20  # bytes
 PLANS = (
     ("onnx", "fp32"),
@@ -51,14 +48,12 @@ def main() -> int:
     parser.add_argument("--engines", type=Path, help="where the engines go and stay")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes")
     given = parser.parse_args()
-    before = os.getloadavg()
+    conditions = Conditions()
     with tempfile.TemporaryDirectory() as name:
         document = measured(given.run, given.engines or Path(name))
-    document["load_average"] = {"before": before, "after": os.getloadavg()}
-    given.results.mkdir(parents=True, exist_ok=True)
+    document |= conditions.now()
     text = "\n".join(lines(document)) + "\n"
-    (given.results / "targets.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    (given.results / "targets.md").write_text(text, "utf-8")
+    write("targets", document, text, given.results)
     print(text)
     proven = [row for row in document["rows"] if row["precision"] == "fp32"]
     return 0 if all(row["status"] != "failed" for row in proven) else 1
@@ -86,13 +81,11 @@ def measured(run: Path, engines: Path) -> dict[str, Any]:
         for row in rows:
             add_score(row, given, built)
     return {
-        "measured": time.strftime("%Y-%m-%d"),
         "run": bundle.manifest.name,
         "bundle_sha256": bundle.sha256,
         "bundle_created": bundle.manifest.created,
         "size_px": bundle.manifest.preprocess.size,
         "calibration": bundle.manifest.recipe.get("calibration"),
-        "environment": environment().model_dump(mode="json"),
         "rows": rows,
     }
 
@@ -156,7 +149,7 @@ def add_score(row: dict[str, Any], given: TaskAnswers, built: Built) -> None:
 
 def lines(document: dict[str, Any]) -> list[str]:
     """The table, and below it what it takes to judge it."""
-    machine, loads = document["environment"], document["load_average"]
+    machine = document["environment"]
     packages = machine["packages"]
     named = ("onnx", "onnxruntime", "openvino", "nncf", "tensorrt-rtx", "numpy")
     versions = ", ".join(f"{name} {packages[name]}" for name in named if name in packages)
@@ -196,8 +189,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         f"Run `{document['run']}`, bundle {document['bundle_sha256'][:12]} of "
         f"{document['bundle_created'][:10]}, {document['size_px']} px. Measured "
         f"{document['measured']} on {machine['cpu']}, {machine['allowed_cpus']} CPUs; Python "
-        f"{machine['python']}, {versions}; load average {loads['before'][0]:.1f} before and "
-        f"{loads['after'][0]:.1f} after.",
+        f"{machine['python']}, {versions}; {loads(document)}.",
     ]
 
 

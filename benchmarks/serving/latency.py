@@ -26,8 +26,6 @@ Memory is what a process of its own grows by when all departments are used in it
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import sys
 import tempfile
@@ -39,6 +37,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `switching` and what it takes lie
+from document import Conditions, loads, write
 from switching import adapted_copy, in_a_fresh_process, make_bundle
 
 from benchmarks.serving.clients import Asked, Grpc, Rest, ask_all
@@ -48,11 +47,9 @@ from lorkd_deploy.bundle.read import Bundle
 from lorkd_deploy.deploy.answers.model_step import PROBABILITIES, ModelStep, step_files
 from lorkd_deploy.deploy.artifact import Artifact, find_artifacts, open_engine, read_artifact
 from lorkd_deploy.deploy.export import export
-from lorkd_deploy.machine.environment import environment
 from lorkd_deploy.metrics.score import probabilities
 from lorkd_deploy.storage import write_atomic
 
-RESULTS = Path(__file__).parents[1] / "results"
 CLIENTS = 8
 EXCHANGED = "task0"
 WAYS = ("kept open", "on demand", "adapters")
@@ -181,7 +178,7 @@ def main() -> int:
     arguments.add_argument("--quick", action="store_true", help="writes nothing")
     given = arguments.parse_args()
     count, size, requests = (2, 32, 80) if given.quick else (10, 64, 2000)
-    before = os.getloadavg()
+    conditions = Conditions()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = make_bundle(folder / "run", count, size)
@@ -199,9 +196,7 @@ def main() -> int:
         "departments": count,
         "size_px": size,
         "clients": CLIENTS,
-        "measured": time.strftime("%Y-%m-%d"),
-        "environment": environment().model_dump(mode="json"),
-        "load_average": {"before": before, "after": os.getloadavg()},
+        **conditions.now(),
         "bare_ms": alone,
         "memory_mib": memory,
         "servers": servers,
@@ -209,14 +204,13 @@ def main() -> int:
     text = "\n".join(lines(document)) + "\n"
     print(text)
     if not given.quick:
-        (RESULTS / "serving.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-        (RESULTS / "serving.md").write_text(text, encoding="utf-8")
+        write("serving", document, text)
     return 0
 
 
 def lines(document: Mapping[str, Any]) -> list[str]:
     """The figures as Markdown."""
-    machine, loads = document["environment"], document["load_average"]
+    machine = document["environment"]
     versions = ", ".join(f"{name} {s['version']}" for name, s in document["servers"].items())
     text = [
         "# What a server adds to an engine",
@@ -225,9 +219,8 @@ def lines(document: Mapping[str, Any]) -> list[str]:
         f"{document['size_px']} px, one image a request, ONNX Runtime "
         f"{machine['packages'].get('onnxruntime')} on the CPU, one thread an engine; {versions}. "
         f"Clients and server share {machine['allowed_cpus']} CPUs ({machine['cpu']}). Measured "
-        f"{document['measured']}; load average {loads['before'][0]:.1f} at the start, "
-        f"{loads['after'][0]:.1f} at the end (where it is above the number of CPUs, times hold "
-        "waiting). `benchmarks/serving/latency.py` says what the rows are.",
+        f"{document['measured']}; {loads(document)} (where it is above the number of CPUs, times "
+        "hold waiting). `benchmarks/serving/latency.py` says what the rows are.",
         "",
         f"| way | 1 client: p50, p99 ms | {document['clients']} clients: p50, p99 ms "
         "| requests a second | requests | of these by the new engine |",
