@@ -22,6 +22,7 @@ from lorkd_deploy.deploy.export import export
 from lorkd_deploy.deploy.guarded import task_guard
 from lorkd_deploy.deploy.programs.layouts import LAYOUTS
 from lorkd_deploy.metrics.score import probabilities
+from lorkd_deploy.runtime import exporter
 from tests.deploy.guarded_run import add_guards
 from tests.deploy.made_run import TASKS, make_run
 from tests.readme import DOCS, blocks
@@ -222,6 +223,19 @@ def test_a_department_is_exchanged_under_load_without_a_wrong_or_lost_answer(
     assert same(clients[0]("eye", served.images), new)
     for client in clients:
         client.close()
+
+
+@pytest.mark.skipif(
+    not exporter("openvino").probe().can_run, reason="the target's runtime is not installed"
+)
+def test_an_engine_of_another_target_is_answered_by_too(served: Served) -> None:
+    layout = served.server.layout
+    (engine,) = export(served.run, "openvino", task=["lung"], layout=layout)
+    assert engine.target == "openvino"
+    served.server.reload("lung")
+    wanted = expected(served.run, engine, served.images)
+    assert same(Rest(served.server.http)("lung", served.images), wanted)
+    assert not same(wanted, expected(served.run, served.engines["lung"], served.images))
 
 
 def _announce(port: int, size: int) -> None:
