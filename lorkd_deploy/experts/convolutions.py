@@ -97,7 +97,11 @@ def as_images(rows: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class FusedConv(torch.autograd.Function):
-    """One dense weight and one convolution per task."""
+    """One dense weight and one convolution per task.
+
+    Passes over the activations beyond the plain layer's own: two of y forward and two of dx
+    backward, since torch's convolution can't write into a slice of the batch.
+    """
 
     @staticmethod
     def forward(
@@ -137,7 +141,8 @@ class LowRankConv(torch.autograd.Function):
     papers' ΔW, `view(B @ A)`, is one too: cut its flattened `Cin·kh·kw` columns into `kh` pieces
     of `Cin·kw`; row `co` of piece `h` is row `co·kh + h` of B times A. So the first convolution is
     A for each piece, and the second's weight, `(Cout, kh·r·kh)`, is B itself, read with another
-    shape.
+    shape. Passes over the activations beyond the plain layer's own: one of x and two of y forward,
+    one of x, two of dx and two of dy backward.
     """
 
     @staticmethod
@@ -147,7 +152,7 @@ class LowRankConv(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         y = window.convolve(x, w0, bias)
         grid = window.grid(x, w0)
-        z = Projection(a, w0, grid, route.spans(area(grid.given)))(as_rows(x))
+        z = Projection(a, w0, grid, route.counts)(as_rows(x))
         spans = route.spans(area(grid.made))
         rows = add_product(as_rows(y), z, _mix(b, w0).mT, spans)
         ctx.save_for_backward(x, w0, a, b, z)
@@ -166,7 +171,7 @@ class LowRankConv(torch.autograd.Function):
         dz = multiply(dy_rows, _mix(b, w0), spans)
         db = outer(dy_rows, z, len(b), spans).reshape(b.shape)
         dx_rows = None if dx is None else as_rows(dx)
-        projection = Projection(a, w0, grid, ctx.route.spans(area(grid.given)))
+        projection = Projection(a, w0, grid, ctx.route.counts)
         da = projection.gradients(dz, as_rows(x), dx_rows)
         dx = None if dx_rows is None else as_images(dx_rows, (len(x), *grid.given))
         return dx, dw0, da, db, bias, None, None

@@ -26,6 +26,17 @@ class Span(NamedTuple):
     rows: slice
 
 
+def spans_of(counts: Sequence[int], rows: int) -> list[Span]:
+    """The spans of tasks with `counts` samples of `rows` rows each."""
+    spans, place, start = [], 0, 0
+    for count, equal in groupby(counts):
+        tasks = slice(place, place + len(list(equal)))
+        end = start + (tasks.stop - place) * count * rows
+        spans.append(Span(tasks, slice(start, end)))
+        place, start = tasks.stop, end
+    return spans
+
+
 @dataclass(frozen=True)
 class Route:
     """The order in which the samples of one batch pass through the layers.
@@ -71,13 +82,7 @@ class Route:
 
     def spans(self, rows: int) -> list[Span]:
         """Tasks with equal counts together, for a layer with `rows` matrix rows per sample."""
-        spans, place, start = [], 0, 0
-        for count, equal in groupby(self.counts):
-            tasks = slice(place, place + len(list(equal)))
-            end = start + (tasks.stop - place) * count * rows
-            spans.append(Span(tasks, slice(start, end)))
-            place, start = tasks.stop, end
-        return spans
+        return spans_of(self.counts, rows)
 
     def sort(self, x: Tensor) -> Tensor:
         """`x` `(N, …)` in the route's order."""

@@ -76,7 +76,7 @@ def cheaper_form(
 def blocks(rows: Tensor, spans: Sequence[Span]) -> list[Tensor]:
     """Each span's rows of `rows` `(M, C)` as `(tasks, rows per task, C)`; views.
 
-    By one split: slices one by one took a tenth of an uneven batch's step in Python alone.
+    By one split: a slice of each would be a call of Python more, and an uneven batch has many.
     """
     parts = torch.split(rows, [where.stop - where.start for _, where in spans])
     wide = rows.shape[1]
@@ -166,7 +166,8 @@ class LowRankRows(torch.autograd.Function):
     """One product of W0 for all rows, and r more numbers per row for its own task.
 
     Those are kept as columns, `(P, r, rows per task)` for each span: matrices a few columns wide
-    are several times slower than ones a few rows high.
+    are several times slower than ones a few rows high. Passes over the activations beyond the plain
+    layer's own: one of x and two of y forward, two of x, two of dx and two of dy backward.
     """
 
     @staticmethod

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lorkd_deploy.experts.routing import Span
+from lorkd_deploy.experts.routing import Span, spans_of
 from lorkd_deploy.experts.rows import add_product, multiply, outer
+
+IN_CACHE = 1 << 18  # numbers that the taps make at a time
 
 
 @dataclass(frozen=True)
@@ -69,43 +71,67 @@ class Part(NamedTuple):
 class Projection:
     """The convolution by each task's A: `factor` `(P, r, Cin·kh·kw)` or `(P, r·kh, Cin·kw)`.
 
-    `weight` is the layer's, `(Cout, Cin, kh, kw)`; `spans` are of `grid.given` rows a sample.
+    `weight` is the layer's, `(Cout, Cin, kh, kw)`; `counts` are each task's samples. A few tasks
+    at a time, so that what the taps make is still in the processor's cache when it is added up.
     """
 
     factor: Tensor
     weight: Tensor
     grid: Grid
-    spans: Sequence[Span]
+    counts: Sequence[int]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows `(N·H·W, Cin)` → `(N·H'·W', parts · rows of A)`."""
         parts, width = self._parts(), self.factor.shape[1]
-        samples = len(x) // area(self.grid.given)
-        z = x.new_zeros(samples, *self.grid.made, len(parts), width)
-        for place, part in enumerate(parts):
-            each = multiply(x[:, part.channels], self._products(part), self.spans)
-            each = each.view(samples, *self.grid.given, -1, width)
-            for tap, (read, into) in enumerate(self.grid.taps()):
-                z[:, into[0], into[1], place] += each[:, read[0], read[1], tap]
+        samples = x.view(-1, area(self.grid.given), x.shape[1])
+        z = x.new_zeros(len(samples), *self.grid.made, len(parts), width)
+        for tasks, own, spans in self._groups():
+            rows, into = samples[own].flatten(0, 1), z[own]
+            for place, part in enumerate(parts):
+                each = multiply(rows[:, part.channels], self._products(part, tasks), spans)
+                each = each.view(-1, *self.grid.given, area(self.grid.kernel), width)
+                for tap, (read, made) in enumerate(self.grid.taps()):
+                    into[:, made[0], made[1], place] += each[:, read[0], read[1], tap]
         return z.view(-1, len(parts) * width)
 
     def gradients(self, dz: Tensor, x: Tensor, dx: Tensor | None) -> Tensor:
         """A's, from `dz` of the output and the input `x`, whose own is added to `dx` if given."""
         parts, width = self._parts(), self.factor.shape[1]
-        samples = len(x) // area(self.grid.given)
-        dz = dz.view(samples, *self.grid.made, len(parts), width)
+        samples = x.view(-1, area(self.grid.given), x.shape[1])
+        dz = dz.view(len(samples), *self.grid.made, len(parts), width)
         dfactor = torch.zeros_like(self.factor)
-        for place, part in enumerate(parts):
-            each = x.new_zeros(samples, *self.grid.given, area(self.grid.kernel), width)
-            for tap, (read, into) in enumerate(self.grid.taps()):
-                each[:, read[0], read[1], tap] = dz[:, into[0], into[1], place]
-            rows = each.view(len(x), -1)
-            if dx is not None:
-                add_product(dx[:, part.channels], rows, self._products(part).mT, self.spans)
-            sums = outer(x[:, part.channels], rows, len(self.factor), self.spans)
-            flat = sums.view(*sums.shape[:2], -1, width).permute(0, 3, 1, 2).flatten(2)
-            dfactor += flat[:, :, part.before : flat.shape[2] - part.after]
+        for tasks, own, spans in self._groups():
+            rows = samples[own].flatten(0, 1)
+            drows = None if dx is None else dx.view(samples.shape)[own].flatten(0, 1)
+            for place, part in enumerate(parts):
+                each = self._taken(dz[own, :, :, place])
+                if drows is not None:
+                    back = self._products(part, tasks).mT
+                    add_product(drows[:, part.channels], each, back, spans)
+                sums = outer(rows[:, part.channels], each, tasks.stop - tasks.start, spans)
+                flat = sums.view(*sums.shape[:2], -1, width).permute(0, 3, 1, 2).flatten(2)
+                dfactor[tasks] += flat[:, :, part.before : flat.shape[2] - part.after]
         return dfactor
+
+    def _taken(self, dz: Tensor) -> Tensor:
+        """What each place of the input gives by each tap: `(n·H·W, taps · rows of A)`."""
+        width = dz.shape[-1]
+        each = dz.new_zeros(len(dz), *self.grid.given, area(self.grid.kernel), width)
+        for tap, (read, made) in enumerate(self.grid.taps()):
+            each[:, read[0], read[1], tap] = dz[:, made[0], made[1]]
+        return each.view(-1, area(self.grid.kernel) * width)
+
+    def _groups(self) -> Iterator[tuple[slice, slice, list[Span]]]:
+        """Tasks and their samples, together no more than fit the cache if they are several."""
+        places = area(self.grid.given)
+        most = IN_CACHE // (places * area(self.grid.kernel) * self.factor.shape[1])
+        first = start = end = 0
+        for task, count in enumerate((*self.counts, most)):
+            if task == len(self.counts) or (task > first and end + count - start > most):
+                counts = self.counts[first:task]
+                yield slice(first, task), slice(start, end), spans_of(counts, places)
+                first, start = task, end
+            end += count
 
     def _parts(self) -> list[Part]:
         size, length = area(self.grid.kernel), self.factor.shape[2]
@@ -115,9 +141,9 @@ class Projection:
             found.append(Part(slice(first, end), start - first * size, end * size - start - length))
         return found
 
-    def _products(self, part: Part) -> Tensor:
-        """A part's kernels as matrices `(P, C, kh·kw · rows of A)`, tap by tap."""
-        kernels = pad(self.factor, (part.before, part.after))
+    def _products(self, part: Part, tasks: slice) -> Tensor:
+        """A part's kernels as matrices `(tasks, C, kh·kw · rows of A)`, tap by tap."""
+        kernels = pad(self.factor[tasks], (part.before, part.after))
         by_tap = kernels.view(*kernels.shape[:2], -1, area(self.grid.kernel))
         return by_tap.permute(0, 2, 3, 1).flatten(2)
 
