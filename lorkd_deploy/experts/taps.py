@@ -125,6 +125,8 @@ class Projection:
         """Tasks and their samples, together no more than fit the cache if they are several."""
         places = area(self.grid.given)
         most = IN_CACHE // (places * area(self.grid.kernel) * self.factor.shape[1])
+        if self.factor.device.type != "cpu":  # few kernels, and large ones
+            most = sum(self.counts)
         first = start = end = 0
         for task, count in enumerate((*self.counts, most)):
             if task == len(self.counts) or (task > first and end + count - start > most):
