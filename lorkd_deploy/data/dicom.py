@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import Field
 
 from lorkd_deploy.arrays import I64, U8
+from lorkd_deploy.data.columns import Meaning
 from lorkd_deploy.data.csv import Columns
 from lorkd_deploy.data.files import Paths, folder_provenance
-from lorkd_deploy.data.index import SPELLINGS, Index, Meaning, Row, index_rows
+from lorkd_deploy.data.index import SPELLINGS, Index, Row, index_rows
 from lorkd_deploy.data.listed import READERS, open_listed
 from lorkd_deploy.data.source import DataSource, TaskData
 from lorkd_deploy.data.table import Table

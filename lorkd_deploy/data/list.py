@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from lorkd_deploy.data.index import Index, Meaning, Row, index_rows
+from lorkd_deploy.data.columns import Meaning
+from lorkd_deploy.data.index import Index, Row, index_rows
 from lorkd_deploy.data.listed import Listed, open_listed
 from lorkd_deploy.data.source import DataSource, TaskData, locate
 from lorkd_deploy.data.table import encoding_of, reading

@@ -16,7 +16,7 @@ from lorkd_deploy._version import __version__
 from lorkd_deploy.bundle.manifest import BASE, TEMPLATE, TaskEntry, expert_file
 from lorkd_deploy.errors import RuntimeUnavailableError, unknown_name
 from lorkd_deploy.machine.packages import NAME
-from lorkd_deploy.reporting.cards import intended_use, limits
+from lorkd_deploy.reporting.facts.limits import intended_use, limits
 from lorkd_deploy.reporting.facts.sources import Sources, read_sources
 from lorkd_deploy.reporting.words import NO_DEVICE
 from lorkd_deploy.run import open_run
