@@ -21,7 +21,7 @@ test: .venv/.for-tests
 	$(PYTEST)
 
 quick: .venv/.for-tests
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not thorough'
 
 check: .venv/.for-tests
 	$(BIN)/ruff check

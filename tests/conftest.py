@@ -46,6 +46,31 @@ LONGEST = (
     "test_odd_networks.py",
     "test_fuzz.py",
 )
+# Files and rooms that train, serve, kill or start process after process: `make quick` leaves them
+# out too, the suite under Python 3.10 doesn't. What they are about has a quicker test beside them.
+THOROUGH = (
+    "clinic/test_listen.py",
+    "clinic/test_signature.py",
+    "deploy/graphs/test_adapters.py",
+    "deploy/programs/test_layouts.py",
+    "deploy/test_predict_dicom.py",
+    "deploy/test_third_party.py",
+    "dicom/test_hostile.py",
+    "evidence/test_cluster.py",
+    "evidence/test_costs.py",
+    "evidence/test_train.py",
+    "evidence/test_transfer.py",
+    "models/test_folders.py",
+    "reliability",
+    "test_cases.py",
+    "test_examples.py",
+    "training/bundling/test_bundle_of_experts.py",
+    "training/bundling/test_maps.py",
+    "training/test_grow.py",
+    "training/test_run_from_csv.py",
+    "training/test_run_from_dicom.py",
+    "training/test_safety.py",
+)
 HAS_TORCH = find_spec("torch") is not None
 
 
@@ -62,12 +87,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by what is marked here
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files of `LONGEST` first, all others as they were, and mark their tests `slow`."""
+    """Put the files of `LONGEST` first, all others as they were, and mark their tests `slow`.
+
+    What is in `THOROUGH` is marked so.
+    """
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    thorough = {Path(__file__).parent / name for name in THOROUGH}
     for item in items:
         if item.path.name in order:
             item.add_marker(pytest.mark.slow)
+        if not thorough.isdisjoint((item.path, *item.path.parents)):
+            item.add_marker(pytest.mark.thorough)
 
 
 @pytest.fixture(autouse=True)

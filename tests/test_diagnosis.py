@@ -64,6 +64,7 @@ def test_data_folders_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert full.found.endswith("1 npz file")
 
 
+@pytest.mark.thorough
 def test_torch_and_what_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         pytest.skip("the half with torch isn't installed here")
@@ -106,6 +107,7 @@ PROBES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", PROBES)
 def test_each_runtime_is_asked_in_a_process_of_its_own(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -163,6 +163,7 @@ def test_inspect_shows_run_and_engine(run: Path, capsys: pytest.CaptureFixture[s
     assert "does not exist" in missing["error"]["what"]
 
 
+@pytest.mark.thorough
 def test_benchmark_and_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--rounds", "1", "--seconds", "0.01", "--iterations", "2", "--department", "ward"]
     short += ["--repeats", "0", "--largest-batch", "0"]

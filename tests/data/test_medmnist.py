@@ -165,6 +165,7 @@ def test_a_missing_file_is_downloaded_once_and_kept(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.thorough
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_drawing_all_images_of_a_demo_takes_seconds() -> None:
     assert time.process_time() - began < 3
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 @pytest.mark.parametrize("what", ["pixels", "channel means"])
 @pytest.mark.parametrize("name", SETS)

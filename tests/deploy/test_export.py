@@ -276,6 +276,7 @@ def test_two_exports_into_one_folder(run: Path) -> None:
         export(run)
 
 
+@pytest.mark.thorough
 def test_fresh_processes_give_the_same_bytes(run: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from lorkd_deploy.deploy.export import export; "

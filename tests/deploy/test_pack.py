@@ -96,6 +96,7 @@ def test_a_part_is_a_whole_bundle(exported: Path, tmp_path: Path) -> None:
     assert recipe.sha256 == part.manifest.recipe_sha256
 
 
+@pytest.mark.thorough
 def test_every_command_of_the_device_works_on_it(exported: Path, tmp_path: Path) -> None:
     made = pack(exported, "ward", tmp_path / "ward")
     engines = [f"ward/{task}/onnx-fp32" for task in sorted(OWN)]
@@ -135,6 +136,7 @@ def test_every_command_of_the_device_works_on_it(exported: Path, tmp_path: Path)
     assert all(v.passed for v in verify(twice.folder))
 
 
+@pytest.mark.thorough
 def test_the_device_needs_no_torch(exported: Path, tmp_path: Path) -> None:
     made = pack(exported, "clinic", tmp_path / "clinic")
     program = (

@@ -226,6 +226,7 @@ def test_input_of_another_type(source: Path, tmp_path: Path) -> None:
         runner(np.zeros((1, 3, 16, 16)))  # type: ignore[arg-type]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_fresh_processes_give_the_same_weights(
     source: Path, tmp_path: Path, precision: str

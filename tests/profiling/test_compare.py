@@ -228,6 +228,7 @@ def test_runs_that_cannot_be_compared(run: Path, tmp_path: Path) -> None:
         compare(run, elsewhere)
 
 
+@pytest.mark.thorough
 def test_the_command(run: Path, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rewrite(other, slowed(read_profile(other / "profile" / PROFILE), EXPERT, 0.5))
     assert cli.main(["compare", str(run), str(other)]) == 0

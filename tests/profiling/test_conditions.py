@@ -183,6 +183,7 @@ def test_pace_is_told_beside_the_median_so_far_not_beside_a_single_lucky_one() -
     assert [pace.of(took) for took in (100.0, 150.0, 50.0, 100.0)] == [1.0, 1.2, 0.5, 1.0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("shares", "kept"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lorkd_deploy import benchmark
 from lorkd_deploy.deploy.artifact import find_artifacts
@@ -69,6 +70,7 @@ def test_how_long_the_stages_are_measured_is_said(tmp_path: Path) -> None:
     assert "at least 25 passes and 0.75 s per round, the first left out" in said
 
 
+@pytest.mark.thorough
 def test_which_experts_have_no_teacher_of_their_kind_is_one_note(hospital: Hospital) -> None:
     for name, weight in (("warm", np.eye(3)[:, :2]), ("cold", np.eye(3)), ("teacher", np.eye(3))):
         hospital.engine(name, weight)

@@ -67,6 +67,7 @@ def deltas(run: Path, task: str) -> np.ndarray:
     return np.concatenate([(dense[n] - bundle.base[n].astype(np.float64)).ravel() for n in names])
 
 
+@pytest.mark.thorough
 def test_energy_is_kept_and_the_new_bundle_verifies(run: Path, tmp_path: Path) -> None:
     before = (run / "bundle" / MANIFEST).read_bytes()
     found = compress(run, tmp_path / "small", energy=0.9)
@@ -200,6 +201,7 @@ def test_other_images_are_an_error(run: Path, tmp_path: Path) -> None:
         compress(other, tmp_path / "out", energy=0.9)
 
 
+@pytest.mark.thorough
 def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"
     assert cli.main(["compress", str(run), "--out", str(out), "--energy", "0.9", "--json"]) == 0

@@ -66,6 +66,7 @@ def test_a_wrong_network_is_told_before_a_teacher_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_importing_a_teacher_with_heads(recipe: Path, tmp_path: Path) -> None:
     """A checkpoint whose backbone is under `net.` and whose heads are `fc0` … `fc2`."""
     torch.manual_seed(1)
@@ -114,6 +115,7 @@ def test_a_frozen_teacher_needs_all_its_weights(fit: str, lacking: str, tmp_path
     assert any(name.endswith(lacking) for name in result.missing_keys)
 
 
+@pytest.mark.thorough
 def test_heads_are_trained_on_a_frozen_backbone(recipe: Path, tmp_path: Path) -> None:
     state = backbone().state_dict()
     torch.save(state | {"extra.weight": torch.zeros(1)}, tmp_path / "foundation.pt")

@@ -49,6 +49,7 @@ def measured(precision: str, ms: float, lost: float) -> Candidate:
     return Candidate(precision=precision, status="not taken", p50_ms=ms, drop=lost)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not find_spec("nncf"), reason="int8 needs NNCF, not installed here")
 def test_every_candidate_is_measured_and_the_fastest_kept(run: Path) -> None:
     (artifact,) = export(run, precision="auto", max_drop=100, task=["eye"])

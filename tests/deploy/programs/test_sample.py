@@ -53,6 +53,7 @@ def functions(artifact: Artifact) -> dict[str, Any]:
     return runpy.run_path(str(write_sample(artifact, "python") / "classify.py"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", RUNNABLE)
 @pytest.mark.parametrize("task", ["eye", "findings"])  # softmax and sigmoid
 def test_python_answers_as_predict_does(run: Path, scan: Path, target: str, task: str) -> None:

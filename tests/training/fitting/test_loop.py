@@ -49,6 +49,7 @@ def _assert_equal(one: ExpertClassifier, other: ExpertClassifier) -> None:
     torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.thorough
 def test_a_training_with_everything_on_goes_on_bit_for_bit(tmp_path: Path) -> None:
     setup = _setup(
         "forgetful",
@@ -84,6 +85,7 @@ def test_a_stopped_training_has_its_history_and_resume_goes_on_with_it(tmp_path:
     assert json.loads(file.read_text())["validations"] == whole.history
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changed", "tolerance"),
     [

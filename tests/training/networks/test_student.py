@@ -49,6 +49,7 @@ def test_a_transformer_and_a_resnet_in_both_roles(
     assert [engine.parity.status for engine in engines] == ["passed"] * 4
 
 
+@pytest.mark.thorough
 def test_layers_that_a_forward_reads_are_left_out_by_the_recipe(tmp_path: Path) -> None:
     def skipping(*patterns: str) -> Path:
         return write_recipe(
@@ -70,6 +71,7 @@ def test_layers_that_a_forward_reads_are_left_out_by_the_recipe(tmp_path: Path) 
     assert all(engine.parity.status == "passed" for engine in export(tmp_path / "run"))
 
 
+@pytest.mark.thorough
 def test_separable_factors_with_ranks_by_layer(tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path / "recipe.yaml",

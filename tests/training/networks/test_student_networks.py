@@ -32,6 +32,7 @@ def test_a_student_is_proven_by_logits_that_differ_between_images(
     assert found["answers"] == 2 * (8 + 16), "both tasks, on generated inputs and test images"
 
 
+@pytest.mark.thorough
 def test_a_proof_that_proves_nothing_fails(tmp_path: Path) -> None:
     """Logits that are the head's bias alone: any engine has them."""
     with pytest.raises(GateError, match="hardly differ between"):
