@@ -11,6 +11,7 @@ from lorkd_deploy.cli.shared.options import DicomKeys, Json, Precision, Quiet, R
 from lorkd_deploy.cli.shared.render import Output
 
 if TYPE_CHECKING:
+    from lorkd_deploy import AuditLog
     from lorkd_deploy.deploy.answers.classifier import Prediction
 
 SHOWN = 3  # classes per image; --json and --csv have them all
@@ -113,11 +114,6 @@ def predict(
         from lorkd_deploy.clinic.reports import require_packages
 
         require_packages()
-    recorder = None
-    if audit is not None:
-        from lorkd_deploy import AuditLog
-
-        recorder = AuditLog(audit)
     # Once, for answers and reports: it takes a hash of every file.
     bundle = load_bundle(open_run(run).bundle)
     predictions = classify(
@@ -131,7 +127,7 @@ def predict(
         dicom=rules,
         guard=guard,
         coverage=coverage,
-        audit=recorder,
+        audit=None if audit is None else _log(audit),
         explain=explain,
         bundle=bundle,
     )
@@ -149,21 +145,30 @@ def predict(
             fhir=fhir,
             bundle=bundle,
         )
+    _show(output, task, predictions)
+    for file in (csv, save_input):
+        if file is not None:
+            output.text(f"wrote {file}")
+    if explain is not None:
+        drawn = sum(entry.overlay is not None for entry in predictions)
+        output.text(f"wrote {drawn} pictures to {explain}")
+    if reports:
+        output.text(f"wrote {len(reports)} reports")
+    output.result(predictions)
+
+
+def _log(file: Path) -> AuditLog:
+    from lorkd_deploy import AuditLog
+
+    return AuditLog(file)
+
+
+def _show(output: Output, task: str, predictions: list[Prediction]) -> None:
     output.table(
         f"{task}: {len(predictions)} images",
         ("image", "label", "most probable"),
         [(entry.file, entry.label, _said(entry)) for entry in predictions],
     )
-    for file in (csv, save_input):
-        if file is not None:
-            output.text(f"wrote {file}")
-    if explain is not None:
-        output.text(
-            f"wrote {sum(e.overlay is not None for e in predictions)} pictures to {explain}"
-        )
-    if reports:
-        output.text(f"wrote {len(reports)} reports")
-    output.result(predictions)
 
 
 def _said(entry: Prediction) -> str:
