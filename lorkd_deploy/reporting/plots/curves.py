@@ -115,7 +115,7 @@ def _bins(model: str, sure: list[float], right: list[float], images: list[int]) 
     yield svg.curve(list(zip(sure, right, strict=True)), HEIGHT, "stroke", model)
     for x, y, n in zip(sure, right, images, strict=True):
         height = HEIGHT * (1 - y)
-        said = f"{model}: {y:.3f} right where {x:.3f} sure, {n} answers"
+        said = f"{model}: {y:.3f} right where {x:.3f} sure, {n} {'answer' if n == 1 else 'answers'}"
         yield svg.mark("circle", x, height, "dot", said)
 
 

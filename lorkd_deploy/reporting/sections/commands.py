@@ -31,7 +31,7 @@ def _bundle(manifest: Manifest) -> Iterator[str]:
     recipe = manifest.name
     known = recipe in shipped_recipes() and load_recipe(recipe).sha256 == manifest.recipe_sha256
     if not known:
-        yield f"# recipe.yaml: what `recipe` in $RUN/run.json says, sha256 {manifest.recipe_sha256}"
+        yield f"# recipe.yaml: the recipe in $RUN/run.json, sha256 {manifest.recipe_sha256}"
         recipe = "recipe.yaml"
     yield f"lorkd teacher {recipe} --out $RUN"
     yield f"lorkd decompose {recipe} --out $RUN"
