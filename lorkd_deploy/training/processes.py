@@ -7,6 +7,7 @@ on GPUs by NCCL beside it) and ends what waits too long for one that is dead or 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import re
 import signal
@@ -188,6 +189,7 @@ def joined() -> Iterator[Processes]:
     if launched.count == 1:
         yield Processes()
         return
+    _end_with_launcher()
     processes = _join(launched.index, launched.count)
     before: Any = signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -203,6 +205,13 @@ def joined() -> Iterator[Processes]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher dies; else this process would hold the run."""
+    if sys.platform == "linux":
+        on_parents_death = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(on_parents_death, signal.SIGTERM, 0, 0, 0)
 
 
 def _join(index: int, count: int) -> Processes:
@@ -249,10 +258,10 @@ def _timeout() -> timedelta:
 
 
 def _terminated(*_: object) -> None:
-    """What a launcher sends to the others when one process has died, and a cluster to all."""
+    """On what a launcher sends when one process has died, and a cluster to all."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.exc_info()[1] is None:  # else an error is on its way, and says more
         raise TrainingError(
-            "the training was asked to stop (SIGTERM), as launchers do when another has died",
+            "the training was asked to stop (SIGTERM), as when the launcher or another has died",
             fix=RESUME,
         )

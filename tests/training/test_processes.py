@@ -24,6 +24,7 @@ from accelerate.commands import launch
 from safetensors.torch import load_file
 
 from lorkd_deploy import cli, load_bundle
+from lorkd_deploy.run import exclusive
 from lorkd_deploy.storage import sha256_file
 from lorkd_deploy.training.batches.sampler import MixedSampler
 from lorkd_deploy.training.processes import TIMEOUT
@@ -218,6 +219,25 @@ def test_one_that_hangs_is_named_within_the_timeout(
     assert code != 0
     assert "rank 0: error: rank 1 has died, or did not answer for 20 s" in err
     assert not (run / "bundle").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a dead parent on Linux")
+def test_a_killed_launcher_leaves_no_process_that_holds_the_run(
+    recipe: Path, tmp_path: Path
+) -> None:
+    run, alone = tmp_path / "run", ["--set", "transfer.kind=none"]  # without a teacher
+    process = start("-m", "lorkd_deploy", "decompose", recipe, "--out", run, *alone, **HELD)
+    with ended(process):
+        ranks = _ranks(process, run / "checkpoints" / "decompose")
+        process.kill()
+        _, left = psutil.wait_procs(ranks, timeout=TIMEOUT / 2)  # before they miss one another
+        for rank in left:
+            rank.kill()
+        assert left == []
+        assert "error: the training was asked to stop (SIGTERM)" in finish(process)[2]
+    assert not (run / "bundle").exists()
+    with exclusive(run, "a test"):  # nobody holds it any more
+        pass
 
 
 def test_a_department_more_leaves_the_others_as_they_are(whole: Path, stepped: Path) -> None:
