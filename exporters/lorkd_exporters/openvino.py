@@ -108,7 +108,13 @@ def export(onnx_path: Path, folder: Path, spec: EngineSpec) -> EngineFiles:
         described["cache"] = options.cache
     for name, value in described.items():
         model.set_rt_info(value, ["lorkd", name])
-    openvino.save_model(model, folder / MODEL, compress_to_fp16=spec.precision == "fp16")
+    try:
+        openvino.save_model(model, folder / MODEL, compress_to_fp16=spec.precision == "fp16")
+    except RuntimeError as exc:  # "iostream error", where Python would say that the disk is full
+        raise ArtifactError(
+            f"OpenVINO can't write the engine: {said(exc)}",
+            fix="free space there, or choose another disk by --out; `df` shows what is full",
+        ) from exc
     return EngineFiles((MODEL, WEIGHTS), {"options": options.model_dump()})
 
 

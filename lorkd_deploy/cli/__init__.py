@@ -15,7 +15,12 @@ import typer
 
 from lorkd_deploy.cli.app import command_line
 from lorkd_deploy.cli.shared import render
-from lorkd_deploy.cli.shared.faults import missing_package, out_of_memory, system_fault
+from lorkd_deploy.cli.shared.faults import (
+    missing_package,
+    out_of_memory,
+    system_fault,
+    unloadable_library,
+)
 from lorkd_deploy.errors import LorkdError, UsageError
 
 # click's ClickException; newer versions of typer carry a click of their own.
@@ -50,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ModuleNotFoundError as exc:
         fault = missing_package(exc)
+    except ImportError as exc:
+        fault = unloadable_library(exc)
     except OSError as exc:
         fault = system_fault(exc)
     except (MemoryError, RuntimeError) as exc:

@@ -147,10 +147,20 @@ def test_a_missing_package_names_its_extra(
     assert "pip install 'lorkd-deploy[train]'" in shown
 
 
+def test_a_library_that_there_is_no_memory_to_load(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, ImportError("libz.so.1: failed to map segment from shared object"))
+    assert cli.main(["recipe", "validate", "demo"]) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "not enough memory to load a library: libz.so.1" in shown and "ulimit -v" in shown
+
+
 @pytest.mark.parametrize(
     "bug",
     [
         ValueError("a bug"),
+        ImportError("a bug"),
         RuntimeError("a bug"),
         ModuleNotFoundError("No module named 'x'", name="x"),
     ],

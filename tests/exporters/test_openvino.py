@@ -125,6 +125,14 @@ def test_a_device_that_is_not_here(source: Path, tmp_path: Path) -> None:
     assert "device: CPU, GPU or NPU" in str(wrong.value.fix)
 
 
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_a_disk_that_is_full(name: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to("/dev/full")  # the file that takes nothing
+    with pytest.raises(ArtifactError, match="can't write the engine") as caught:
+        target.export(source / "fused.onnx", tmp_path, EngineSpec())
+    assert "free space" in str(caught.value)
+
+
 def test_an_operator_that_openvino_lacks(tmp_path: Path) -> None:
     values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3]) for n in "ab"]
     node = helper.make_node("Whirl", ["a"], ["b"], name="stem", domain="elsewhere")

@@ -29,6 +29,17 @@ def missing_package(exc: ModuleNotFoundError) -> LorkdError:
     )
 
 
+def unloadable_library(exc: ImportError) -> LorkdError:
+    """A compiled library that the machine has no memory to load; any other is a bug and raised."""
+    said = str(exc)
+    if not ("failed to map segment" in said or "annot allocate memory" in said):
+        raise exc
+    return LorkdError(
+        f"there is not enough memory to load a library: {said}",
+        fix="end other programs, or raise the limit (`ulimit -v`, that of the container)",
+    )
+
+
 def out_of_memory(exc: MemoryError | RuntimeError) -> LorkdError:
     """Memory of the machine or the GPU that is used up; any other error is a bug and raised."""
     if not is_out_of_memory(exc):
