@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -65,6 +66,8 @@ class Child:
                 code = cli.main(list(command))
                 sys.stdout.flush()
                 sys.stderr.flush()
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())  # an interpreter would print it too
             finally:
                 os._exit(code)
         os.close(saying)

@@ -5,11 +5,11 @@
 On a run of the tests' tiny network with four tasks. 8 threads share one `Switchboard` whose budget
 holds the largest engine alone, so that engines are closed and opened all along. Every answer is
 compared, bit for bit, with the asked task's own, which was compared before with the unfused expert
-in float64. Memory is judged against a control, the same threads that open the same files with the
-runtime alone, each in a process of its own: ours may not grow by more. `--minutes 60` spreads the
-switches over an hour. Before that 64 processes predict from one run folder at once. Writes
-results/reliability-load.json and .md, and exits with 1 after a wrong answer or growth; a target
-whose switches were done is left out.
+in float64. Memory is judged against a control, as many threads that open as many of the same files
+with the runtime alone, each in a process of its own: ours may not grow by more. `--minutes 60`
+spreads the switches over an hour, and the control's over another. Before that 64 processes predict
+from one run folder at once. Writes results/reliability-load.json and .md, and exits with 1 after a
+wrong answer or growth; a target whose switches were done is left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ PROTOCOL = (
     "engine alone, and compare every answer with the asked expert's own, bit for bit. Memory: the "
     f"slope of resident memory over the engines opened, read {ROUNDS} times while nothing is under "
     "way, garbage collected and free memory given back, the first fifth left out, with intervals "
-    "of 95 %. The control is a process whose threads open the same files with the runtime alone. "
+    "of 95 %. The control is a process whose threads open as many of the same files with the "
+    "runtime alone, and get as many answers. "
     f"Ours grows where the interval of the difference is above {LIMIT} KiB per 1,000 engines. "
     f"{PROCESSES} processes predict from one run folder at once."
 )
@@ -113,26 +114,26 @@ def switched(run: Path, target: str, count: int, minutes: float = 0, rounds: int
     return _load(outcomes, opened.count, found, began)
 
 
-def control(run: Path, target: str, count: int, minutes: float = 0, rounds: int = ROUNDS) -> Load:
-    """As many switches between the same files with the runtime alone, one model kept open."""
+def control(run: Path, target: str, count: int, engines: int, minutes: float) -> Load:
+    """As many answers with the runtime alone, and as many `engines` opened as ours has opened."""
     batch, order = _batch(), _order(count)
     files = {
         a.engine: a.folder / a.files[0].name for a in find_artifacts(run) if a.target == target
     }
     opened, began = _Opened(BARE[target]()), time.monotonic()
     turn = threading.Lock()
-    kept: dict[str, Callable[[Any], Any]] = {}
+    kept: dict[int, Callable[[Any], Any]] = {}
 
     def switch(number: int) -> None:
-        task = order[number]
         with turn:
-            if task not in kept:
+            which = number * engines // count
+            if which not in kept:
                 kept.clear()
-                kept[task] = opened(str(files[task]))
-            answer = kept[task]
+                kept[which] = opened(str(files[order[number]]))
+            answer = kept[which]
         answer(batch)
 
-    found = in_rounds(switch, count, opened.times, minutes, rounds)
+    found = in_rounds(switch, count, opened.times, minutes)
     return _load({}, opened.count, found, began)
 
 
@@ -183,12 +184,10 @@ def run(campaign: Campaign, start: Path, target: str, switches: int, minutes: fl
         return
     export(start / "run", target)
     fresh = multiprocessing.get_context("spawn")  # no memory, thread or lock of this process's
-    with ProcessPoolExecutor(2, fresh) as apart:
-        both = [
-            apart.submit(load, start / "run", target, switches, minutes)
-            for load in (switched, control)
-        ]
-        judge(campaign, part, *(load.result() for load in both))
+    given = (start / "run", target, switches)
+    with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as apart:
+        ours = apart.submit(switched, *given, minutes).result()
+        judge(campaign, part, ours, apart.submit(control, *given, ours.opened, minutes).result())
 
 
 def judge(campaign: Campaign, part: str, ours: Load, bare: Load) -> None:
