@@ -122,15 +122,13 @@ def control(run: Path, target: str, count: int, engines: int, minutes: float) ->
     }
     opened, began = _Opened(BARE[target]()), time.monotonic()
     turn = threading.Lock()
-    kept: dict[int, Callable[[Any], Any]] = {}
+    kept: list[Callable[[Any], Any]] = []
 
     def switch(number: int) -> None:
         with turn:
-            which = number * engines // count
-            if which not in kept:
-                kept.clear()
-                kept[which] = opened(str(files[order[number]]))
-            answer = kept[which]
+            if number * engines // count >= opened.count:
+                kept[:] = [opened(str(files[order[number]]))]
+            answer = kept[0]
         answer(batch)
 
     found = in_rounds(switch, count, opened.times, minutes)
