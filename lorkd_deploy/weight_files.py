@@ -166,9 +166,9 @@ def _refuse_other_files(path: Path) -> None:
     )
     if not start:
         what, fix = "the file is empty", "download or copy it anew"
-    elif start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+    elif start.startswith(b"PK\x03\x04"):
         try:
-            what, fix = _other_archive(path)
+            what, fix = _other_archive(path) if zipfile.is_zipfile(path) else ("", "")
         except Exception as exc:  # zipfile raises nearly everything over a damaged one
             what, fix = f"the checkpoint can't be read: {exc}", "download or copy it anew"
     elif tarfile.is_tarfile(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -94,6 +95,12 @@ def _other_zip(path: Path, state: State) -> None:
         archive.writestr("weight.npy", b"")
 
 
+def _part_of_a_zip(path: Path, state: State) -> None:
+    """The last of two files into which an archive was divided, as its end says."""
+    of_two = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 2)
+    path.write_bytes(b"PK\x03\x04" + bytes(60) + of_two + b"PK\x05\x06" + bytes(18))
+
+
 def _unknown_wrapper(path: Path, state: State) -> None:
     torch.save({"encoder": state, "arch": "resnet"}, path)
 
@@ -114,6 +121,7 @@ def _quantised(path: Path, state: State) -> None:
         (_torchscript, "TorchScript program", "torch.jit.load"),
         (_old_tar, "tar archive", "before version 2.6"),
         (_other_zip, r"without weights of torch: weight\.npy", "safetensors"),
+        (_part_of_a_zip, "can't be read: zipfiles that span", "anew"),
         (_unknown_wrapper, "its keys are encoder, arch", "one of encoder"),
         (_code, "could run code", "safetensors"),
         (_quantised, "1 tensors are quantised: w", "floating point"),
