@@ -122,20 +122,22 @@ class _EachTask(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, means, scales, *weights = ctx.saved_tensors
-        dx, needed = torch.empty_like(x), ctx.needs_input_grad
-        weight_end = 3 + len(weights)
+        needed, weight_end = ctx.needs_input_grad, 3 + len(weights)
         wanted = [needed[0], any(needed[3:weight_end]), any(needed[weight_end:])]
-        parts = zip(*(torch.split(each, ctx.counts) for each in (dy, x, dx)), strict=True)
-        saved = zip(parts, weights, means, scales, ctx.eps, strict=True)
-        own = []
-        for (given, part, into), weight, mean, scale, eps in saved:
+        dx = torch.empty_like(x if needed[0] else x[:0])
+        parts = zip(*(torch.split(each, ctx.counts) for each in (dy, x)), weights, strict=True)
+        own, end = [], 0
+        for (given, part, weight), mean, scale, eps in zip(
+            parts, means, scales, ctx.eps, strict=True
+        ):
             own_dx, *both = _backward(
                 given, part, weight, None, None, mean, scale, True, eps, wanted
             )
-            into.copy_(own_dx)
+            if needed[0]:
+                dx[end : (end := end + len(part))] = own_dx
             own.append(both)
         dweights, dbiases = zip(*own, strict=True)
-        return dx, None, None, *dweights, *dbiases
+        return dx if needed[0] else None, None, None, *dweights, *dbiases
 
 
 def _apply(norm: nn.Module, x: Tensor) -> Tensor:

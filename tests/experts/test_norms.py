@@ -88,3 +88,10 @@ def test_others_are_called_one_by_one(
     monkeypatch.setattr(norms._EachTask, "apply", never)
     made = trained(norm, [0, 1, 1], torch.float32)
     assert made["y"].shape == (3, CHANNELS, 4, 3)
+
+
+def test_an_input_without_a_gradient_gets_none() -> None:
+    torch.manual_seed(0)
+    model = add_experts(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)), 2, 2, norm="per_task")
+    model(torch.randn(5, 3, 4, 4), task=torch.tensor([0, 1, 1, 0, 0])).sum().backward()
+    assert all(p.grad is not None for p in model.module[0].parameters())
