@@ -84,7 +84,7 @@ def _filled(
     onnx.helper.set_model_props(model, metadata(bundle, engine) | dict(origin))
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+    except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise BundleError(
             f"the filled graph of {engine} is not valid ONNX: {exc}", where=bundle.path
         ) from exc

@@ -166,3 +166,13 @@ def test_a_weight_that_is_computed_from_others_is_computed_once(bundle: Bundle) 
     assert len(graph.initializer) == len(before.initializer), "what it was computed from is gone"
     images = np.random.default_rng(0).normal(size=(3, 3, SIZE, SIZE)).astype(np.float32)
     np.testing.assert_allclose(logits(model, images), logits(expected, images), atol=1e-6)
+
+
+def test_a_type_that_onnx_has_not_is_a_damaged_graph(bundle: Bundle) -> None:
+    """The checker raises none of its own errors for it."""
+
+    def change(graph: Any) -> None:
+        graph.initializer[-1].data_type = 33
+
+    with pytest.raises(BundleError, match="not valid ONNX: Invalid tensor data type 33"):
+        onnx_model(replace_template(bundle, change), "lung")
