@@ -12,6 +12,7 @@ from lorkd_deploy import cli, validate
 from lorkd_deploy.errors import ModelError
 
 
+@pytest.mark.slow
 def test_a_recipe_that_can_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path / "tiny.yaml")
     assert cli.main(["recipe", "validate", str(recipe), "--deep", "--json"]) == 0

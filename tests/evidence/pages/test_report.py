@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def splits() -> list[TestSplit]:
     ]
 
 
+@cache
 def made(seeds: int) -> StudyResult:
+    """A study's result; nothing may change it."""
     recipe = load_recipe("medmnist-small")
     found = {
         name: [
