@@ -98,8 +98,8 @@ def test_what_was_computed_is_not_computed_again(
     recipe: Path, folder: Path, result: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (
-        "comparison.resampled",
-        "directions.disentanglement",
+        "analysis.comparison.resampled",
+        "analysis.directions.disentanglement",
         "costs._measured",
         "conclusion.answers",
         "study.TeacherFeatures",
