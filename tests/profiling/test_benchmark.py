@@ -341,7 +341,7 @@ def test_without_its_images_it_measures_speed_and_says_so(hospital: Hospital) ->
     assert not any("warm" in note for note in profile.notes if "speed only" in note)
     assert str(hospital.data) not in profile.model_dump_json()
     text = report(hospital.run).markdown.read_text()
-    assert "speed only, no accuracy, of cold" in text
+    assert "Speed only, no accuracy, of cold" in text
 
 
 def test_other_images_than_the_bundles_are_not_scored(hospital: Hospital) -> None:
