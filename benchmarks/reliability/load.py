@@ -181,11 +181,15 @@ def run(campaign: Campaign, start: Path, target: str, switches: int, minutes: fl
     if campaign.done(part) >= switches:
         return
     export(start / "run", target)
-    fresh = multiprocessing.get_context("spawn")  # no memory, thread or lock of this process's
     given = (start / "run", target, switches)
-    with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as apart:
-        ours = apart.submit(switched, *given, minutes).result()
-        judge(campaign, part, ours, apart.submit(control, *given, ours.opened, minutes).result())
+    ours = _apart(switched, *given, minutes)
+    judge(campaign, part, ours, _apart(control, *given, ours.opened, minutes))
+
+
+def _apart(what: Callable[..., Load], *given: object) -> Load:
+    """In a process of its own, which has no memory, thread or lock of this one or of another."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        return apart.submit(what, *given).result()
 
 
 def judge(campaign: Campaign, part: str, ours: Load, bare: Load) -> None:

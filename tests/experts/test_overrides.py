@@ -48,7 +48,8 @@ def test_only_its_own_task_has_them() -> None:
     base = {name: value.clone() for name, value in model.base_state().items()}
     model.override(2, own())
     after = model(X, task=IDS)
-    assert torch.equal(after[IDS != 2], before[IDS != 2])
+    # Not to the bit: the others' rows are products of another size where task 2 isn't among them.
+    torch.testing.assert_close(after[IDS != 2], before[IDS != 2])
     assert (after[IDS == 2] - before[IDS == 2]).abs().min() > 1e-4
     dense = model.dense(2)
     torch.testing.assert_close(dense(X[IDS == 2]), after[IDS == 2])
