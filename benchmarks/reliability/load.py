@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest.mock import patch
 
 import numpy as np
@@ -45,6 +45,7 @@ from lorkd_deploy.machine.memory import resident
 from tests.deploy.made_run import OF_TASK, PREPROCESS, true_logits
 
 PROCESSES = 64
+T = TypeVar("T")
 TASKS = tuple(OF_TASK)
 PROTOCOL = (
     f"{THREADS} threads switch one Switchboard between four experts, its budget being the largest "
@@ -182,14 +183,14 @@ def run(campaign: Campaign, start: Path, target: str, switches: int, minutes: fl
         return
     export(start / "run", target)
     given = (start / "run", target, switches)
-    ours = _apart(switched, *given, minutes)
-    judge(campaign, part, ours, _apart(control, *given, ours.opened, minutes))
+    ours = apart(switched, *given, minutes)
+    judge(campaign, part, ours, apart(control, *given, ours.opened, minutes))
 
 
-def _apart(what: Callable[..., Load], *given: object) -> Load:
+def apart(what: Callable[..., T], *given: object) -> T:
     """In a process of its own, which has no memory, thread or lock of this one or of another."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        return apart.submit(what, *given).result()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(what, *given).result()
 
 
 def judge(campaign: Campaign, part: str, ours: Load, bare: Load) -> None:
