@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import resource
 import select
@@ -11,10 +12,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lorkd_deploy import cli
+
+T = TypeVar("T")
 
 
 def limited(kind: int, value: int) -> Callable[[], None]:
@@ -30,6 +34,12 @@ def memory(mebibytes: int) -> Callable[[], None]:
         limited(resource.RLIMIT_AS, pages * resource.getpagesize() + (mebibytes << 20))()
 
     return limit
+
+
+def apart(what: Callable[..., T], *given: object) -> T:
+    """In a process of its own, which has no memory, thread or lock of this one or of another."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(what, *given).result()
 
 
 class Ended(NamedTuple):

@@ -15,16 +15,14 @@ wrong answer or growth; a target whose switches were done is left out.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -33,7 +31,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.reliability.campaign import QUICK, Campaign, parser_of
-from benchmarks.reliability.children import Child
+from benchmarks.reliability.children import Child, apart
 from benchmarks.reliability.growth import BARE, LIMIT, ROUNDS, THREADS, Slope, in_rounds
 from benchmarks.reliability.stages import material
 from lorkd_deploy.deploy import switchboard
@@ -45,7 +43,6 @@ from lorkd_deploy.machine.memory import resident
 from tests.deploy.made_run import OF_TASK, PREPROCESS, true_logits
 
 PROCESSES = 64
-T = TypeVar("T")
 TASKS = tuple(OF_TASK)
 PROTOCOL = (
     f"{THREADS} threads switch one Switchboard between four experts, its budget being the largest "
@@ -185,12 +182,6 @@ def run(campaign: Campaign, start: Path, target: str, switches: int, minutes: fl
     given = (start / "run", target, switches)
     ours = apart(switched, *given, minutes)
     judge(campaign, part, ours, apart(control, *given, ours.opened, minutes))
-
-
-def apart(what: Callable[..., T], *given: object) -> T:
-    """In a process of its own, which has no memory, thread or lock of this one or of another."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(what, *given).result()
 
 
 def judge(campaign: Campaign, part: str, ours: Load, bare: Load) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.module import _has_any_global_hook
 
 from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.routing import Router
@@ -77,7 +78,8 @@ def _together(
     norms: Sequence[nn.Module], x: Tensor, counts: Sequence[int]
 ) -> Sequence[_BatchNorm] | None:
     """`norms` where `_EachTask` takes them: BatchNorms in training, as they are made, on a CPU."""
-    plain = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    hooked = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    plain = x.device.type == "cpu" and not hooked and not torch.compiler.is_compiling()
     if not plain or min(counts) * x[0, 0].numel() < 2:
         return None
     usual = [norm for norm in norms if isinstance(norm, _BatchNorm) and _is_usual(norm, x.dtype)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lorkd_deploy.experts import add_experts, norms
 
@@ -95,3 +96,13 @@ def test_an_input_without_a_gradient_gets_none() -> None:
     model = add_experts(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)), 2, 2, norm="per_task")
     model(torch.randn(5, 3, 4, 4), task=torch.tensor([0, 1, 1, 0, 0])).sum().backward()
     assert all(p.grad is not None for p in model.module[0].parameters())
+
+
+def test_a_hook_on_every_module_sees_them_too() -> None:
+    seen = []
+    hook = register_module_forward_pre_hook(lambda module, _: seen.append(type(module)))
+    try:
+        trained(lambda: nn.BatchNorm2d(CHANNELS), [0, 1, 1], torch.float32)
+    finally:
+        hook.remove()
+    assert seen.count(nn.BatchNorm2d) == 2 * seen.count(norms.PerTaskNorm) > 0  # of two tasks

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.reliability import growth, load
 from benchmarks.reliability.campaign import Campaign
+from benchmarks.reliability.children import apart
 from benchmarks.reliability.growth import Slope, in_rounds
 
 
@@ -66,7 +67,7 @@ def test_the_slope_of_memory_and_its_interval(growing: float) -> None:
 
 def test_memory_that_is_lost_is_a_fault_and_the_runtimes_own_is_not(tmp_path: Path) -> None:
     # In processes of their own: what this one has freed before would be taken first.
-    lost, garbage = load.apart(_lost), load.apart(_garbage)
+    lost, garbage = apart(_lost), apart(_garbage)
     assert lost.kib == pytest.approx(4096, rel=0.1) and lost.grows
     assert garbage.kib < lost.kib / 4  # the same blocks; what stays is the C library's, by threads
     campaign = Campaign("load", seed=0, folder=tmp_path)
