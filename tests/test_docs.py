@@ -17,6 +17,7 @@ from tests.command_line import commands, examples, parse
 from tests.readme import DOCS
 
 
+@pytest.mark.thorough
 def test_every_command_is_in_the_reference() -> None:
     page = commands_page()
     for path, help_text in commands():

@@ -63,6 +63,7 @@ def test_every_flipped_bit_is_found(file: Path) -> None:
             assert refused(file, r"^note\.json ").fix == AGAIN
 
 
+@pytest.mark.thorough
 def test_every_byte_of_a_manifest_counts(tmp_path: Path) -> None:
     file = make_bundle(tmp_path / "bundle") / "manifest.json"
     whole = file.read_bytes()

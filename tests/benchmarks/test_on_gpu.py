@@ -123,6 +123,7 @@ def _dies(given: Given) -> Iterator[dict[str, Any]]:
     yield {}
 
 
+@pytest.mark.thorough
 def test_each_step_has_its_limit_and_whatever_happens_the_next_one_begins(tmp_path: Path) -> None:
     runs = {"two": _two, "hangs": _hangs, "lacks": _lacks, "fails": _fails, "breaks": _breaks,
             "dies": _dies, "last": _two}  # fmt: skip

@@ -129,6 +129,7 @@ def test_a_clean_set_has_no_leak(recipe: Path) -> None:
     assert check.tasks[0].splits[2].standard_error == pytest.approx(7.3, abs=0.01)
 
 
+@pytest.mark.thorough
 def test_everything_that_is_wrong_is_said(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def folder_of(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.thorough
 def test_a_folder_is_split_without_leaks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,6 +202,7 @@ def test_the_shipped_recipe_knows_every_name_of_its_imagenet_weights(tmp_path) -
     assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
 
 
+@pytest.mark.thorough
 def test_radimagenets_names_are_mapped_by_its_recipe(tmp_path) -> None:
     known = torchvision.models.resnet50(weights=None)
     numbered = nn.Sequential(*list(known.children())[:-1])

@@ -60,6 +60,7 @@ def test_the_sets_are_those_of_mapie(coverage: float) -> None:
     assert 0 < referred(ours).mean() < 1
 
 
+@pytest.mark.thorough
 def test_the_promise_is_kept_on_average_and_spreads_as_it_says() -> None:
     found = []
     for seed in range(200):

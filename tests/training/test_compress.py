@@ -215,6 +215,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main(["compress", str(run), "--out", str(tmp_path / "c")]) == 2
 
 
+@pytest.mark.thorough
 def test_smaller_experts_have_their_own_temperature_and_coverage(tmp_path: Path) -> None:
     run = made(tmp_path / "run", safety={"temperature": True, "coverage": True, "guard": True})
     compress(run, tmp_path / "small", energy=0.6)
