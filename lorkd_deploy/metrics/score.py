@@ -42,18 +42,28 @@ def probabilities(logits: npt.NDArray[Any], kind: Kind) -> F64:
 
     Raises `ModelError` for logits that are not finite.
     """
-    values = np.asarray(logits, np.float64)
+    values = _finite(logits)
+    if kind == "multilabel":
+        small = np.exp(-np.abs(values))  # never overflows
+        return np.asarray(np.where(values >= 0, 1.0, small) / (1 + small), np.float64)
+    shifted = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float64)
+
+
+def probabilities_given(given: npt.NDArray[Any], kind: Kind, *, raw: bool) -> F64:
+    """The same of what an engine gives: logits, or with `raw` the probabilities themselves."""
+    return _finite(given) if raw else probabilities(given, kind)
+
+
+def _finite(given: npt.NDArray[Any]) -> F64:
+    values = np.asarray(given, np.float64)
     if not np.isfinite(values).all():
         raise ModelError(
             "the model's outputs are not finite",
             where=f"image {np.flatnonzero(~np.isfinite(values).all(axis=1))[0]}",
             fix="check the training for a loss that grew, and the precision for overflow",
         )
-    if kind == "multilabel":
-        small = np.exp(-np.abs(values))  # never overflows
-        return np.asarray(np.where(values >= 0, 1.0, small) / (1 + small), np.float64)
-    shifted = np.exp(values - values.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float64)
+    return values
 
 
 def score(labels: npt.NDArray[Any], logits: npt.NDArray[Any], kind: Kind) -> dict[str, float]:

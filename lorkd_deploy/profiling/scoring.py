@@ -138,14 +138,11 @@ def _through(opened: Sequence[EngineProcess], task: TaskEntry, split: Split) -> 
             columns = engine.task(task.name)
             parts[engine.name].append(given[:, columns.start : columns.stop])
     return {
-        process.engine.name: _probabilities(process.engine, parts[process.engine.name], task)
-        for process in opened
+        engine.name: metrics.probabilities_given(
+            np.concatenate(parts[engine.name]), task.kind, raw=engine.raw
+        )
+        for engine in (process.engine for process in opened)
     }
-
-
-def _probabilities(engine: Artifact, parts: Sequence[F32], task: TaskEntry) -> F64:
-    whole = np.concatenate(parts)
-    return whole.astype(np.float64) if engine.raw else metrics.probabilities(whole, task.kind)
 
 
 def tensors(scored: Iterable[TaskAnswers]) -> dict[str, npt.NDArray[Any]]:

@@ -70,6 +70,17 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     assert caught.value.where == "image 1"
 
 
+def test_what_an_engine_gives_as_probabilities_has_to_be_finite_too() -> None:
+    given = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
+    found = metrics.probabilities_given(given, "multiclass", raw=True)
+    assert found.dtype == np.float64 and np.array_equal(found, given)
+    logits = metrics.probabilities_given(given, "multiclass", raw=False)
+    assert np.array_equal(logits, metrics.probabilities(given, "multiclass"))
+    given[1, 0] = np.nan
+    with pytest.raises(ModelError, match="not finite"):
+        metrics.probabilities_given(given, "multiclass", raw=True)
+
+
 def test_majority_is_the_share_of_the_most_frequent_answer() -> None:
     assert metrics.majority(np.array([0, 1, 1, 1])) == 0.75
     assert metrics.majority(np.array([[0, 1], [0, 1], [0, 0], [1, 1]])) == 0.75

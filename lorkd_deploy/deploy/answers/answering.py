@@ -149,7 +149,7 @@ def probabilities_of(task: EngineTask, given: Mapping[str, F32], *, raw: bool) -
     """
     values = next(iter(given.values()))[:, task.start : task.stop]
     _require_finite(bool(np.isfinite(values).all()))
-    return values.astype(np.float64) if raw else metrics.probabilities(values, task.kind)
+    return metrics.probabilities_given(values, task.kind, raw=raw)
 
 
 def scores_of(guard: TaskGuard | None, given: Mapping[str, F32]) -> F64 | None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lorkd_deploy.image_files import read_image
-from lorkd_deploy.metrics.score import probabilities
+from lorkd_deploy.metrics.score import probabilities_given
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.runtime import Runner
 
@@ -47,7 +47,7 @@ def time_stages(runner: Runner, request: dict[str, Any]) -> array[int]:
         prepared = clock()
         given = runner(batch)[:, columns]
         answered = clock()
-        (given if raw else probabilities(given, kind)).argmax(axis=1)
+        probabilities_given(given, kind, raw=raw).argmax(axis=1)
         ended = clock()
         # The first pass imports and fills caches; it is no picture of a running service.
         if passes:
