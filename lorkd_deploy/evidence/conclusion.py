@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from math import fsum
 
 import torch
 
@@ -81,7 +82,7 @@ def conclusion(
         directions={name: known for name, known in of.items() if known},
         costs=cost,
         failed=failed,
-        seconds=sum(own.seconds for own in done.values()),
+        seconds=fsum(own.seconds for own in done.values()),  # workers end in any order
         software=software(),
         check=check.without_pairs(),
         created=now(),
