@@ -1,11 +1,12 @@
-"""The README's table and that of docs/results.md, from the result of the project's own study.
+"""The tables of README and docs/results.md, from the results of the project's own studies.
 
-    python benchmarks/study_table.py [STUDY]
+    python benchmarks/study_table.py [STUDY] [--name full-data]
 
-With STUDY, the folder of `lorkd study seven-tasks` with whatever methods and seeds, its result is
-kept as benchmarks/results/study-seven-tasks.json and .md first, without this machine's paths. Then
-the tables are written into both pages, between their marks. Nothing is computed here: figures,
-intervals, words and the number of seeds that would show a difference are the result's.
+With STUDY, a folder of `lorkd study` with whatever methods and seeds, its result is kept as
+benchmarks/results/study-NAME.json and .md first, without this machine's paths. Then the tables are
+written into the pages, between their marks: README's and two of docs/results.md for the main one
+(seven-tasks), one of docs/results.md for another. Nothing is computed here: figures, intervals,
+words and the number of seeds that would show a difference are the result's.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from lorkd_deploy.schema import read_part, write_part
 
 ROOT = Path(__file__).parents[1]
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
-KEPT = ROOT / "benchmarks" / "results" / "study-seven-tasks.json"
+KEPT = ROOT / "benchmarks" / "results"
+MAIN = "seven-tasks"
 MARKS = r"(<!-- {name}: begin; [^\n]*-->\n).*?(<!-- {name}: end -->)"
 FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:,']+/)+")  # of an absolute path
 METRICS = {"auc": "AUC", "accuracy": "accuracy"}
@@ -44,15 +46,24 @@ SAID = ("python", "torch", "onnxruntime", "lorkd-deploy")  # of the software
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="?", type=Path, help="the study's folder")
-    study = parser.parse_args().study
-    if study is not None:
-        found = read_part(study / RESULT, StudyResult, BundleError, "run `lorkd study` again")
-        write_part(KEPT, without_paths(found))
-    result = read_part(KEPT, StudyResult, BundleError, "run `lorkd study` again")
-    KEPT.with_suffix(".md").write_text(as_markdown(study_page(result)), encoding="utf-8")
-    for page, name, shown in ((README, "results", first_screen), (PAGE, "study", every_task)):
-        text = with_table(page.read_text("utf-8"), name, shown(result))
-        page.write_text(text, encoding="utf-8")
+    parser.add_argument("--name", default=MAIN, help="which of our studies it is")
+    given = parser.parse_args()
+    kept = KEPT / f"study-{given.name}.json"
+    if given.study is not None:
+        found = read_part(given.study / RESULT, StudyResult, BundleError, "run `lorkd study` again")
+        write_part(kept, without_paths(found))
+    result = read_part(kept, StudyResult, BundleError, "run `lorkd study` again")
+    kept.with_suffix(".md").write_text(as_markdown(study_page(result)), encoding="utf-8")
+    if given.name == MAIN:
+        fill(README, "results", first_screen(result))
+        fill(PAGE, "study", every_task(result))
+    else:
+        fill(PAGE, given.name, over_tasks(result, given.name))
+
+
+def fill(page: Path, name: str, shown: str) -> None:
+    """Put `shown` between the page's marks of that name."""
+    page.write_text(with_table(page.read_text("utf-8"), name, shown), encoding="utf-8")
 
 
 def without_paths(result: StudyResult) -> StudyResult:
@@ -86,23 +97,8 @@ def without_changed(result: StudyResult) -> StudyResult:
 
 def first_screen(result: StudyResult) -> str:
     """The README's: a row for each method, and below it what a figure holds for."""
-    result, first = without_changed(result), result.first
-    lines = [
-        answer(result),
-        "",
-        f"| | mean AUC | {first} minus it | mean accuracy | {first} minus it "
-        "| parameters, one task | ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in result.variants:
-        cost, title = result.costs[name], f"`{name}`: {METHODS[name].title}"
-        cells = [f"**{title}**" if name == first else title]
-        for metric in METRICS:
-            cells.append(f"{result.comparison.figure(name, None, metric).estimate.value:.3f}")
-            cells.append("" if name == first else _difference(result, name, metric))
-        latency = "–" if cost.latency is None else f"{cost.latency:.1f}"
-        cells += [f"{cost.parameters / 1e6:.2f} M", latency]
-        lines.append(f"| {' | '.join(cells)} |")
+    result = without_changed(result)
+    lines = [answer(result), "", *means(result, costs=True)]
     lines += [
         "",
         " ".join(
@@ -120,6 +116,37 @@ def first_screen(result: StudyResult) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def means(result: StudyResult, *, costs: bool) -> list[str]:
+    """A table's lines: a row for each method over all tasks, with what it `costs` to deploy."""
+    first = result.first
+    head = ["method", *(f"mean {title} | {first} minus it" for title in METRICS.values())]
+    head += ["parameters, one task", "ms"] if costs else []
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * (len(head) + len(METRICS))}"]
+    for name in result.variants:
+        title = f"`{name}`: {METHODS[name].title}"
+        cells = [f"**{title}**" if name == first else title]
+        for metric in METRICS:
+            cells.append(f"{result.comparison.figure(name, None, metric).estimate.value:.3f}")
+            cells.append("" if name == first else _difference(result, name, metric))
+        if costs:
+            cost = result.costs[name]
+            latency = "–" if cost.latency is None else f"{cost.latency:.1f}"
+            cells += [f"{cost.parameters / 1e6:.2f} M", latency]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def over_tasks(result: StudyResult, name: str) -> str:
+    """For docs/results.md, of a study beside the main one."""
+    result = without_changed(result)
+    said = (
+        f"{answer(result)} {seeds_in_words(result.seeds)}, 95 % intervals over images and seeds. "
+        f"{missed(result)} {result.seconds / 3600:.1f} hours of training, a CPU thread each; "
+        f"{result.created[:10]}: [all of it](../benchmarks/results/study-{name}.md)."
+    )
+    return "\n".join([*means(result, costs=False), "", said.replace("  ", " "), ""])
 
 
 def answer(result: StudyResult) -> str:

@@ -15,6 +15,7 @@ import torch
 from tiny_backbone import backbone
 from tiny_recipe import tiny_recipe
 
+from benchmarks import transfer_table
 from lorkd_deploy import cli, teacher
 from lorkd_deploy.bundle.manifest import HEAD
 from lorkd_deploy.bundle.read import load_bundle
@@ -30,6 +31,7 @@ from lorkd_deploy.evidence.transfer import train as training
 from lorkd_deploy.evidence.transfer.joint import CACHE, new_and_old, prepare, teacher_of_all
 from lorkd_deploy.evidence.transfer.page import transfer_page
 from lorkd_deploy.evidence.transfer.recipes import joint_recipe, new_recipe
+from lorkd_deploy.evidence.transfer.result import TransferResult
 from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
 from lorkd_deploy.evidence.transfer.train import ANSWERS, Trial, few, setup_of
 from lorkd_deploy.evidence.transfer.transfer import RECORD as TRANSFER
@@ -108,6 +110,7 @@ def test_every_start_learns_by_every_fit(
     ]
     assert "shared+head" in page and "2 images per class (4 training images)" in page
     assert "Jointly all tasks are trained" in page
+    _stands_in_the_table(TransferResult.model_validate(result))
     assert not list(out.rglob("checkpoints/*"))
     kept = {file: file.stat().st_mtime_ns for file in out.rglob(ANSWERS)}
     assert len(kept) == 24
@@ -126,6 +129,17 @@ def test_every_start_learns_by_every_fit(
         for start in ("shared-head", "teacher-head")
     }
     assert ends == {"shared-head": (24, 16), "teacher-head": (24, 16)}
+
+
+def _stands_in_the_table(result: TransferResult) -> None:
+    """Of docs/results.md, where our own transfers stand: every start and its AUC."""
+    shown = transfer_table.table(result, "transfer-x").splitlines()
+    rows = [[cell.strip(" *`") for cell in row.split("|")[1:-1]] for row in shown if row[:1] == "|"]
+    assert [row[0] for row in rows[2:]] == list(result.starts)
+    for start, *cells in rows[2:]:
+        figures = [of.comparison.figure(start, None, "auc") for of in result.results]
+        assert cells[::2] == [f"{figure.estimate.value:.3f}" for figure in figures]
+    assert "24 test images, 2 classes, 4 and 24 training images" in " ".join(shown)
 
 
 def test_one_that_fails_is_told_and_the_others_are_compared(

@@ -84,12 +84,12 @@ def test_one_command_fills_both_pages_and_keeps_the_result(
     recipe = result.recipe | {"teacher": result.recipe["teacher"] | {"checkpoint": "/a/b/c.pth"}}
     failed = {"kf/seed-0": "it failed\n  where: /a/b/kf/seed-0"}
     write_part(tmp_path / RESULT, result.model_copy(update={"recipe": recipe, "failed": failed}))
-    kept, pages = tmp_path / "kept.json", {}
+    kept, pages = tmp_path / "study-seven-tasks.json", {}
     for name, page in (("README", README), ("PAGE", DOCS / "results.md")):
         pages[name] = tmp_path / page.name
         pages[name].write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
         monkeypatch.setattr(study_table, name, pages[name])
-    monkeypatch.setattr(study_table, "KEPT", kept)
+    monkeypatch.setattr(study_table, "KEPT", tmp_path)
     for arguments in ([str(tmp_path)], []):  # the second time from what was kept
         monkeypatch.setattr("sys.argv", ["study_table.py", *arguments])
         study_table.main()
@@ -105,3 +105,24 @@ def test_one_command_fills_both_pages_and_keeps_the_result(
     assert "# experts against" in kept.with_suffix(".md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="no marks"):
         study_table.with_table("a page", "results", "a table")
+
+
+def test_a_study_beside_the_main_one_has_a_table_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = made(2)
+    write_part(tmp_path / RESULT, result)
+    page = tmp_path / "results.md"
+    page.write_text("A\n<!-- wide: begin; by a script -->\n<!-- wide: end -->\nB\n")
+    monkeypatch.setattr(study_table, "PAGE", page)
+    monkeypatch.setattr(study_table, "KEPT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["study_table.py", str(tmp_path), "--name", "wide"])
+    study_table.main()
+    text = page.read_text(encoding="utf-8")
+    for name in ("foundation", "mtl", "mtl-kd"):
+        found = result.comparison.difference(name, None, "auc")
+        (row,) = (line for line in text.splitlines() if f"| `{name}`:" in line)
+        assert f"*{found.verdict}*" in row
+        assert f"{found.estimate.value:+.3f}".replace("-", "−") in row
+    assert "2 seeds" in text and "study-wide.md" in text
+    assert (tmp_path / "study-wide.md").exists()
