@@ -49,9 +49,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -59,6 +58,9 @@ from lorkd_deploy.arrays import F32, Batch
 from lorkd_deploy.errors import ArtifactError, RuntimeUnavailableError, UsageError, unknown_name
 from lorkd_deploy.schema import Part
 from lorkd_deploy.storage import inside
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Own = TypeVar("Own", bound="Closing")
@@ -244,30 +246,38 @@ class Exporter(Protocol):
 
 def targets() -> tuple[str, ...]:
     """Names of every exporter that is installed, sorted."""
-    package = importlib.import_module("lorkd_exporters")
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    own = {name.replace("_", "-") for name in found if not name.startswith("_")}
-    return tuple(sorted(own | {point.name for point in _others(tuple(sys.path))}))
+    return tuple(sorted(_own() | {point.name for point in _others(tuple(sys.path))}))
 
 
 def exporter(target: str) -> Exporter:
-    """The exporter module of `target`; raises `UsageError` for a name that doesn't exist."""
+    """The exporter module of `target`; raises `UsageError` for a name that doesn't exist.
+
+    Other packages are looked at for a name alone that none of ours has: they replace no target.
+    """
     name = ALIASES.get(target, target)
-    if name not in targets():
-        raise unknown_name("target", target, (*targets(), *ALIASES))
+    if name in _own():
+        found: Any = importlib.import_module("lorkd_exporters." + name.replace("-", "_"))
+        own: Exporter = found
+        return own
     for point in _others(tuple(sys.path)):
         if point.name == name:
             module: Exporter = point.load()
             return module
-    found: Any = importlib.import_module("lorkd_exporters." + name.replace("-", "_"))
-    exporter_module: Exporter = found
-    return exporter_module
+    raise unknown_name("target", target, (*targets(), *ALIASES))
+
+
+def _own() -> set[str]:
+    package = importlib.import_module("lorkd_exporters")
+    found = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return {name.replace("_", "-") for name in found if not name.startswith("_")}
 
 
 @cache
 def _others(where: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
     """Exporters of other packages below `where`, the process's `sys.path`: finding them reads a
     file of every package, which a switch from engine to engine has no time for."""
+    from importlib import metadata  # 15 ms, which an engine of ours needn't wait for
+
     return tuple(metadata.entry_points(group=ENTRY_POINTS))
 
 
