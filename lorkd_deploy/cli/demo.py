@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Do every step once on generated images: train, decompose, export, verify, measure, report.
 
-    It needs no data and takes about three minutes on two cores.
+    It needs no data and takes about two minutes on two cores.
 
     \b
     Examples:
