@@ -11,7 +11,7 @@ N = 1024 in bf16 autocast, and ViT-S too. Variants of a case take turns in one p
 runs once more for its peak memory, on the CPU in a process of its own:
 
 1. `plain`: the student without experts, in contiguous and in channels-last format
-2. `ours`: `add_experts`, channels-last; `ours-per-task-norms` beside it
+2. `ours`: `add_experts`, channels-last
 3. `per-sample`: the papers' formula, a weight for each sample and one convolution with N groups
 4. `separate`: one forward for each task, of a dense weight a task
 5. on a GPU `plain-compiled` and `ours-compiled`: by torch.compile, as `train.compile` has it
@@ -60,7 +60,7 @@ STUDENTS = {
 }
 PLAIN = ("plain-contiguous", "plain-channels-last")
 COMPILED = ("plain-compiled", "ours-compiled")
-VARIANTS = (*PLAIN, "ours", "ours-per-task-norms", "per-sample", "separate", *COMPILED)
+VARIANTS = (*PLAIN, "ours", "per-sample", "separate", *COMPILED)
 FITS = 16 * 2**30  # bytes that the per-sample weights may take
 RANK = 4
 PIXELS = {"cpu": 64, "cuda": 224}
@@ -142,8 +142,7 @@ def student(variant: str, architecture: str, tasks: int) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = build(architecture)
     if not variant.startswith("plain"):
-        per_task = variant == "ours-per-task-norms"
-        model = add_experts(model, tasks, RANK, norm="per_task" if per_task else "shared")
+        model = add_experts(model, tasks, RANK)
         for name, parameter in model.named_parameters():
             if name.endswith(".B"):
                 nn.init.normal_(parameter, std=0.01)

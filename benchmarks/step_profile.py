@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lorkd_deploy.machine.environment import environment
 
-VARIANTS = ("plain-channels-last", "ours", "ours-per-task-norms")
+VARIANTS = ("plain-channels-last", "ours")
 STEPS = 5
 ROWS = 15  # operators of which the most is left
 PYTHON = "Python, autograd and torch's dispatch"

@@ -2,7 +2,7 @@
 
     python benchmarks/students.py [--only NAME]… [--weights FILE]
 
-Two steps of 32 images (32 px, transformers 224 px), rank 4, norms a task: enough to move each
+Two steps of 32 images (32 px, transformers 224 px), rank 4: enough to move each
 weight, and for nothing else. The logits of such a network prove something only if its norms fit
 what they see, or they are the head's bias alone, or beyond all bounds. So images are of the kind
 that parity's inputs are, gradients are clipped, and BatchNorms average their statistics over both
@@ -248,7 +248,7 @@ def recipe_of(case: Case, folder: Path) -> dict[str, Any]:
         "preprocess": {"size": case.size},
         "teacher": {"architecture": case.teacher or case.student, "train": TRAIN},
         "student": {"architecture": case.student} | start,
-        "experts": {"rank": 4, "alpha": 16, "norm": "per_task"},
+        "experts": {"rank": 4, "alpha": 16},
         "transfer": {"kind": "both" if case.teacher else "none"},
         "train": TRAIN,
         "parity": {"inputs": 8, "test_images": 16},

@@ -68,6 +68,22 @@ def test_a_run_from_before_a_key_was_there_is_the_same(tmp_path: Path) -> None:
         claim(tmp_path, recipe)
 
 
+def test_a_run_from_when_recipes_said_whose_the_norms_are(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    kept = recipe.model_dump(mode="json")
+    assert "norm" not in kept["experts"]
+    kept["experts"]["norm"] = "shared"
+    record = RunRecord(recipe=kept, recipe_sha256="0" * 64)
+    write_part(tmp_path / "run.json", record)
+    run = claim(tmp_path, recipe)
+    assert run.recipe_sha256 == "0" * 64, "its checkpoints bear that"
+    kept["experts"]["norm"] = "per_task"
+    write_part(tmp_path / "run.json", record.model_copy(update={"recipe": kept}))
+    with pytest.raises(BundleError, match="another recipe") as caught:
+        claim(tmp_path, recipe)
+    assert "experts.norm: 'per_task', now None" in caught.value.what
+
+
 def test_a_failure_before_anything_was_made_leaves_no_run(tmp_path: Path) -> None:
     recipe, run = load_recipe("demo"), tmp_path / "run"
     for _ in range(2):

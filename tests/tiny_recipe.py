@@ -26,7 +26,7 @@ def tiny_recipe(**changes: Any) -> dict[str, Any]:
         "preprocess": {"size": 16},
         "teacher": {"architecture": "tiny_backbone:backbone", "train": short},
         "student": {"architecture": "tiny_backbone:backbone"},
-        "experts": {"rank": 2, "alpha": 6, "norm": "per_task"},
+        "experts": {"rank": 2, "alpha": 6},
         "train": short,
         "parity": {"inputs": 6, "test_images": 10},
         "benchmark": {

@@ -18,7 +18,7 @@ from benchmarks.gpu.given import Given
 from benchmarks.knowledge_separation import layout_of, student
 from lorkd_deploy.experts import ExpertModel, route_of_counts
 
-VARIANTS = ("plain-channels-last", "ours", "ours-per-task-norms")
+VARIANTS = ("plain-channels-last", "ours")
 CASES = (  # architecture, px, samples of each of ten tasks
     ("torchvision:shufflenet_v2_x1_0", 64, (1, 2, 3, 4, 5, 6, 7, 8, 9, 19)),
     ("torchvision:resnet18", 64, (1, 2, 3, 4, 5, 6, 7, 8, 9, 19)),

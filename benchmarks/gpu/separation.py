@@ -13,7 +13,7 @@ from benchmarks.gpu.given import Given
 
 ROUNDS = 3
 EAGER = (*table.COMPILED, "per-sample")
-COMPILED = ("ours-per-task-norms", "per-sample", "separate")
+COMPILED = ("per-sample", "separate")
 
 
 def run(given: Given) -> Iterator[dict[str, Any]]:

@@ -50,7 +50,10 @@ class Bundle:
         """The recipe that it was made by; raises `RecipeError` where this version can't read it."""
         from lorkd_deploy.recipe import parse_recipe
 
-        return parse_recipe(self.manifest.recipe, where=self.path)
+        kept = self.manifest.recipe
+        # `norm` was a key of recipes too; a bundle's own says the manifest.
+        experts = {k: v for k, v in kept.get("experts", {}).items() if k != "norm"}
+        return parse_recipe({**kept, "experts": experts}, where=self.path)
 
     @property
     def resized_otherwise(self) -> str | None:

@@ -29,7 +29,7 @@ def study(
         typer.Option(
             metavar="LIST",
             help="Of foundation, stl, mtl, stl-kd, mtl-kd, kf, experts; each may change values of "
-            "the recipe: experts+norm=per_task.",
+            "the recipe: experts+rank=4.",
         ),
     ] = "foundation,stl,mtl,stl-kd,mtl-kd,kf,experts",
     seeds: Annotated[
@@ -63,7 +63,7 @@ def study(
     \b
     Examples:
       lorkd study medmnist-small --out studies/small --methods mtl,experts --seeds 3
-      lorkd study medmnist-small --out studies/norms --methods experts,experts+norm=per_task
+      lorkd study medmnist-small --out studies/ranks --methods experts,experts+rank=4+alpha=4
       lorkd study mine.yaml --out studies/mine --workers 2
     """
     from lorkd_deploy.evidence.pages.page import study_page

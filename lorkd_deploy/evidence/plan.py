@@ -21,7 +21,7 @@ _CHANGE = re.compile(r"\+(?=[\w.]+=)")
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with values of the recipe changed: `experts+norm=per_task`, or none changed."""
+    """A method with values of the recipe changed: `experts+rank=4`, or none changed."""
 
     name: str
     method: Method
@@ -45,7 +45,7 @@ class Training(Part):
 
 
 def parse_variants(text: str) -> tuple[Variant, ...]:
-    """`mtl,experts,experts+norm=per_task+rank=8` → variants; a value is YAML, as that of `--set`.
+    """`mtl,experts,experts+rank=4+tau=3` → variants; a value is YAML, as that of `--set`.
 
     A key is a path in the recipe, or the name of a key in one of its sections on networks,
     transfer and training. Raises `UsageError` for an unknown method or key, and for a variant that
@@ -57,8 +57,7 @@ def parse_variants(text: str) -> tuple[Variant, ...]:
     if twice or not variants:
         raise UsageError(
             f"a method is named twice: {', '.join(twice)}" if twice else "no method is named",
-            fix=f"name some of {', '.join(METHODS)}, each as it is or with changes: "
-            "experts+norm=per_task",
+            fix=f"name some of {', '.join(METHODS)}, each as it is or with changes: experts+rank=4",
         )
     return variants
 

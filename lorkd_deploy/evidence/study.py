@@ -63,7 +63,7 @@ def study(
     """Train each of `methods` at each of `seeds` seeds, and compare what they answer.
 
     `methods` are those of `evidence.methods.table`, each as it is or with values of the recipe
-    changed (`experts+norm=per_task`); `recipe` and `set` are those of `decompose`. What `out` has
+    changed (`experts+rank=4`); `recipe` and `set` are those of `decompose`. What `out` has
     finished already isn't done again, so a study is resumed, or grown by methods and seeds, by the
     same call. A training that fails is told in the result, and the others go on. `workers`
     processes train side by side, or those of `cluster`. Raises what loading the recipe and making

@@ -43,12 +43,13 @@ def add_experts(
 
     `rank` is one number, or by pattern of layer names (`{"stage4.*": 8, "*": 4}`, the closest
     fit counts, 0: no expert); or one of these for each task. `norm="per_task"` gives every norm
-    layer weights and statistics per task. `factorisation` says what B A is for kernels larger than
-    a pixel (`delta.factor_shapes`): the papers' `interleaved`, or `separable`, a convolution to r
-    channels and a 1 × 1 behind it. `skip` are names or patterns (`"head"`, `"features.0.*"`) of
-    layers that stay without experts, and of norms that stay shared. Grouped convolutions, and
-    layers whose class computes something of its own, stay without and are listed in
-    `ExpertModel.skipped`; layers that can't use their rank in `ExpertModel.wasteful`. On an
+    layer weights and statistics per task, which was no better on the project's own tasks: recipes
+    don't offer it, and bundles of before 0.3 may have it. `factorisation` says what B A is for
+    kernels larger than a pixel (`delta.factor_shapes`): the papers' `interleaved`, or `separable`,
+    a convolution to r channels and a 1 × 1 behind it. `skip` are names or patterns (`"head"`,
+    `"features.0.*"`) of layers that stay without experts, and of norms that stay shared. Grouped
+    convolutions, and layers whose class computes something of its own, stay without and are listed
+    in `ExpertModel.skipped`; layers that can't use their rank in `ExpertModel.wasteful`. On an
     `example` `(N, …)` the module is run once: what its forward never uses stays as it is, and is
     listed too.
 

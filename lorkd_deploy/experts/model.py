@@ -19,7 +19,7 @@ from lorkd_deploy.experts.probe import IMAGES, check_separation
 from lorkd_deploy.experts.ranks import wasteful_layers
 from lorkd_deploy.experts.routing import Census, Route, Router, plan_route
 from lorkd_deploy.experts.uses import COUNTER, own_state
-from lorkd_deploy.lowrank.delta import LayerKind
+from lorkd_deploy.lowrank.delta import LayerKind, NormKind
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ class ExpertModel(nn.Module):
             BoundLayer(name, layer.kind, tuple(layer.weight.shape))
             for name, layer in self._experts()
         )
+
+    @property
+    def norm(self) -> NormKind:
+        """Whose its norm layers are: of all tasks, or of each."""
+        own = any(isinstance(module, PerTaskNorm) for module in self.module.modules())
+        return "per_task" if own else "shared"
 
     @property
     def wasteful(self) -> tuple[tuple[str, int], ...]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.module import _has_any_global_hook
 
 from lorkd_deploy.experts.copies import copy_of
 from lorkd_deploy.experts.routing import Router
 
-_backward = torch.ops.aten.native_batch_norm_backward.default
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -41,13 +37,6 @@ class PerTaskNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         route = self.router.enter(self.name, x)
         counts = self.router.everywhere
-        norms = _together([self.tasks[task] for task in route.tasks], x, route.counts)
-        if norms:
-            for norm in norms:
-                cast(Tensor, norm.num_batches_tracked).add_(1)
-            given = [*(norm.weight for norm in norms), *(norm.bias for norm in norms)]
-            y: Tensor = _EachTask.apply(x, norms, route.counts, *given)
-            return y
         own = route.parts(x)
         if counts and isinstance(self.tasks[0], nn.SyncBatchNorm):
             return self._with_the_others(x, own, counts, route.rows)
@@ -72,74 +61,6 @@ class PerTaskNorm(nn.Module):
                 parts[task] = _settled(self.tasks[task], here)
         others = [part for task, part in parts.items() if task not in own]
         return torch.cat([parts[task] for task in own] + others)
-
-
-def _together(
-    norms: Sequence[nn.Module], x: Tensor, counts: Sequence[int]
-) -> Sequence[_BatchNorm] | None:
-    """`norms` where `_EachTask` takes them: BatchNorms in training, as they are made, on a CPU."""
-    hooked = _has_any_global_hook()  # type: ignore[no-untyped-call]
-    plain = x.device.type == "cpu" and not hooked and not torch.compiler.is_compiling()
-    if not plain or min(counts) * x[0, 0].numel() < 2:
-        return None
-    usual = [norm for norm in norms if isinstance(norm, _BatchNorm) and _is_usual(norm, x.dtype)]
-    return usual if len(usual) == len(norms) else None
-
-
-def _is_usual(norm: _BatchNorm, dtype: torch.dtype) -> bool:
-    hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks,
-             norm._backward_pre_hooks)  # fmt: skip
-    averages = norm.training and norm.track_running_stats and norm.momentum is not None
-    known = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and norm.affine
-    return averages and known and norm.weight.dtype == dtype and not any(hooks)
-
-
-class _EachTask(torch.autograd.Function):
-    """BatchNorms in training, each on its own task's samples, written straight into one output.
-
-    The same bits as a call of each and `cat`, without the copies of `cat` and its backward, and
-    with one node in autograd's graph for all tasks. Passes over the activations are BatchNorm's
-    own: two of the input forward (its sums, its scaling), two of input and gradient backward, and
-    one more of the gradient, task by task, for torch has no form of it that writes into a tensor.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, norms: Sequence[_BatchNorm], counts: Sequence[int], *given: Tensor
-    ) -> Tensor:
-        y = torch.empty_like(x)
-        means, scales = x.new_empty(2, len(norms), x.shape[1])
-        parts = zip(*(torch.split(each, list(counts)) for each in (x, y)), norms, strict=True)
-        for (part, into, norm), mean, scale in zip(parts, means, scales, strict=True):
-            assert norm.momentum is not None
-            torch.native_batch_norm(
-                part, norm.weight, norm.bias, norm.running_mean, norm.running_var, True,
-                norm.momentum, norm.eps, out=(into, mean, scale),
-            )  # fmt: skip
-        ctx.save_for_backward(x, means, scales, *given[: len(norms)])
-        ctx.counts, ctx.eps = list(counts), [norm.eps for norm in norms]
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        x, means, scales, *weights = ctx.saved_tensors
-        needed, weight_end = ctx.needs_input_grad, 3 + len(weights)
-        wanted = [needed[0], any(needed[3:weight_end]), any(needed[weight_end:])]
-        dx = torch.empty_like(x if needed[0] else x[:0])
-        parts = zip(*(torch.split(each, ctx.counts) for each in (dy, x)), weights, strict=True)
-        own, end = [], 0
-        for (given, part, weight), mean, scale, eps in zip(
-            parts, means, scales, ctx.eps, strict=True
-        ):
-            own_dx, *both = _backward(
-                given, part, weight, None, None, mean, scale, True, eps, wanted
-            )
-            if needed[0]:
-                dx[end : (end := end + len(part))] = own_dx
-            own.append(both)
-        dweights, dbiases = zip(*own, strict=True)
-        return dx if needed[0] else None, None, None, *dweights, *dbiases
 
 
 def _apply(norm: nn.Module, x: Tensor) -> Tensor:

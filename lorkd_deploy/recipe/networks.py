@@ -17,7 +17,7 @@ from pydantic import (
 
 from lorkd_deploy.errors import UsageError
 from lorkd_deploy.lowrank.budget import parse_budget
-from lorkd_deploy.lowrank.delta import Factorisation, NormKind
+from lorkd_deploy.lowrank.delta import Factorisation
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe.training import TrainSpec
 from lorkd_deploy.schema import Part
@@ -110,7 +110,6 @@ class ExpertSpec(Part):
     )
     highest_rank: Rank = Field(default=16, description="with rank: auto, the rank in training")
     alpha: float = Field(default=16, gt=0, description="ΔW is scaled by alpha / rank")
-    norm: NormKind = "shared"
     factorisation: Factorisation = Field(
         default="interleaved",
         description="of kernels larger than a pixel: interleaved, the papers', or separable, a "
@@ -119,6 +118,20 @@ class ExpertSpec(Part):
     skip: tuple[str, ...] = Field(
         default=(), description='layers without experts, by name or pattern: ["*.attn.*"]'
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _norms_are_shared(cls, value: Any) -> Any:
+        """Recipes of 0.2.0 say so by a key, in the records of runs too."""
+        if not isinstance(value, dict) or "norm" not in value:
+            return value
+        if value["norm"] == "per_task":
+            raise ValueError(
+                "norm: per_task is no more, for over three seeds norms per task were no better "
+                "than shared ones: leave the key out (a bundle that has them is read, and grown, "
+                "as before)"
+            )
+        return {k: v for k, v in value.items() if (k, v) != ("norm", "shared")}
 
     @field_validator("budget")
     @classmethod

@@ -89,8 +89,8 @@ def extract(
     `base` is the checkpoint that all were fine-tuned from: it becomes W0. `models` are their
     checkpoints by task, one for each task of the recipe. All are of the recipe's `student`, whose
     `prefix` maps the names in every file. Of each layer that has experts, W_t − W0 is cut off at
-    the recipe's `rank` by SVD, in its `factorisation`. Whatever `experts.norm` says, a task keeps
-    its model's own norms, and all else that has no expert and differs from the base. Its head is
+    the recipe's `rank` by SVD, in its `factorisation`. A task keeps its model's own norms,
+    and all else that has no expert and differs from the base. Its head is
     what the model's file has beside the backbone: the weight `(classes, features)` and bias of one
     linear layer on its features, under any name.
 

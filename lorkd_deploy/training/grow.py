@@ -78,7 +78,7 @@ def add_departments(job: Job, growth: Growth) -> TrainingResult:
     job = replace(job, identity=identity)
     torch.manual_seed(setup.recipe.seed)
     teacher = processes.first(lambda: _teacher(job, growth.run))
-    student = build_student(setup)
+    student = build_student(setup, growth.bundle.manifest.norm)
     frozen = freeze_base(student.backbone, growth.bundle)
     fitted = fit_student(job, student, teacher, frozen=frozen)
     return job.finish(lambda: _write(job, growth, student, fitted))
@@ -186,7 +186,6 @@ def _faults(manifest: Manifest, recipe: Recipe, departments: Sequence[str]) -> I
     experts = recipe.experts
     for key, was, now_is in (
         ("student.architecture", manifest.architecture, recipe.student.architecture),
-        ("experts.norm", manifest.norm, experts.norm),
         ("experts.skip", tuple(old.get("experts", {}).get("skip", ())), experts.skip),
         ("experts.factorisation", manifest.factorisation, experts.factorisation),
     ):

@@ -60,13 +60,13 @@ def test_all_steps_are_done_and_shown(out: Path) -> None:
 @pytest.mark.slow
 def test_the_figures_are_those_of_the_steps(out: Path) -> None:
     rows = read(out, "exactness")["rows"]
-    assert len(rows) == 3 * 2 and all(row["holds"] for row in rows)
+    assert len(rows) == 2 * 2 and all(row["holds"] for row in rows)
     exact = [row["errors"]["gradients"] for row in rows if row["precision"] == "fp32"]
     rounded = [row["errors"]["gradients"] for row in rows if row["precision"] == "bf16"]
     assert 0 < max(exact) < 1e-4 < min(rounded), "bf16 was computed in fp32 after all"
     (case,) = read(out, "knowledge_separation")["cases"]
     assert case["case"]["balance"] == "uneven"
-    assert case["variants"].keys() == {*PLAIN, "ours", "ours-per-task-norms"}
+    assert case["variants"].keys() == {*PLAIN, "ours"}
     assert all(row["wall_s"] > 0 for row in case["variants"].values())
     (trained,) = read(out, "decompose")["rows"]
     assert trained["images_per_s"] > 0 and 0 <= trained["waiting_for_data"] <= 1

@@ -9,6 +9,7 @@ from lorkd_deploy.errors import RecipeError, UsageError
 from lorkd_deploy.evidence.methods.table import METHODS
 from lorkd_deploy.evidence.plan import parse_variants, trainings
 from lorkd_deploy.recipe import load_recipe, parse_recipe
+from tests.evidence.pages.test_report import made
 
 IMAGES = (546, 4708, 1080, 11959)
 
@@ -20,10 +21,10 @@ def test_all_methods_by_name() -> None:
 
 
 def test_a_change_finds_its_section() -> None:
-    (variant,) = parse_variants("experts+norm=per_task+tau=3+train.lr=0.1+seed=4")
+    (variant,) = parse_variants("experts+rank=4+tau=3+train.lr=0.1+seed=4")
     assert variant.method.name == "experts"
     assert variant.overrides == (
-        "experts.norm=per_task", "transfer.tau=3", "train.lr=0.1", "seed=4",
+        "experts.rank=4", "transfer.tau=3", "train.lr=0.1", "seed=4",
     )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_values_may_hold_commas_and_plus_signs() -> None:
     ("text", "said"),
     [
         ("mtl-dk", "no method is called"),
-        ("experts+nrom=per_task", "no key is called 'nrom'"),
+        ("experts+rnak=4", "no key is called 'rnak'"),
         ("mtl,mtl", "named twice: mtl"),
         (" ", "no method is named"),
     ],
@@ -49,7 +50,7 @@ def test_what_is_wrong_is_told(text: str, said: str) -> None:
 
 def test_every_training_has_a_folder_and_a_recipe_of_its_own() -> None:
     recipe = load_recipe("medmnist-small", ["seed=3"])
-    variants = parse_variants("foundation,stl,mtl,experts,experts+norm=per_task")
+    variants = parse_variants("foundation,stl,mtl,experts,experts+rank=4")
     found = list(trainings(recipe, variants, 2, IMAGES))
     assert len(found) == 2 * (4 + 1 + 1 + 1)
     assert len({training.folder for training in found}) == len(found)
@@ -57,8 +58,8 @@ def test_every_training_has_a_folder_and_a_recipe_of_its_own() -> None:
     assert [training.seed for training in found] == sorted(training.seed for training in found)
     by_folder = {training.folder: training for training in found}
     assert by_folder["stl/seed-3/retina"].task == "retina"
-    changed = by_folder["experts_norm_per_task/seed-4"]
-    assert changed.recipe["experts"]["norm"] == "per_task"
+    changed = by_folder["experts_rank_4/seed-4"]
+    assert changed.recipe["experts"]["rank"] == 4
     for training in found:
         own = parse_recipe(training.recipe, where=training.folder)
         assert own.seed == training.seed
@@ -85,3 +86,11 @@ def test_the_ablation_leaves_out_what_is_the_default() -> None:
         }
         asked = {change.partition("=")[0] for change in name.split("+")[1:]} or {"rank"}
         assert {key.rpartition(".")[2] for key in differ} == asked, name
+
+
+def test_the_ablation_shows_what_was_measured_while_it_was_offered() -> None:
+    result = made(1)
+    (gone,) = ablation.GONE.values()
+    assert gone in result.variants and gone not in ablation.METHODS
+    value = result.comparison.figure(gone, None, "auc").estimate.value
+    assert f"| shared norms: one per task | {value:.3f} |" in ablation.markdown(result)

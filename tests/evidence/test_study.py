@@ -25,7 +25,7 @@ from lorkd_deploy.evidence.train import ANSWERS
 from tests.datacheck.planted import leaky
 
 TESTS = Path(__file__).parents[1]
-METHODS = "foundation,stl,mtl,mtl-kd,experts,experts+norm=shared"
+METHODS = "foundation,stl,mtl,mtl-kd,experts,experts+rank=1"
 
 
 @pytest.fixture(autouse=True, scope="module")

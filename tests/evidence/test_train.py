@@ -48,7 +48,7 @@ def planned(recipe: Recipe, methods: str) -> list[Training]:
     return list(trainings(recipe, parse_variants(methods), 1, IMAGES))
 
 
-@pytest.mark.parametrize("method", ["mtl", "mtl-kd", "experts", "experts+norm=shared"])
+@pytest.mark.parametrize("method", ["mtl", "mtl-kd", "experts", "experts+rank=1"])
 def test_a_network_of_all_tasks_answers_for_all(recipe: Recipe, study: Path, method: str) -> None:
     (training,) = planned(recipe, method)
     done = Trained.model_validate(train(training.model_dump(mode="json"), str(study)))

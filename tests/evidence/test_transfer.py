@@ -16,7 +16,7 @@ from tiny_backbone import backbone
 from tiny_recipe import tiny_recipe
 
 from benchmarks import transfer_table
-from lorkd_deploy import cli, teacher
+from lorkd_deploy import add_experts, cli, teacher
 from lorkd_deploy.bundle.manifest import HEAD
 from lorkd_deploy.bundle.read import load_bundle
 from lorkd_deploy.data import Split
@@ -32,7 +32,13 @@ from lorkd_deploy.evidence.transfer.joint import CACHE, new_and_old, prepare, te
 from lorkd_deploy.evidence.transfer.page import transfer_page
 from lorkd_deploy.evidence.transfer.recipes import joint_recipe, new_recipe
 from lorkd_deploy.evidence.transfer.result import TransferResult
-from lorkd_deploy.evidence.transfer.starts import Origin, Start, open_origin, parse_starts
+from lorkd_deploy.evidence.transfer.starts import (
+    Origin,
+    Start,
+    _shared,
+    open_origin,
+    parse_starts,
+)
 from lorkd_deploy.evidence.transfer.train import ANSWERS, Trial, few, setup_of
 from lorkd_deploy.evidence.transfer.transfer import RECORD as TRANSFER
 from lorkd_deploy.evidence.transfer.transfer import transfer
@@ -265,8 +271,16 @@ def test_a_start_is_what_it_says(origin: Origin) -> None:
     assert torch.allclose(delta, layer.dense_weight(0) - layer.weight, atol=1e-6)
     assert delta.abs().max() > 0
     assert not torch.equal(mtl["0.weight"], shared["0.weight"])
-    norms = [network.backbone.dense(t).state_dict()["1.running_var"] for t in range(3)]
-    assert torch.allclose(shared["1.running_var"], torch.stack(norms).mean(0))
+
+
+def test_w0_of_a_bundle_with_norms_per_task_has_their_mean() -> None:
+    experts = add_experts(backbone(), 3, 1, norm="per_task")
+    for task in range(3):
+        experts.expert_state(task)["1.running_var"].fill_(task + 1)
+    shared = _shared(experts)
+    assert shared.keys() == backbone().state_dict().keys()
+    assert torch.equal(shared["1.running_var"], torch.full((8,), 2.0))
+    assert torch.equal(shared["0.weight"], experts.base_state()["0.weight"])
 
 
 @pytest.mark.parametrize("findings", [False, True])

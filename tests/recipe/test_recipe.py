@@ -18,6 +18,7 @@ from lorkd_deploy.recipe import (
     TrainSpec,
     TransferSpec,
     load_recipe,
+    overridden,
     parse_recipe,
     shipped_recipes,
 )
@@ -47,7 +48,7 @@ def test_ships_the_recipes_that_the_readme_names() -> None:
 def test_the_recipes_of_real_tasks_train_by_the_defaults() -> None:
     for name in ("medmnist-small", "medmnist", "radimagenet", "med-mt"):
         recipe, train = load_recipe(name), TrainSpec()
-        assert recipe.experts.model_copy(update={"norm": "shared"}) == ExpertSpec(), name
+        assert recipe.experts == ExpertSpec(), name
         assert recipe.transfer == TransferSpec(), name
         for key in ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule"):
             assert getattr(recipe.train, key) == getattr(train, key), f"{name}: {key}"
@@ -289,6 +290,16 @@ def test_tolerances_are_those_of_known_precisions() -> None:
 def test_a_recipe_names_no_targets(file: Path) -> None:
     with pytest.raises(RecipeError, match=r"export\.targets: unknown key"):
         load_recipe(file, ["export.targets=[trt]"])
+
+
+def test_norms_are_shared_and_a_recipe_that_says_so_is_the_same(file: Path) -> None:
+    plain = load_recipe(file)
+    assert load_recipe(file, ["experts.norm=shared"]).sha256 == plain.sha256
+    for change in (load_recipe, lambda _, changes: overridden(plain, changes)):
+        with pytest.raises(RecipeError, match=r"experts: norm: per_task is no more.*leave the key"):
+            change(file, ["experts.norm=per_task"])
+        with pytest.raises(RecipeError, match=r"experts\.norm: unknown key"):
+            change(file, ["experts.norm=each"])
 
 
 def test_ranks_by_layer_and_factorisation(file: Path) -> None:

@@ -1,7 +1,7 @@
 """Ten steps of a student in float64, by as many processes as it is started with.
 
 `torchrun --nproc-per-node 2 tests/training/ten_steps.py FOLDER [COMMAND…]` writes
-`FOLDER/BACKBONE/2.safetensors`, then runs a command of lorkd in the same two processes.
+`FOLDER/STUDENT/2.safetensors`, then runs a command of lorkd in the same two processes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.distributed.nn.functional import all_reduce
 
 from lorkd_deploy import cli
 from lorkd_deploy.experts import Outputs
+from lorkd_deploy.lowrank.delta import NormKind
 from lorkd_deploy.recipe import Recipe, parse_recipe
 from lorkd_deploy.run import Run
 from lorkd_deploy.training.batches.loader import Batch
@@ -30,6 +31,11 @@ from lorkd_deploy.training.processes import Processes, joined
 from tests.tiny_recipe import tiny_recipe
 
 STEPS = 10
+STUDENTS: dict[str, tuple[str, NormKind]] = {  # the backbone, and whose its norms are
+    "layer_norm": ("without_batch_statistics", "shared"),
+    "batch_norm": ("backbone", "shared"),
+    "batch_norm_per_task": ("backbone", "per_task"),  # of a bundle of 0.2.0 that is grown
+}
 
 
 class Here(nn.SyncBatchNorm):
@@ -69,24 +75,23 @@ def recipe(backbone: str = "without_batch_statistics") -> Recipe:
         "shift": 0.1,
     }
     student = {"architecture": f"tests.tiny_backbone:{backbone}"}
-    experts = {"rank": 2, "alpha": 6, "norm": "per_task"}
-    made = tiny_recipe(train=train, student=student, experts=experts, transfer={"kind": "none"})
+    made = tiny_recipe(train=train, student=student, transfer={"kind": "none"})
     made["departments"][0]["tasks"][0]["data"]["val"] = 300  # which both score a part of
     return parse_recipe(made, where="test")
 
 
 def run(folder: Path) -> None:
-    """Train both students, and let the first process write what they have learnt."""
+    """Train the students, and let the first process write what they have learnt."""
     with joined() as processes:
-        for backbone in ("without_batch_statistics", "backbone"):
-            train(folder / backbone, backbone, processes)
+        for name, student in STUDENTS.items():
+            train(folder / name, *student, processes)
 
 
-def train(folder: Path, backbone: str, processes: Processes) -> None:
+def train(folder: Path, backbone: str, norm: NormKind, processes: Processes) -> None:
     """Ten steps of one student."""
     setup = open_setup(recipe(backbone), processes)
     torch.manual_seed(processes.index)  # the first one's weights have to win
-    classifier = build_student(setup)
+    classifier = build_student(setup, norm)
     transfer = PooledTransfer(classifier.heads.head(0).in_features)
     job = Job("decompose", Run(folder, folder / "bundle"), setup)
     objective = Objective(classifier, setup, job.spec, transfer=transfer).double()

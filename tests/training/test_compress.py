@@ -9,54 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from lorkd_deploy import cli, compress, decompose, export, load_bundle, verify
 from lorkd_deploy.bundle.manifest import MANIFEST
 from lorkd_deploy.errors import BundleError, DataError, UsageError
+from lorkd_deploy.lowrank.delta import NormKind
 from lorkd_deploy.metrics.score import probabilities, score
-from lorkd_deploy.recipe import parse_recipe
-from lorkd_deploy.run import claim
 from lorkd_deploy.schema import document_bytes
 from lorkd_deploy.training.batches.setup import open_setup
-from lorkd_deploy.training.bundling.assemble import write_experts
-from lorkd_deploy.training.bundling.trial import tried
-from lorkd_deploy.training.fitting.history import Fitted
 from lorkd_deploy.training.networks.evaluate import task_logits
 from lorkd_deploy.training.networks.restore import restored
-from lorkd_deploy.training.networks.student import build_student
 from tests.tiny_recipe import tiny_recipe
+from tests.training.untrained import untrained
 
 TASKS = ("cells", "xray", "fundus")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose network has random weights, experts and norm statistics: nothing is trained."""
-    return made(tmp_path_factory.mktemp("compress") / "run")
+@pytest.fixture(scope="module", params=["shared"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("compress") / "run", request.param)
 
 
-def made(path: Path, **changes: Any) -> Path:
-    """`run` at `path`, with other sections of the recipe."""
-    experts = {"rank": {"*": 2, "5": 4}, "alpha": 6, "norm": "per_task"}
-    raw = tiny_recipe(experts=experts, transfer={"kind": "none"}, **changes)
-    recipe = parse_recipe(raw, where="test")
-    claim(path, recipe)
-    setup = open_setup(recipe)
-    torch.manual_seed(0)
-    model = build_student(setup)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.endswith("running_var"):
-            nn.init.uniform_(tensor.data, 0.5, 2)
-        elif tensor.is_floating_point() and not name.endswith(".A"):
-            nn.init.normal_(tensor.data, std=0.4)
-    for task in range(len(TASKS)):  # what is beyond a task's own rank is zero, as in training
-        for layer in (m for m in model.modules() if hasattr(m, "alpha")):
-            layer.B.data[task, :, layer.factors(task)[1].shape[1] :] = 0
-    fitted = Fitted(steps=0, seconds=0.0, waiting=0.0, history=[])
-    template = tried(setup, *model.dense(0), guard=recipe.safety.guard)
-    write_experts(claim(path, setup.recipe), setup, model, fitted, template)
-    return path
+def made(path: Path, norm: NormKind = "shared", **changes: Any) -> Path:
+    """A run at `path`, with other sections of the recipe."""
+    experts = {"rank": {"*": 2, "5": 4}, "alpha": 6}
+    return untrained(path, tiny_recipe(experts=experts, transfer={"kind": "none"}, **changes), norm)
 
 
 def deltas(run: Path, task: str) -> np.ndarray:
@@ -92,10 +69,12 @@ def test_energy_is_kept_and_the_new_bundle_verifies(run: Path, tmp_path: Path) -
     assert all(verdict.passed for verdict in verify(tmp_path / "small"))
 
 
+@pytest.mark.parametrize("run", ["shared", "per_task"], indirect=True)
 def test_reference_and_scores_are_the_smaller_model_s(run: Path, tmp_path: Path) -> None:
     found = compress(run, tmp_path / "small", energy=0.6)
     new, old = load_bundle(tmp_path / "small"), load_bundle(run)
-    setup = open_setup(parse_recipe(new.manifest.recipe, where="test"))
+    assert new.manifest.norm == old.manifest.norm
+    setup = open_setup(new.recipe)
     for place, told in enumerate(found.tasks):
         logits = new.logits(told.task)
         assert np.abs(logits["inputs"] - old.logits(told.task)["inputs"]).max() > 1e-3
@@ -123,14 +102,14 @@ def test_reference_and_scores_are_the_smaller_model_s(run: Path, tmp_path: Path)
         )
 
 
-@pytest.mark.parametrize("budget", ["2.4kB", "100 parameters"])
+@pytest.mark.parametrize("budget", ["1.3kB", "100 parameters"])
 def test_the_budget_holds_and_what_fits_is_left_alone(
     run: Path, tmp_path: Path, budget: str
 ) -> None:
     found = compress(run, tmp_path / "small", budget=budget)
     for told in found.tasks:
         size = (tmp_path / f"small/bundle/experts/{told.task}.safetensors").stat().st_size
-        assert size <= 2400 if "kB" in budget else told.parameters <= 100
+        assert size <= 1300 if "kB" in budget else told.parameters <= 100
         assert 0 < told.energy < 1
     unchanged = compress(run, tmp_path / "same", budget="1MB")
     for told in unchanged.tasks:
@@ -221,7 +200,7 @@ def test_smaller_experts_have_their_own_temperature_and_coverage(tmp_path: Path)
     compress(run, tmp_path / "small", energy=0.6)
     compress(run, tmp_path / "same", budget="1MB")
     old, small, same = (load_bundle(tmp_path / name) for name in ("run", "small", "same"))
-    setup = open_setup(parse_recipe(small.manifest.recipe, where="test"))
+    setup = open_setup(small.recipe)
     for place, task in enumerate(TASKS):
         before, after = old.task(task).safety, small.task(task).safety
         assert before.temperature and after.temperature and after.coverage

@@ -73,7 +73,7 @@ class Hospital:
         self.folder = folder
         self.network = network
         self.recipe = folder / "recipe.yaml"
-        spec = {"rank": 2, "alpha": 6, "norm": "shared"} | experts
+        spec = {"rank": 2, "alpha": 6} | experts
         raw = tiny_recipe(experts=spec, transfer={"kind": "none"}, preprocess={"size": 32},
                           student={"architecture": f"tiny_backbone:{network}"})  # fmt: skip
         self.recipe.write_text(yaml.safe_dump(raw))
@@ -119,9 +119,8 @@ class Hospital:
 @pytest.mark.parametrize(
     "experts",
     [
-        {"norm": "shared"},
-        {"norm": "per_task"},
-        {"norm": "shared", "factorisation": "separable"},
+        {},
+        {"factorisation": "separable"},
         {"network": "transformer"},  # with a class token, positions and biases
     ],
 )

@@ -17,6 +17,7 @@ from lorkd_deploy import decompose, export, inspect, load_bundle, teacher, verif
 from lorkd_deploy.errors import BundleError, ModelError, UsageError
 from lorkd_deploy.storage import sha256_file
 from tests.stopping import Interrupted
+from tests.training.untrained import untrained
 
 Grow = Callable[..., Path]
 TISSUE = {
@@ -33,16 +34,15 @@ WARD_A, WARD_B = tiny_recipe()["departments"]
 SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.01, "checkpoint_minutes": 0}
 
 
-def recipe_of(path: Path, norm: str, *departments: Any, **changes: Any) -> Path:
-    experts = {"rank": 2, "alpha": 6, "norm": norm}
-    return write_recipe(path, departments=[*departments], experts=experts, train=SHORT, **changes)
+def recipe_of(path: Path, *departments: Any, **changes: Any) -> Path:
+    return write_recipe(path, departments=[*departments], train=SHORT, **changes)
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of ward-a and ward-b; it has never seen ward-c."""
     folder = tmp_path_factory.mktemp("taught")
-    recipe = recipe_of(folder / "both.yaml", "shared", WARD_A, WARD_B, teacher={
+    recipe = recipe_of(folder / "both.yaml", WARD_A, WARD_B, teacher={
         "architecture": "tiny_backbone:backbone", "train": SHORT})  # fmt: skip
     teacher(recipe, folder / "run")
     return folder / "run" / "teacher"
@@ -54,8 +54,11 @@ def finished(
 ) -> tuple[str, Path]:
     """The norm, and a run with ward-a alone, its engines and the teacher."""
     folder = tmp_path_factory.mktemp(f"finished-{request.param}")
-    recipe = recipe_of(folder / "a.yaml", request.param, WARD_A, transfer={"kind": "none"})
-    decompose(recipe, folder / "run")
+    alone = {"departments": [WARD_A], "train": SHORT, "transfer": {"kind": "none"}}
+    if request.param == "shared":
+        decompose(write_recipe(folder / "a.yaml", **alone), folder / "run")
+    else:  # as 0.2.0 may have left it
+        untrained(folder / "run", tiny_recipe(**alone), request.param)
     shutil.copytree(taught, folder / "run" / "teacher")
     export(folder / "run")
     return request.param, folder / "run"
@@ -64,11 +67,11 @@ def finished(
 @pytest.fixture
 def grow(finished: tuple[str, Path], tmp_path: Path) -> Grow:
     """Add departments to the finished run; gives the new run."""
-    norm, run = finished
+    _, run = finished
 
     def grown(*departments: Any, names: list[str], **options: Any) -> Path:
         changes = {k: options.pop(k) for k in ("transfer", "preprocess") if k in options}
-        recipe = recipe_of(tmp_path / "grown.yaml", norm, *departments, **changes)
+        recipe = recipe_of(tmp_path / "grown.yaml", *departments, **changes)
         out: Path = options.pop("out", tmp_path / "grown")
         options = {"from_run": run, "add_department": names} | options
         result = decompose(recipe, out, **options)

@@ -164,12 +164,12 @@ def stepped(recipe: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.mark.parametrize("backbone", ["without_batch_statistics", "backbone"])
-def test_ten_steps_of_two_processes_are_those_of_one(stepped: Path, backbone: str) -> None:
-    """With LayerNorm, and with a BatchNorm a task whose statistics are over all processes; the
-    losses and the scores on the validation images, of which each process has computed a part, too.
+@pytest.mark.parametrize("student", ten_steps.STUDENTS)
+def test_ten_steps_of_two_processes_are_those_of_one(stepped: Path, student: str) -> None:
+    """With LayerNorm, and with BatchNorms whose statistics are over all processes; the losses
+    and the scores on the validation images, of which each process has computed a part, too.
     """
-    one, two = (load_file(stepped / backbone / f"{count}.safetensors") for count in (1, 2))
+    one, two = (load_file(stepped / student / f"{count}.safetensors") for count in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-9, atol=1e-9, msg=name)

@@ -45,7 +45,7 @@ def require_adapters(bundle: Bundle) -> None:
         raise UsageError(
             "adapters stand on one W0, and here each task's own norms are folded into it",
             where=bundle.path,
-            fix="export without adapters, or train with `--set experts.norm=shared`",
+            fix="export without adapters, or decompose again: norms are shared now",
         )
 
 

@@ -73,7 +73,7 @@ def _without_experts(recipe: Recipe) -> Recipe:
         )
         for department in recipe.departments
     )
-    plain = {"rank": {"*": 0}, "norm": "shared", "skip": (), "budget": None}
+    plain = {"rank": {"*": 0}, "skip": (), "budget": None}
     experts = recipe.experts.model_copy(update=plain)
     return recipe.model_copy(update={"departments": departments, "experts": experts})
 

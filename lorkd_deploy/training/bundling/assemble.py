@@ -121,7 +121,7 @@ def write_experts(
         parameters=parameters,
         tasks=tasks,
         layers=layer_entries(experts),
-        norm=recipe.experts.norm,
+        norm=experts.norm,
         factorisation=recipe.experts.factorisation,
         extracted_from=sources.base if sources else None,
     )

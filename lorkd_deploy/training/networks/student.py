@@ -13,6 +13,7 @@ from lorkd_deploy import models
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.experts.probe import check_answers, probe_images
 from lorkd_deploy.experts.ranks import Rank
+from lorkd_deploy.lowrank.delta import NormKind
 from lorkd_deploy.recipe import Recipe, StudentSpec, TeacherSpec
 from lorkd_deploy.training.batches.setup import Setup
 
@@ -24,8 +25,8 @@ def build_backbone(spec: TeacherSpec | StudentSpec) -> nn.Module:
     return models.build(spec.architecture, models.read_config(spec.architecture, spec.checkpoint))
 
 
-def build_student(setup: Setup) -> ExpertClassifier:
-    """The recipe's student with experts and heads.
+def build_student(setup: Setup, norm: NormKind = "shared") -> ExpertClassifier:
+    """The recipe's student with experts and heads; `norm` is that of a bundle that is grown.
 
     It is tried: raises `ModelError` where a forward passes by layers with experts, or an answer
     depends on chance or on what else is in the batch.
@@ -43,7 +44,7 @@ def build_student(setup: Setup) -> ExpertClassifier:
     features = models.feature_dim(backbone, recipe.preprocess.size)
     images = probe_images(recipe.preprocess.size)
     check_answers(backbone, images)
-    experts = with_experts(backbone, recipe)
+    experts = with_experts(backbone, recipe, norm=norm)
     with torch.no_grad():
         experts.eval()(images, 0)
     experts.train()
@@ -51,7 +52,11 @@ def build_student(setup: Setup) -> ExpertClassifier:
 
 
 def with_experts(
-    backbone: nn.Module, recipe: Recipe, ranks: Sequence[Rank] | None = None
+    backbone: nn.Module,
+    recipe: Recipe,
+    ranks: Sequence[Rank] | None = None,
+    *,
+    norm: NormKind = "shared",
 ) -> ExpertModel:
     """`backbone` with an expert for each of the recipe's tasks, of its ranks or of `ranks`."""
     return add_experts(
@@ -59,7 +64,7 @@ def with_experts(
         len(recipe.tasks),
         ranks or [task.rank or recipe.experts.trained_rank for task in recipe.tasks],
         recipe.experts.alpha,
-        norm=recipe.experts.norm,
+        norm=norm,
         factorisation=recipe.experts.factorisation,
         skip=recipe.experts.skip,
         example=probe_images(recipe.preprocess.size),

@@ -19,19 +19,19 @@ VIT, RESNET = "tiny_backbone:transformer", "torchvision:resnet18"
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "norm", "layers"),
-    [(VIT, RESNET, "per_task", 9), (RESNET, VIT, "shared", 20)],
+    ("student", "teacher", "layers"),
+    [(VIT, RESNET, 9), (RESNET, VIT, 20)],
 )
 @pytest.mark.slow
 def test_a_transformer_and_a_resnet_in_both_roles(
-    student: str, teacher: str, norm: str, layers: int, tmp_path: Path
+    student: str, teacher: str, layers: int, tmp_path: Path
 ) -> None:
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
         preprocess={"size": 32},
         teacher={"architecture": teacher, "train": STEP},
         student={"architecture": student},
-        experts={"rank": 2, "alpha": 6, "norm": norm},
+        experts={"rank": 2, "alpha": 6},
         train=STEP,
     )
     result = decompose(recipe, tmp_path / "run")
@@ -44,7 +44,6 @@ def test_a_transformer_and_a_resnet_in_both_roles(
         assert not still, f"no gradient reached these experts of {task.name}"
     if student == VIT:
         assert [why.partition(" ")[0] for _, why in result.skipped_layers] == ["VisionTransformer"]
-        assert "blocks.1.norm2.weight" in own
     engines = export(tmp_path / "run", teacher=True)
     assert [engine.parity.status for engine in engines] == ["passed"] * 4
 
