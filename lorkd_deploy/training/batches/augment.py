@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lorkd_deploy.arrays import I64, U8
 from lorkd_deploy.recipe import (
@@ -27,7 +28,6 @@ from lorkd_deploy.recipe import (
 )
 
 _TRIES = 10  # for a crop of the drawn area and shape that lies inside the image
-_ROOM = (math.sqrt(2) - 1) / 2  # of the side: what a turned square reaches beyond its border
 
 
 def augmented(
@@ -41,14 +41,15 @@ def augmented(
 
     `places` `(N,)` are those of the images in the step's batch.
     """
-    out = np.empty_like(images)
-    for n, (image, place) in enumerate(zip(images, places, strict=True)):
-        rng = np.random.default_rng((seed, 3, step, int(place)))
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        for transform in transforms:
-            pixels = _APPLY[transform.kind](pixels, transform, rng)
-        out[n] = pixels.permute(1, 2, 0).numpy()
-    return out
+    rngs = [np.random.default_rng((seed, 3, step, int(place))) for place in places]
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    for transform in transforms:
+        if isinstance(transform, Rotation):
+            pixels = _rotated(pixels, transform, rngs)
+            continue
+        apply = _APPLY[transform.kind]
+        pixels = torch.stack([apply(x, transform, r) for x, r in zip(pixels, rngs, strict=True)])
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _functions() -> Any:
@@ -79,14 +80,23 @@ def _random_resized_crop(x: Tensor, spec: RandomResizedCrop, rng: np.random.Gene
     return made
 
 
-def _rotation(x: Tensor, spec: Rotation, rng: np.random.Generator) -> Tensor:
-    """Turned about its middle; what comes in from outside is the image mirrored at its border."""
-    f, room = _functions(), math.ceil(_ROOM * x.shape[1])
-    angle = rng.uniform(-spec.degrees, spec.degrees)
-    wide = f.pad(x, [room] * 4, padding_mode="reflect")
-    turned = f.rotate(wide, angle, interpolation=f.InterpolationMode.BILINEAR)
-    made: Tensor = f.center_crop(turned, [x.shape[1], x.shape[2]])
-    return made
+def _rotated(x: Tensor, spec: Rotation, rngs: Sequence[np.random.Generator]) -> Tensor:
+    """`(N, 3, S, S)`, each turned about its middle by an angle of its own; what comes in from
+    outside is the image mirrored at its border.
+
+    As torchvision's `pad` by the mirror, `rotate` and `center_crop`, but all images at once.
+    """
+    angles = np.radians([rng.uniform(-spec.degrees, spec.degrees) for rng in rngs])
+    cos, sin = (torch.from_numpy(f(angles)).float()[:, None, None] for f in (np.cos, np.sin))
+    # With the corners aligned -1 and 1 are the middles of the outermost pixels: the mirror's place.
+    along = torch.linspace(-1, 1, x.shape[-1])
+    grid = torch.stack(
+        [cos * along - sin * along[:, None], sin * along + cos * along[:, None]], dim=-1
+    )
+    made = functional.grid_sample(
+        x.float(), grid, "bilinear", padding_mode="reflection", align_corners=True
+    )
+    return made.round().to(x.dtype)
 
 
 def _color_jitter(x: Tensor, spec: ColorJitter, rng: np.random.Generator) -> Tensor:
@@ -124,7 +134,6 @@ def _random_erasing(x: Tensor, spec: RandomErasing, rng: np.random.Generator) ->
 _APPLY: dict[str, Callable[[Tensor, Any, np.random.Generator], Tensor]] = {
     "vertical_flip": _vertical_flip,
     "random_resized_crop": _random_resized_crop,
-    "rotation": _rotation,
     "color_jitter": _color_jitter,
     "gaussian_blur": _gaussian_blur,
     "random_erasing": _random_erasing,

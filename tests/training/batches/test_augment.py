@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_recipe import tiny_recipe
+from torchvision.transforms.v2 import functional  # type: ignore[import-untyped,unused-ignore]
 
 from lorkd_deploy.arrays import U8
 from lorkd_deploy.errors import RecipeError
@@ -100,6 +101,21 @@ def test_they_do_what_their_names_say() -> None:
     erased = augmented(halves, _spec({"kind": "random_erasing", "probability": 1.0}), 0, 0)
     shares = [(image == 150).mean() for image in erased]
     assert 0.005 < min(shares) <= max(shares) < 0.15
+
+
+@pytest.mark.parametrize("degrees", [20, 180])
+def test_a_rotation_is_torchvisions_of_the_image_with_its_mirror(degrees: float) -> None:
+    """All images are turned at once: one level of 255 apart at most, where a half is rounded."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 33, 33, 3), dtype=np.uint8)
+    turned = augmented(images, _spec({"kind": "rotation", "degrees": degrees}), 3, 2)
+    room = 8  # what a turned square reaches beyond its border, at most
+    for n, image in enumerate(images):
+        angle = np.random.default_rng((3, 3, 2, n)).uniform(-degrees, degrees)
+        wide = functional.pad(torch.from_numpy(image).permute(2, 0, 1), [room] * 4, 0, "reflect")
+        wanted = functional.rotate(wide, angle, functional.InterpolationMode.BILINEAR)
+        inside = functional.center_crop(wanted, [33, 33]).permute(1, 2, 0).numpy()
+        away = np.abs(turned[n].astype(int) - inside)
+        assert away.max() <= 1 and (away > 0).mean() < 0.01
 
 
 @pytest.mark.parametrize(
