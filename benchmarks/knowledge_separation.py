@@ -147,6 +147,7 @@ def student(variant: str, architecture: str, tasks: int) -> nn.Module:
             if name.endswith(".B"):
                 nn.init.normal_(parameter, std=0.01)
     if variant == "per-sample":
+        model.probed = True  # the first forward's trial is of our layers
         for module in model.modules():
             if isinstance(module, ExpertConv2d):
                 module.forward = MethodType(per_sample, module)  # type: ignore[method-assign]
