@@ -22,7 +22,7 @@ from statistics import fmean
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.study_table import SAID, without_paths
+from benchmarks.study_table import shown, software, without_paths
 from lorkd_deploy.evidence.pages.page import study_page
 from lorkd_deploy.evidence.pages.report import write_report
 from lorkd_deploy.evidence.result import StudyResult
@@ -96,13 +96,13 @@ def validation(study: Path) -> dict[str, list[float]]:
 
 def markdown(result: StudyResult, scores: dict[str, list[float]]) -> str:
     """A row for each lever, over all tasks and seeds."""
-    software = ", ".join(f"{n} {result.software[n]}" for n in SAID if n in result.software)
     lines = [
         f"# Each lever alone left out, {RECIPE}, {len(result.seeds)} seeds",
         "",
         "Means over all tasks and seeds: AUC on validation images, by which is chosen, and AUC and "
         "accuracy on the test images, with 95 % intervals over images and seeds of the default "
-        f"minus what is left out. {result.created[:10]}, {software}; `benchmarks/ablation.py`.",
+        f"minus what is left out. {result.created[:10]}, {software(result)}; "
+        "`benchmarks/ablation.py`.",
         "",
         "| left out | validation AUC | AUC | default minus it | | accuracy | default minus it | |",
         "|---|---|---|---|---|---|---|---|",
@@ -124,9 +124,7 @@ def row(what: str, name: str, result: StudyResult, scores: dict[str, list[float]
             cells += ["", ""]
             continue
         found = result.comparison.difference(name, None, metric)
-        range_ = found.estimate.interval
-        shown = f" ({range_.low:+.3f} to {range_.high:+.3f})" if range_ else ""
-        cells += [f"{found.estimate.value:+.3f}{shown}", found.verdict]
+        cells += [shown(found.estimate, signed=True), found.verdict]
     return f"| {' | '.join(cells)} |"
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/fixed_costs.py [--rounds 5]
 
-The demo's recipe with ShuffleNetV2 0.5x for a student, four tasks, 32 images a task
-and one epoch, decomposed in a fresh process each round, on all cores. Its parts are timed by their
-functions; what no part has is Python's start, the imports and the records. Writes
+The demo's recipe with ShuffleNetV2 0.5x for a student, four tasks, 32 images a task and one epoch,
+decomposed in a fresh process each round, on all cores. Its parts are timed by their functions; what
+no part has is Python's start, later imports and the records. Writes
 benchmarks/results/fixed_costs.json and .md, and ends with 1 where the whole is above its bound.
 """
 

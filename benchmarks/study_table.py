@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.analysis.comparison import Difference
@@ -30,6 +30,7 @@ from lorkd_deploy.evidence.pages.page import (
 from lorkd_deploy.evidence.pages.report import as_markdown
 from lorkd_deploy.evidence.pages.tables import interval, others
 from lorkd_deploy.evidence.result import RESULT, StudyResult
+from lorkd_deploy.evidence.transfer.result import TransferResult
 from lorkd_deploy.reporting.markdown import plain
 from lorkd_deploy.schema import read_part, write_part
 
@@ -41,6 +42,7 @@ MARKS = r"(<!-- {name}: begin; [^\n]*-->\n).*?(<!-- {name}: end -->)"
 FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:,']+/)+")  # of an absolute path
 METRICS = {"auc": "AUC", "accuracy": "accuracy"}
 SAID = ("python", "torch", "onnxruntime", "lorkd-deploy")  # of the software
+Result = TypeVar("Result", StudyResult, TransferResult)
 
 
 def main() -> None:
@@ -61,12 +63,12 @@ def main() -> None:
         fill(PAGE, given.name, over_tasks(result, given.name))
 
 
-def fill(page: Path, name: str, shown: str) -> None:
-    """Put `shown` between the page's marks of that name."""
-    page.write_text(with_table(page.read_text("utf-8"), name, shown), encoding="utf-8")
+def fill(page: Path, name: str, table: str) -> None:
+    """Put `table` between the page's marks of that name."""
+    page.write_text(with_table(page.read_text("utf-8"), name, table), encoding="utf-8")
 
 
-def without_paths(result: StudyResult) -> StudyResult:
+def without_paths(result: Result) -> Result:
     """The same without folders of the machine that it was made on."""
 
     def bare(value: Any) -> Any:
@@ -129,7 +131,8 @@ def means(result: StudyResult, *, costs: bool) -> list[str]:
         cells = [f"**{title}**" if name == first else title]
         for metric in METRICS:
             cells.append(f"{result.comparison.figure(name, None, metric).estimate.value:.3f}")
-            cells.append("" if name == first else _difference(result, name, metric))
+            found = result.comparison.difference
+            cells.append("" if name == first else difference(found(name, None, metric)))
         if costs:
             cost = result.costs[name]
             latency = "–" if cost.latency is None else f"{cost.latency:.1f}"
@@ -141,12 +144,14 @@ def means(result: StudyResult, *, costs: bool) -> list[str]:
 def over_tasks(result: StudyResult, name: str) -> str:
     """For docs/results.md, of a study beside the main one."""
     result = without_changed(result)
-    said = (
-        f"{answer(result)} {seeds_in_words(result.seeds)}, 95 % intervals over images and seeds. "
-        f"{missed(result)} {result.seconds / 3600:.1f} hours of training, a CPU thread each; "
-        f"{result.created[:10]}: [all of it](../benchmarks/results/study-{name}.md)."
-    )
-    return "\n".join([*means(result, costs=False), "", said.replace("  ", " "), ""])
+    said = [
+        answer(result),
+        f"{seeds_in_words(result.seeds)}, 95 % intervals over images and seeds.",
+        missed(result),
+        f"{result.seconds / 3600:.1f} hours of training, a CPU thread each; {result.created[:10]}: "
+        f"[all of it](../benchmarks/results/study-{name}.md).",
+    ]
+    return "\n".join([*means(result, costs=False), "", " ".join(filter(None, said)), ""])
 
 
 def answer(result: StudyResult) -> str:
@@ -158,9 +163,14 @@ def answer(result: StudyResult) -> str:
     return " ".join(f"In mean {' and '.join(m)} over all tasks, {said}." for said, m in of.items())
 
 
-def _difference(result: StudyResult, second: str, metric: str) -> str:
-    found = result.comparison.difference(second, None, metric)
-    return f"{_shown(found.estimate, signed=True)}, *{found.verdict}*"
+def difference(found: Difference) -> str:
+    """A cell: the difference with its interval, and the word."""
+    return f"{shown(found.estimate, signed=True)}, *{found.verdict}*"
+
+
+def software(result: StudyResult) -> str:
+    """What of the software is worth a place in a line."""
+    return ", ".join(f"{name} {result.software[name]}" for name in SAID if name in result.software)
 
 
 def missed(result: StudyResult) -> str:
@@ -199,14 +209,13 @@ def every_task(result: StudyResult) -> str:
     for name in result.variants:
         cells = [f"`{name}`"]
         for task in tasks:
-            figure = _shown(result.comparison.figure(name, task, "auc").estimate)
+            figure = shown(result.comparison.figure(name, task, "auc").estimate)
             if name != result.first:
                 word = result.comparison.difference(name, task, "auc").verdict
                 figure += "" if word == "not shown" else f", {result.first} *{word}*"
             cells.append(figure)
         lines.append(f"| {' | '.join(cells)} |")
     shared = [f"- {plain(text)}" for text in data_warnings(result.check, "STUDY")]
-    software = ", ".join(f"{n} {result.software[n]}" for n in SAID if n in result.software)
     lines += [
         "",
         f"{seeds_in_words(result.seeds)}; 95 % intervals over images and seeds; p-values corrected "
@@ -217,13 +226,14 @@ def every_task(result: StudyResult) -> str:
         "",
         *([*shared, ""] if shared else []),
         f"{missed(result)} {result.seconds / 3600:.1f} hours of training, a CPU thread each; "
-        f"{result.created[:10]}, {software}.".lstrip(),
+        f"{result.created[:10]}, {software(result)}.".lstrip(),
         "",
     ]
     return "\n".join(lines)
 
 
-def _shown(estimate: Estimate, *, signed: bool = False) -> str:
+def shown(estimate: Estimate, *, signed: bool = False) -> str:
+    """A cell: the estimate, and its interval in brackets."""
     cell = interval(estimate, signed=signed)
     return cell.text if estimate.interval is None else f"{cell.text} ({cell.note})"
 

@@ -3,8 +3,8 @@
     python benchmarks/transfer_table.py [TRANSFER…]
 
 Each TRANSFER, a folder of `lorkd transfer`, is kept as benchmarks/results/FOLDER.json and .md first
-(`transfers/transfer-chest` as transfer-chest). Then one table of all that are kept is written into
-docs/results.md, between its marks. Nothing is computed here.
+(`transfers/transfer-chest` as transfer-chest), without this machine's paths. Then one table of all
+that are kept is written into docs/results.md, between its marks. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.study_table import KEPT, PAGE, fill
+from benchmarks.study_table import KEPT, PAGE, difference, fill, without_paths
 from lorkd_deploy.errors import BundleError
 from lorkd_deploy.evidence.pages.page import data_warnings, seeds_in_words
-from lorkd_deploy.evidence.pages.tables import interval
 from lorkd_deploy.evidence.transfer.page import as_markdown, transfer_page
 from lorkd_deploy.evidence.transfer.result import RESULT, ShotsResult, TransferResult
 from lorkd_deploy.reporting.markdown import plain
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("transfers", nargs="*", type=Path, help="folders of `lorkd transfer`")
     for folder in parser.parse_args().transfers:
         found = read_part(folder / RESULT, TransferResult, BundleError, WHERE)
-        write_part(KEPT / f"{folder.name}.json", found)
+        write_part(KEPT / f"{folder.name}.json", without_paths(found))
     parts = []
     for file in sorted(KEPT.glob("transfer-*.json")):
         result = read_part(file, TransferResult, BundleError, WHERE)
@@ -69,10 +68,7 @@ def cells_of(of: ShotsResult, start: str, first: str) -> tuple[str, str]:
     value = f"{of.comparison.figure(start, None, METRIC).estimate.value:.3f}"
     if start == first:
         return value, ""
-    found = of.comparison.difference(start, None, METRIC)
-    shown = interval(found.estimate, signed=True)
-    beside = f" ({shown.note})" if shown.note else ""
-    return value, f"{shown.text}{beside}, *{found.verdict}*"
+    return value, difference(of.comparison.difference(start, None, METRIC))
 
 
 if __name__ == "__main__":

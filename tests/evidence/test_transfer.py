@@ -139,6 +139,9 @@ def test_every_start_learns_by_every_fit(
 
 def _stands_in_the_table(result: TransferResult) -> None:
     """Of docs/results.md, where our own transfers stand: every start and its AUC."""
+    kept = transfer_table.without_paths(result)
+    assert kept.recipe["teacher"]["checkpoint"] == "foundation.pt"
+    assert kept.results == result.results
     shown = transfer_table.table(result, "transfer-x").splitlines()
     rows = [[cell.strip(" *`") for cell in row.split("|")[1:-1]] for row in shown if row[:1] == "|"]
     assert [row[0] for row in rows[2:]] == list(result.starts)

@@ -44,11 +44,7 @@ def augmented(
     rngs = [np.random.default_rng((seed, 3, step, int(place))) for place in places]
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     for transform in transforms:
-        if isinstance(transform, Rotation):
-            pixels = _rotated(pixels, transform, rngs)
-            continue
-        apply = _APPLY[transform.kind]
-        pixels = torch.stack([apply(x, transform, r) for x, r in zip(pixels, rngs, strict=True)])
+        pixels = _APPLY[transform.kind](pixels, transform, rngs)
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -80,7 +76,7 @@ def _random_resized_crop(x: Tensor, spec: RandomResizedCrop, rng: np.random.Gene
     return made
 
 
-def _rotated(x: Tensor, spec: Rotation, rngs: Sequence[np.random.Generator]) -> Tensor:
+def _rotation(x: Tensor, spec: Rotation, rngs: Sequence[np.random.Generator]) -> Tensor:
     """`(N, 3, S, S)`, each turned about its middle by an angle of its own; what comes in from
     outside is the image mirrored at its border.
 
@@ -131,10 +127,21 @@ def _random_erasing(x: Tensor, spec: RandomErasing, rng: np.random.Generator) ->
     return made
 
 
-_APPLY: dict[str, Callable[[Tensor, Any, np.random.Generator], Tensor]] = {
-    "vertical_flip": _vertical_flip,
-    "random_resized_crop": _random_resized_crop,
-    "color_jitter": _color_jitter,
-    "gaussian_blur": _gaussian_blur,
-    "random_erasing": _random_erasing,
+_OfAll = Callable[[Tensor, Any, Sequence[np.random.Generator]], Tensor]
+
+
+def _each(change: Callable[[Tensor, Any, np.random.Generator], Tensor]) -> _OfAll:
+    """`change` of one image `(3, S, S)`, for a batch `(N, 3, S, S)`."""
+    return lambda images, spec, rngs: torch.stack(
+        [change(x, spec, rng) for x, rng in zip(images, rngs, strict=True)]
+    )
+
+
+_APPLY: dict[str, _OfAll] = {
+    "vertical_flip": _each(_vertical_flip),
+    "random_resized_crop": _each(_random_resized_crop),
+    "rotation": _rotation,
+    "color_jitter": _each(_color_jitter),
+    "gaussian_blur": _each(_gaussian_blur),
+    "random_erasing": _each(_random_erasing),
 }
