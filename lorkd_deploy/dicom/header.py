@@ -172,12 +172,18 @@ def read_header(stream: BinaryIO, only: Sequence[str] | None = None) -> FileData
     import pydicom
 
     with foreign():
-        return pydicom.dcmread(
+        dataset = pydicom.dcmread(
             stream,
             defer_size=LARGEST_ELEMENT,
             stop_before_pixels=True,
             specific_tags=None if only is None else list(only),
         )
+        dataset.fileobj_type = _bounded  # what opens the file again for an element left in it
+        return dataset
+
+
+def _bounded(path: str, _mode: str) -> BinaryIO:
+    return _Bounded(open(path, "rb", buffering=0))  # noqa: SIM115 (pydicom closes it)
 
 
 def patient_of(path: Path) -> str:

@@ -85,8 +85,8 @@ class Route:
         return spans_of(self.counts, rows)
 
     def sort(self, x: Tensor) -> Tensor:
-        """`x` `(N, …)` in the route's order."""
-        return x if self.order is None else x.index_select(0, self.order)
+        """`x` `(N, …)` in the route's order, and in its own memory format."""
+        return x if self.order is None else _reordered(x, self.order)
 
     def restore(self, output: Any) -> Any:
         """A forward's output (tensors `(N, …)`, tuples, lists and mappings of them) as it came.
@@ -113,7 +113,14 @@ class Route:
                 "it can't be put back into the batch's order",
                 fix="pass the batch sorted by task and count, or one task as an int",
             )
-        return output.index_select(0, back)
+        return _reordered(output, back)
+
+
+def _reordered(x: Tensor, order: Tensor) -> Tensor:
+    """`x` `(N, …)` in another order; images that are channels-last stay it, unlike by torch's."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, order).permute(0, 3, 1, 2)
+    return x.index_select(0, order)
 
 
 def plan_route(task: Tensor | int | Route, size: int, tasks: int, device: torch.device) -> Route:

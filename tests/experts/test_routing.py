@@ -34,6 +34,28 @@ def test_nested_outputs_come_back_in_the_batch_order() -> None:
     assert out["note"] == "kept"
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_images_keep_their_memory_format_when_they_are_sorted_and_put_back(last: bool) -> None:
+    seen = []
+
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(5, 5)
+
+        def forward(self, x):
+            seen.append(x)
+            return x + self.fc(x.mean((2, 3)))[..., None, None] * 0
+
+    kind = torch.channels_last if last else torch.contiguous_format
+    ids, x = torch.tensor([1, 0, 1, 0]), torch.randn(4, 5, 6, 7).to(memory_format=kind)
+    out = add_experts(Same(), 2, rank=1)(x, task=ids)
+    for images in (seen[-1], out):
+        assert images.is_contiguous(memory_format=kind)
+    torch.testing.assert_close(seen[-1], x[[1, 3, 0, 2]])
+    torch.testing.assert_close(out, x)
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lorkd_deploy.arrays import F32
-from lorkd_deploy.errors import BundleError
+from lorkd_deploy.errors import BundleError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +24,7 @@ def compute_weights(model: onnx.ModelProto) -> None:
     """Replace, in place, every node that depends on initialisers alone by what it gives.
 
     Constants that no weight has a part in stay nodes. Raises `BundleError` where a value that is
-    computed is not finite.
+    computed is not finite, and where a node can't be computed.
     """
     import numpy as np
     from onnx import numpy_helper
@@ -85,7 +85,15 @@ def _values(model: onnx.ModelProto, fixed: list[onnx.NodeProto], names: list[str
     whole = onnx.helper.make_model(
         part, opset_imports=model.opset_import, ir_version=model.ir_version
     )
-    return list(ReferenceEvaluator(whole).run(None, {}))
+    try:
+        return list(ReferenceEvaluator(whole).run(None, {}))
+    except MemoryError:
+        raise
+    except Exception as exc:  # onnx raises nearly anything over nodes that don't belong together
+        raise BundleError(
+            f"the graph's weights {', '.join(names[:3])} can't be computed from its others: "
+            f"{type(exc).__name__}, {first_line(exc)}"
+        ) from exc
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

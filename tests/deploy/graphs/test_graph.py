@@ -176,3 +176,29 @@ def test_a_type_that_onnx_has_not_is_a_damaged_graph(bundle: Bundle) -> None:
 
     with pytest.raises(BundleError, match="not valid ONNX: Invalid tensor data type 33"):
         onnx_model(replace_template(bundle, change), "lung")
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "said"),
+    [("Elu", [], "TypeError"), ("Flatten", ["conv1.weight", "x"], "."), ("Nothing", None, ".")],
+)
+def test_a_weight_that_can_not_be_computed_is_a_damaged_graph(
+    bundle: Bundle, operator: str, inputs: list[str] | None, said: str
+) -> None:
+    """onnx's reference raises TypeError, KeyError and others, by the operator."""
+
+    def change(graph: Any) -> None:
+        conv = next(node for node in graph.node if "conv1.weight" in node.input)
+        conv.input[1] = "weight"
+        read = ["conv1.weight"] if inputs is None else inputs
+        made = [
+            onnx.helper.make_node("Relu", ["conv1.weight"], ["x"]),
+            onnx.helper.make_node(operator, read, ["y"]),
+            onnx.helper.make_node("Mul", ["x", "y"], ["weight"]),
+        ]
+        rest = list(graph.node)
+        del graph.node[:]
+        graph.node.extend(made + rest)
+
+    with pytest.raises(BundleError, match=rf"weight can't be computed from its others: {said}"):
+        onnx_model(replace_template(bundle, change), "eye")
