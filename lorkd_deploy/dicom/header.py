@@ -183,7 +183,7 @@ def read_header(stream: BinaryIO, only: Sequence[str] | None = None) -> FileData
 
 
 def _bounded(path: str, _mode: str) -> BinaryIO:
-    return _Bounded(open(path, "rb", buffering=0))  # noqa: SIM115 (pydicom closes it)
+    return _Bounded(Path(path).open("rb", buffering=0))  # pydicom closes it
 
 
 def patient_of(path: Path) -> str:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -44,6 +45,23 @@ def threads() -> int:
 def _readers(process: int) -> ThreadPoolExecutor:
     """The pool of a process by its id: one that was forked has none of its parent's threads."""
     return ThreadPoolExecutor(threads(), "lorkd-reader")
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which each operation of torch takes one thread.
+
+    With teams of their own they stand in the way of the training step's: turning its images made a
+    training on two CPUs half as fast (`benchmarks/loader.py`).
+    """
+    elsewhere = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            workers, "lorkd-loader", initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(elsewhere)  # else a thread that starts later would have 1, too
 
 
 def bytes_of(images: int, preprocess: Preprocess) -> int:
@@ -230,7 +248,7 @@ class Loader:
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """Batches of the steps from `first` to the sampler's last."""
-        with ThreadPoolExecutor(max_workers=self._ahead) as pool:
+        with _pool(self._ahead) as pool:
             pending: deque[Future[Batch]] = deque()
             upcoming = iter(range(first, len(self._sampler)))
             try:

@@ -163,6 +163,31 @@ def test_waiting_is_counted_and_the_next_batches_are_made_meanwhile(
     assert loader.waiting == 5
 
 
+def test_torch_takes_one_thread_in_the_loaders_and_as_many_as_before_elsewhere() -> None:
+    def of_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    seen = []
+
+    class Watched(Loader):
+        def batch(self, draw: Draw) -> Batch:
+            seen.append(torch.get_num_threads())
+            return super().batch(draw)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        sampler = MixedSampler([20], batch_size=8, temperature=1, seed=0, steps=4)
+        loader = Watched([Images(_split(20, 0), PREPROCESS)], sampler, Augment(False, 0, 0))
+        for _ in loader.batches():
+            assert torch.get_num_threads() == 3
+        assert seen == [1] * 4
+        assert of_new_thread() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_as_many_threads_as_this_process_has_cpus_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "allowed_cpus", lambda: 16)
     monkeypatch.setattr(processor, "cpu_limit", lambda *_: None)
