@@ -100,7 +100,9 @@ def test_another_element_of_2_gb_announced(file: Path) -> None:
 @pytest.mark.parametrize(
     "element", [b"\x08\x00\x05\x00CS", b"\x02\x00\x10\x00UI", b"\x08\x00\x16\x00UI"]
 )
-def test_a_length_of_4_gb_where_pydicom_reads_at_once_or_opens_the_file_again(file: Path, element: bytes) -> None:
+def test_a_length_of_4_gb_where_pydicom_reads_at_once_or_opens_the_file_again(
+    file: Path, element: bytes
+) -> None:
     made = dataset(np.zeros((64, 64)), stored=8, SpecificCharacterSet="ISO_IR 100")
     whole = saved(made, file).read_bytes()
     at = whole.index(element)
