@@ -103,6 +103,11 @@ class ExpertLayer(nn.Module):
                 a[task, :rows], b[task, :, :rows] = pair[0].to(a), pair[1].to(b)
         self.A, self.B = (ExpertStack(stack) for stack in stacks)
 
+    def keep(self, tasks: Sequence[int]) -> None:
+        """Have these tasks alone, in this order, at their ranks; their factors become zero."""
+        self.ranks = tuple(self.ranks[task] for task in tasks)
+        self.A, self.B = (ExpertStack(stack) for stack in self._zeros())
+
     def _rows(self) -> list[int]:
         """How many rows of A, and columns of B, each task has."""
         unit = columns_per_rank(self.weight.shape, self.factorisation)

@@ -117,12 +117,30 @@ class ExpertModel(nn.Module):
         rows = x.detach()[:IMAGES]
         if len(rows) < IMAGES:
             rows = torch.cat([rows, rows.flip(-1), rows.roll(1, -1)])[:IMAGES]
-        trial = copy_of(self).eval()
-        trial.probed = True
+        trial = self._trial()
         gpu = [x.device] if x.is_cuda else []
         with torch.random.fork_rng(gpu), torch.autocast(x.device.type, enabled=False):
             check_separation(trial, trial.dense, [layer for _, layer in trial._experts()], rows)
         self.probed = True
+
+    def _trial(self) -> ExpertModel:
+        """A copy in evaluation mode of the two tasks with the most rank, their factors zero.
+
+        It shares the parameters, which a forward only reads.
+        """
+        total = [
+            sum(layer.ranks[task] for _, layer in self._experts()) for task in range(self.tasks)
+        ]
+        tasks = sorted(range(self.tasks), key=lambda task: -total[task])[:2]
+        trial = copy_of(self, self.parameters()).eval()
+        trial.probed, trial.tasks = True, len(tasks)
+        trial.overrides = [trial.overrides[task] for task in tasks]
+        for module in trial.modules():
+            if isinstance(module, ExpertLayer):
+                module.keep(tasks)
+            elif isinstance(module, PerTaskNorm):
+                module.tasks = nn.ModuleList(module.tasks[task] for task in tasks)
+        return trial
 
     def _forward(self, x: Tensor, route: Route) -> Any:
         x = route.sort(x)
@@ -267,18 +285,19 @@ class ExpertModel(nn.Module):
 
 def replace_modules(root: nn.Module, change: Any) -> nn.Module:
     """`root` with `change(module)` in every place where a module stands, parents first."""
-    made: dict[nn.Module, nn.Module] = {}
+    return _replaced(root, change, {})
 
-    def visit(module: nn.Module) -> nn.Module:
-        if module not in made:
-            made[module] = made_here = change(module)
-            if made_here is module:
-                for name, child in module._modules.items():  # twice if registered twice
-                    if child is not None:
-                        setattr(module, name, visit(child))
-        return made[module]
 
-    return visit(root)
+def _replaced(module: nn.Module, change: Any, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    # Not a function in that one: it would know itself, and keep `made` with all its weights until
+    # Python's next collection of cycles.
+    if module not in made:
+        made[module] = made_here = change(module)
+        if made_here is module:
+            for name, child in module._modules.items():  # twice if registered twice
+                if child is not None:
+                    setattr(module, name, _replaced(child, change, made))
+    return made[module]
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -57,13 +57,11 @@ def check_separation(
 ) -> None:
     """Raise `ModelError` where a mixed batch isn't what each task's fused weights make of it.
 
-    `mixed(x, ids)` and `dense(task)` are those of one model with these `layers`, whose factors are
-    given random values for it, and `rows` `(N, …)` its input. It names the layer.
+    `mixed(x, ids)` and `dense(task)` are those of one model of one or two tasks with these
+    `layers`, whose factors are zero and are given random values here, and `rows` `(N, …)` its
+    input. It names the layer.
     """
-    by_rank = sorted(
-        range(len(layers[0].ranks)), key=lambda t: -sum(layer.ranks[t] for layer in layers)
-    )
-    tasks = by_rank[:2]
+    tasks = range(len(layers[0].ranks))
     ids = torch.tensor([tasks[-(place + 1) % len(tasks)] for place in range(len(rows))])
 
     def wrong() -> bool:
@@ -78,7 +76,7 @@ def check_separation(
         return False
 
     for layer in layers:
-        _randomise(layer, tasks)
+        _randomise(layer)
     if not wrong():
         return
     check_answers(dense(tasks[0]), rows)
@@ -98,13 +96,11 @@ def check_separation(
     raise ModelError("in a mixed batch the network doesn't compute what its fused weights do")
 
 
-def _randomise(layer: ExpertLayer, tasks: Sequence[int]) -> None:
-    """Give these tasks factors whose ΔW is about as large as the weight."""
+def _randomise(layer: ExpertLayer) -> None:
+    """Give each task factors whose ΔW is about as large as the weight."""
     generator = torch.Generator().manual_seed(len(layer.name))
-    a, b = torch.zeros_like(layer.A), torch.zeros_like(layer.B)
-    layer.A, layer.B = ExpertStack(a), ExpertStack(b)
     size = float(layer.weight.detach().std(correction=0)) or 0.05
-    for task in tasks:
+    for task in range(len(layer.ranks)):
         for own in layer.factors(task):
             own.data.copy_(torch.randn(own.shape, generator=generator))
         delta = layer.dense_weight(task).detach() - layer.weight.detach()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -206,3 +208,16 @@ def test_wrong_arguments_are_usage_errors(arguments, message: str) -> None:
 def test_adding_experts_twice_is_an_error() -> None:
     with pytest.raises(ModelError, match="already has experts"):
         add_experts(student(), 2)
+
+
+def test_nothing_of_a_dense_module_stays_once_it_is_gone() -> None:
+    """Where its parts know each other in a circle, the first forward's trial keeps its memory."""
+    model = student()
+    gc.disable()
+    try:
+        made = model.dense(1)
+        parts = [weakref.ref(part) for part in made.modules()]
+        del made
+        assert [part() for part in parts] == [None] * len(parts)
+    finally:
+        gc.enable()
