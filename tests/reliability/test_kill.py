@@ -29,6 +29,37 @@ def test_half_a_result_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert wrong == "other than undisturbed: a.bin"
 
 
+def test_of_a_studys_table_the_latencies_alone_may_differ_and_half_a_file_is_seen(
+    tmp_path: Path,
+) -> None:
+    def found(name: str, text: str) -> dict[str, bytes]:
+        (tmp_path / name).write_text(text)
+        return kill.contents(tmp_path, (name,))
+
+    table = "methods.csv", "method,auc,latency_ms\nmtl,0.75,1.5\n"
+    wanted = found(*table)
+    assert found(table[0], table[1].replace("1.5", "2.25")) == wanted
+    assert found(table[0], table[1].replace("0.75", "0.5")) != wanted
+    assert all(found(table[0], table[1][:end]) != wanted for end in range(len(table[1])))
+    assert found("tasks.csv", "task,auc\neye,0.5\n") != found("tasks.csv", "task,auc\neye,0.7\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"a": 1}\n', ""), ('{"a": ', "a.json is half-written")]
+)
+def test_half_a_document_is_seen_though_no_two_are_equal(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    def command(at: Path) -> list[str]:
+        (at / "a.json").write_text(text)
+        return ["--version"]
+
+    (tmp_path / "start").mkdir()
+    stage = stages.Stage(command, ("a.json",), varies=(".json",))
+    wrong = kill.trial(stage, tmp_path / "start", tmp_path / "trial", 60, {"a.json": b"{}"})
+    assert wrong.startswith(said) and bool(wrong) == bool(said)
+
+
 def test_a_process_that_outlives_its_parent_is_seen() -> None:
     """In a process of its own: it becomes the parent of every orphan below it."""
     program = (
