@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from lorkd_deploy.dicom.syntaxes import DEFLATED
 from lorkd_deploy.errors import ImageError, LorkdError
@@ -98,6 +98,10 @@ class _Bounded(io.BufferedReader):
         return super().read(size)
 
 
+def _bounded(path: str | Path, mode: Literal["rb"] = "rb") -> BinaryIO:
+    return _Bounded(Path(path).open(mode, buffering=0))
+
+
 def _behind_the_meta_group(tag: int, *_: object) -> bool:
     return tag >> 16 != 2
 
@@ -115,7 +119,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.filewriter import write_file_meta_info
 
-    with _Bounded(path.open("rb", buffering=0)) as stream:
+    with _bounded(path) as stream:
         with foreign():
             try:
                 read_preamble(stream, force=False)
@@ -180,10 +184,6 @@ def read_header(stream: BinaryIO, only: Sequence[str] | None = None) -> FileData
         )
         dataset.fileobj_type = _bounded  # what opens the file again for an element left in it
         return dataset
-
-
-def _bounded(path: str, _mode: str) -> BinaryIO:
-    return _Bounded(Path(path).open("rb", buffering=0))  # pydicom closes it
 
 
 def patient_of(path: Path) -> str:

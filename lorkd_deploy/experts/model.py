@@ -128,10 +128,8 @@ class ExpertModel(nn.Module):
 
         It shares the parameters, which a forward only reads.
         """
-        total = [
-            sum(layer.ranks[task] for _, layer in self._experts()) for task in range(self.tasks)
-        ]
-        tasks = sorted(range(self.tasks), key=lambda task: -total[task])[:2]
+        every = range(self.tasks)
+        tasks = sorted(every, key=lambda task: -sum(self.ranks_of(task).values()))[:2]
         trial = copy_of(self, self.parameters()).eval()
         trial.probed, trial.tasks = True, len(tasks)
         trial.overrides = [trial.overrides[task] for task in tasks]
