@@ -7,13 +7,13 @@ equal ones. The deployed side then fills the template with NumPy alone.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from lorkd_deploy.bundle.manifest import HEAD, FoldEntry, GraphEntry
 from lorkd_deploy.experts.copies import copy_of
@@ -22,7 +22,7 @@ from lorkd_deploy.runtime import FEATURES, MAPS, OUTPUT
 from lorkd_deploy.storage import sha256_bytes
 from lorkd_deploy.training.bundling.initializers import bind, stripped, take_weights
 from lorkd_deploy.training.bundling.maps import add_maps
-from lorkd_deploy.training.bundling.tracing import INPUT, exported, traced
+from lorkd_deploy.training.bundling.tracing import INPUT, exported, tensors_of, traced
 from lorkd_deploy.training.networks.deployable import Deployable, Guarded
 
 _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
@@ -60,10 +60,10 @@ def graph_template(
     outputs = [OUTPUT, *([FEATURES] if guard else [])]
     example = torch.zeros(2, 3, size, size)
     names = {name for name, value in model.state_dict().items() if value.is_floating_point()}
-    module = traced(model, example)
-    folds = _without_norms(module)
-    sources = _randomised(module, names | {f"{fold.conv}.bias" for fold in folds})
-    proto, weights = take_weights(exported(module, example, opset, outputs), sources)
+    program = traced(model, example)
+    folds = _fold_norms(program)
+    sources = _randomised(program)
+    proto, weights = take_weights(exported(program, opset, outputs), sources)
     arrays = {_own(name): value.numpy() for name, value in sources.items()}
     folded = {f"{fold.norm}.{part}" for fold in folds for part in _NORM_TENSORS}
     graph = GraphEntry(
@@ -96,53 +96,36 @@ def _plain_copy(backbone: nn.Module, head: nn.Linear, kind: type[Deployable]) ->
     return model.eval().requires_grad_(False)
 
 
-def _without_norms(module: fx.GraphModule) -> list[FoldEntry]:
-    """Fold what can be folded, and let the exporter see a network in evaluation mode."""
-    folds = _fold_norms(module)
-    for part in module.modules():
-        part.training = False  # a traced module refuses eval(), and the exporter looks at this
-    return folds
-
-
-def _fold_norms(module: fx.GraphModule) -> list[FoldEntry]:
+def _fold_norms(program: ExportedProgram) -> list[FoldEntry]:
     """Take every BatchNorm out of the graph that is alone behind one convolution.
 
     This looks at the traced operations, not at module types: whatever a kind of norm does after
     normalising (timm's activation) stays.
     """
-    uses: Counter[Any] = Counter()
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            uses[node.target] += len(node.users)
-    folds = []
-    for norm in list(module.graph.nodes):
-        fold = _foldable(norm, uses)
+    folds, tensors = [], tensors_of(program)
+    for norm in list(program.graph.nodes):
+        fold = _foldable(norm, tensors)
         if fold is None:
             continue
-        conv = norm.args[0]
+        conv, mean = norm.args[0], norm.args[3]
         if _argument(conv, 2) is None:
-            _add_bias(module, conv, fold.conv)
+            _add_bias(program, conv, mean, fold.conv)
         norm.replace_all_uses_with(conv)
-        module.graph.erase_node(norm)
+        program.graph.erase_node(norm)
         folds.append(fold)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    for fold in folds:
-        owner = module.get_submodule(fold.norm)
-        for tensor in [*owner._parameters, *owner._buffers]:
-            delattr(owner, tensor)
+    program.graph.eliminate_dead_code()
     return folds
 
 
-def _foldable(norm: fx.Node, uses: Counter[Any]) -> FoldEntry | None:
+def _foldable(norm: fx.Node, tensors: Mapping[Any, str]) -> FoldEntry | None:
     """The pair that this node ends, if it is a BatchNorm behind a convolution, both used once."""
     conv = norm.args[0] if norm.target is _BATCH_NORM else None
     if not isinstance(conv, fx.Node) or conv.target not in _CONVOLUTIONS or len(conv.users) != 1:
         return None
     _, gain, shift, mean, var, training, _, eps = norm.args[:8]
     weight, bias = _argument(conv, 1), _argument(conv, 2)
-    layer, own = _owner(weight), _owner(mean)
-    if training or layer is None or own is None or not isinstance(eps, float):
+    layer, own = (tensors.get(tensor, "").rpartition(".")[0] for tensor in (weight, mean))
+    if training or not layer or not own or not isinstance(eps, float):
         return None
     expected = {
         f"{layer}.weight": weight,
@@ -153,42 +136,34 @@ def _foldable(norm: fx.Node, uses: Counter[Any]) -> FoldEntry | None:
         f"{own}.running_var": var,
     }
     for name, node in expected.items():
-        if isinstance(node, fx.Node) and (node.target != name or uses[name] != 1):
+        if isinstance(node, fx.Node) and (tensors.get(node) != name or len(node.users) != 1):
             return None
     return FoldEntry(conv=layer, norm=own, eps=eps)
 
 
-def _add_bias(module: fx.GraphModule, conv: fx.Node, layer: str) -> None:
-    """Give a traced convolution without bias one, as `layer.bias`."""
-    channels = conv.meta["val"].shape[1]
-    bias = nn.Parameter(torch.zeros(channels), requires_grad=False)
-    module.get_submodule(layer).register_parameter("bias", bias)
-    with module.graph.inserting_before(conv):
-        node = module.graph.get_attr(f"{layer}.bias")
-    conv.args = (*conv.args[:2], node, *conv.args[3:])
+def _add_bias(program: ExportedProgram, conv: fx.Node, mean: fx.Node, layer: str) -> None:
+    """Give a traced convolution without bias one, as `layer.bias`: what was its norm's mean."""
+    conv.args = (*conv.args[:2], mean, *conv.args[3:])
+    spec = next(s for s in program.graph_signature.input_specs if s.arg.name == mean.name)
+    program.state_dict[f"{layer}.bias"] = program.state_dict.pop(spec.target)
+    spec.target = f"{layer}.bias"
 
 
 def _argument(node: fx.Node, index: int) -> Any:
     return node.args[index] if len(node.args) > index else None
 
 
-def _owner(tensor: Any) -> str | None:
-    """The module whose tensor this node reads, if it reads one directly."""
-    if not isinstance(tensor, fx.Node) or tensor.op != "get_attr":
-        return None
-    return str(tensor.target).rpartition(".")[0]
-
-
-def _randomised(module: fx.GraphModule, names: Collection[str]) -> dict[str, Tensor]:
-    """Overwrite the float tensors called `names` with values that no two of them share.
+def _randomised(program: ExportedProgram) -> dict[str, Tensor]:
+    """Overwrite the float tensors that are read with values that no two of them share.
 
     Integer tensors (an index table) and what the state has no name for are parts of the graph.
     """
     generator = torch.Generator().manual_seed(0)
-    found = {n: t for n, t in module.state_dict().items() if n in names}
-    for index, tensor in enumerate(found.values()):
+    read = {name for node, name in tensors_of(program).items() if node.users}
+    state = {n: t for n, t in program.state_dict.items() if n in read and t.is_floating_point()}
+    for index, tensor in enumerate(state.values()):
         tensor.copy_(index + 0.25 + 0.5 * torch.rand(tensor.shape, generator=generator))
-    return {name: tensor.detach().clone() for name, tensor in found.items()}
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def constants_sha256(backbone: nn.Module) -> str:

@@ -15,71 +15,72 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from lorkd_deploy.errors import ModelError, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
-INPUT = "input"
+INPUT, BATCH = "input", "batch"
 log = logging.getLogger(__name__)
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='\w+\.(\w+)'")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _FORWARD = "its forward must take any batch size, without Python branches on the data"
 
 
-def traced(model: nn.Module, example: Tensor) -> fx.GraphModule:
+def traced(model: nn.Module, example: Tensor) -> ExportedProgram:
     """The operations of `model`, whose tensors keep their names, for a batch of any size.
 
-    A tensor of several names has the first of them; what no operation reads is left out. Raises
-    `ModelError` naming the layer and the line whose code torch can't follow.
+    A tensor of several names has the first of them. Raises `ModelError` naming the layer and the
+    line whose code torch can't follow.
     """
     try:
         with _quiet(), _length_of_a_batch(model):
             program = torch.export.export(
                 model, (example,), dynamic_shapes=_free_batch(), strict=False
             )
-            module: Any = program.module(check_guards=False)
     except Exception as exc:  # torch raises whatever the network's code meets
         raise _not_traced(model, exc) from exc
+    _join_tied(program, model)
+    program.graph.eliminate_dead_code()
+    return program
+
+
+def _join_tied(program: ExportedProgram, model: nn.Module) -> None:
+    """Let every operation read a tensor by the first of its names."""
     names: dict[int, str] = {}
     first = {
         name: names.setdefault(id(tensor), name)
         for name, tensor in model.state_dict(keep_vars=True).items()
     }
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            node.target = first.get(str(node.target), node.target)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    _leave_out_unread(module)
-    return module  # type: ignore[no-any-return]
+    nodes = {tensor: node for node, tensor in tensors_of(program).items()}
+    for name, node in nodes.items():
+        if first.get(name, name) != name:
+            node.replace_all_uses_with(nodes[first[name]])
 
 
-def _leave_out_unread(module: fx.GraphModule) -> None:
-    def place(name: str) -> tuple[nn.Module, str]:
-        owner, _, own = name.rpartition(".")
-        return module.get_submodule(owner), own
+def tensors_of(program: ExportedProgram) -> dict[fx.Node, str]:
+    """Which tensor of the network's state a node gives, for those that give one."""
+    state = {
+        spec.arg.name: spec.target
+        for spec in program.graph_signature.input_specs
+        if spec.target is not None and spec.target in program.state_dict
+    }
+    return {node: state[node.name] for node in program.graph.nodes if node.name in state}
 
-    read = {place(str(node.target)) for node in module.graph.nodes if node.op == "get_attr"}
-    for owner, own in {place(name) for name in module.state_dict()} - read:
-        delattr(owner, own)
 
-
-def exported(
-    module: fx.GraphModule, example: Tensor, opset: int, outputs: Sequence[str]
-) -> ONNXProgram:
+def exported(program: ExportedProgram, opset: int, outputs: Sequence[str]) -> ONNXProgram:
     """The ONNX program of what `traced` gave, with all its weights, not optimised.
 
     Raises `ModelError` naming the operator that ONNX has nothing for, and its layer.
     """
     try:
         with _quiet():
-            program = torch.onnx.export(
-                module,
-                (example,),
+            made = torch.onnx.export(
+                program,
                 dynamo=True,
-                dynamic_shapes=_free_batch(),
+                dynamic_shapes=({0: BATCH},),  # its name; that it is free the program says
                 external_data=False,
                 input_names=[INPUT],
                 output_names=outputs,
@@ -88,13 +89,13 @@ def exported(
                 verbose=False,
             )
     except Exception as exc:
-        raise _not_exported(module, exc) from exc
-    assert program is not None  # it is None for the old exporter only
-    return program
+        raise _not_exported(program, exc) from exc
+    assert made is not None  # it is None for the old exporter only
+    return made
 
 
 def _free_batch() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim("batch")},)
+    return ({0: torch.export.Dim(BATCH)},)
 
 
 @contextmanager
@@ -163,7 +164,7 @@ def _not_traced(model: nn.Module, exc: Exception) -> ModelError:
     )
 
 
-def _not_exported(module: fx.GraphModule, exc: Exception) -> ModelError:
+def _not_exported(program: ExportedProgram, exc: Exception) -> ModelError:
     if is_out_of_memory(exc):
         raise exc
     causes: list[BaseException] = [exc]
@@ -176,7 +177,7 @@ def _not_exported(module: fx.GraphModule, exc: Exception) -> ModelError:
         )
     return ModelError(
         f"the network can't be exported: ONNX has nothing for torch's {operator}",
-        where=_layer_of(module, operator),
+        where=_layer_of(program.graph, operator),
         fix="replace that operation by others (an adaptive pooling by one of fixed kernel size) "
         "in the network's code, or choose another architecture",
     )
@@ -187,9 +188,9 @@ def _first_line(exc: BaseException) -> str:
     return said[0] if said else type(exc).__name__
 
 
-def _layer_of(module: fx.GraphModule, operator: str) -> str | None:
+def _layer_of(graph: fx.Graph, operator: str) -> str | None:
     """The layer whose forward calls an operator, and its class."""
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         if node.op == "call_function" and getattr(node.target, "__name__", "").split(".")[0] == (
             operator
         ):
