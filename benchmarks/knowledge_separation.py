@@ -250,7 +250,8 @@ def measure(case: Case, rounds: int, skip: Sequence[str], *, memory: bool = True
         "case": asdict(case), "name": case.name(), "better_plain": better,
         "per_sample_bytes": needed, "skipped": list(skip), "left_out": left_out, "variants": rows,
         "rounds": rounds, "threads": torch.get_num_threads(),
-        "measured": time.strftime("%Y-%m-%d"), "load": [before, os.getloadavg()[0]],
+        "measured": time.strftime("%Y-%m-%d"), "cpu": environment().cpu,
+        "load": [before, os.getloadavg()[0]],
     }  # fmt: skip
 
 
@@ -293,12 +294,12 @@ def peak(variant: str, case: Case) -> float:
 def table(result: dict[str, Any]) -> str:
     lines = [
         "| case | variant | step, ms | × plain | × ours | CPU time × plain | peak, MiB | × plain "
-        "| measured, load before → after |",
+        "| measured, on, load before → after |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in result["cases"]:
         ours, load = case["variants"]["ours"]["wall_s"], case["load"]
-        when = f"{case['measured']}, {load[0]:.1f} → {load[1]:.1f}"
+        when = f"{case['measured']}, {case['cpu']}, {load[0]:.1f} → {load[1]:.1f}"
         for variant, row in case["variants"].items():
             peak = "– | –"
             if row["peak_mib"] is not None:
@@ -391,9 +392,10 @@ def write(result: dict[str, Any]) -> None:
         f"{how['image']} px, r = {how['rank']}, {how['precision']}, {how['optimiser']}; *plain* is "
         "the student without experts in its faster memory format. Peak memory is what building and "
         "three steps add in a fresh process; the counts of uneven batches rise geometrically by "
-        f"10:1, as far as whole samples allow. {machine['cpu']}, {machine['allowed_cpus']} CPUs, "
-        f"Python {machine['python']}, torch {versions.get('torch', torch.__version__)}. Variants "
-        "of a case are measured in one run, cases one after the other, maybe on another day.\n\n"
+        f"10:1, as far as whole samples allow. {machine['allowed_cpus']} CPUs, Python "
+        f"{machine['python']}, torch {versions.get('torch', torch.__version__)}. Variants of a "
+        "case are measured in one run, cases one after the other, maybe on another day or "
+        "machine.\n\n"
         f"{table(result)}\n\n"
         f"![step time against the number of tasks]({stem.name}.svg)\n"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 
 from lorkd_deploy.errors import LorkdError, RuntimeUnavailableError, is_out_of_memory
-from lorkd_deploy.machine.packages import extra_with
 
 SYSTEM = {
     errno.ENOSPC: ("the disk is full", "free some space and run the same command again"),
@@ -19,6 +18,8 @@ SYSTEM = {
 
 def missing_package(exc: ModuleNotFoundError) -> LorkdError:
     """A package of an extra that isn't installed; any other missing module is a bug and raised."""
+    from lorkd_deploy.machine.packages import extra_with  # and with it a tenth of a start
+
     name = (exc.name or "").partition(".")[0]
     extra = extra_with(name)
     if extra is None:

@@ -8,9 +8,11 @@ target can have it, and no engine computes it again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorkd_deploy.arrays import F32
+from lorkd_deploy.bundle.read import FRESH_COPY
 from lorkd_deploy.errors import BundleError, first_line
 
 if TYPE_CHECKING:
@@ -20,11 +22,11 @@ _BY_CHANCE = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli")
 _KEPT = ("QuantizeLinear", "DequantizeLinear", "Cast")  # forms of one weight, not computations
 
 
-def compute_weights(model: onnx.ModelProto) -> None:
+def compute_weights(model: onnx.ModelProto, where: Path) -> None:
     """Replace, in place, every node that depends on initialisers alone by what it gives.
 
-    Constants that no weight has a part in stay nodes. Raises `BundleError` where a value that is
-    computed is not finite, and where a node can't be computed.
+    Constants that no weight has a part in stay nodes. Raises `BundleError`, naming the bundle at
+    `where`, for a value that is computed and not finite, and for a node that can't be computed.
     """
     import numpy as np
     from onnx import numpy_helper
@@ -37,9 +39,14 @@ def compute_weights(model: onnx.ModelProto) -> None:
     outside = [node for node in graph.node if done.isdisjoint(node.output)]
     used = {name for node in outside for name in _reads(node)}
     needed = sorted((used | {value.name for value in graph.output}) & done)
-    for name, value in zip(needed, _values(model, fixed, needed), strict=True):
+    for name, value in zip(needed, _values(model, fixed, needed, where), strict=True):
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-            raise BundleError(f"the weight {name}, computed from others, is not finite")
+            raise BundleError(
+                f"the weight {name}, computed from others, is not finite",
+                where=where,
+                fix="look at the layer's own weights in the run that the bundle was made by: one "
+                "of them is zero, or too large",
+            )
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
     left = [initializer for initializer in graph.initializer if initializer.name in used]
     nodes = [n for n in outside if n.op_type != "Constant" or used.intersection(n.output)]
@@ -70,7 +77,9 @@ def _computed(
     return fixed, computed
 
 
-def _values(model: onnx.ModelProto, fixed: list[onnx.NodeProto], names: list[str]) -> list[F32]:
+def _values(
+    model: onnx.ModelProto, fixed: list[onnx.NodeProto], names: list[str], where: Path
+) -> list[F32]:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -92,7 +101,9 @@ def _values(model: onnx.ModelProto, fixed: list[onnx.NodeProto], names: list[str
     except Exception as exc:  # onnx raises nearly anything over nodes that don't belong together
         raise BundleError(
             f"the graph's weights {', '.join(names[:3])} can't be computed from its others: "
-            f"{type(exc).__name__}, {first_line(exc)}"
+            f"{type(exc).__name__}, {first_line(exc)}",
+            where=where,
+            fix=FRESH_COPY,
         ) from exc
 
 

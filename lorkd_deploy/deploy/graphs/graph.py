@@ -76,7 +76,7 @@ def _filled(
         leave_out(model.graph, maps)
     values = bundle.fuse(engine) if tensors is None else tensors
     _bind(model.graph, bundle, values, classes)
-    compute_weights(model)
+    compute_weights(model, bundle.path)
     for output in model.graph.output:
         if output.name in (bundle.manifest.graph.output, maps):
             output.type.tensor_type.shape.dim[1].dim_value = classes

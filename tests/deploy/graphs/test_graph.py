@@ -200,5 +200,10 @@ def test_a_weight_that_can_not_be_computed_is_a_damaged_graph(
         del graph.node[:]
         graph.node.extend(made + rest)
 
-    with pytest.raises(BundleError, match=rf"weight can't be computed from its others: {said}"):
-        onnx_model(replace_template(bundle, change), "eye")
+    changed = replace_template(bundle, change)
+    with pytest.raises(
+        BundleError, match=rf"weight can't be computed from its others: {said}"
+    ) as raised:
+        onnx_model(changed, "eye")
+    assert raised.value.where == str(changed.path)
+    assert raised.value.fix
