@@ -1,6 +1,7 @@
 """Each lever of the default training left out alone: a study on the seven tasks.
 
-    LORKD_DATA=FOLDERS python benchmarks/ablation.py --out STUDY --workers 2
+    LORKD_DATA=FOLDERS python benchmarks/ablation.py --out STUDY --workers 2 [--only 2,5-8]
+    python benchmarks/ablation.py --list
 
 The recipe is `seven-tasks`, as the main study has it; the weights of its teacher lie where
 `--teacher` says. STUDY may be the main study's own folder: its trainings of the experts and the
@@ -8,6 +9,10 @@ teacher's features are then used again, and `lorkd study` with its own methods m
 anew. What is stopped goes on by the same call. Writes benchmarks/results/ablation.json and
 ablation.md, of AUC and accuracy on the test images; differences are the default minus what is left
 out, by the statistics of `lorkd study`.
+
+The table can be made in parts, on whatever day and machine: `--only` measures those levers of
+`--list`, and what was measured of the others is kept. Each part has trainings of the default of its
+own, at the same seeds, since one training ends elsewhere on another machine.
 """
 
 from __future__ import annotations
@@ -16,12 +21,15 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.knowledge_separation import numbers
 from benchmarks.study_table import shown, software, without_paths
 from lorkd_deploy.evidence.pages.page import study_page
 from lorkd_deploy.evidence.pages.report import write_report
@@ -51,38 +59,63 @@ LEFT_OUT = {
 # Was measured while recipes offered it, and is shown where a result has it.
 GONE = {"shared norms: one per task": "experts+norm=per_task"}
 METHODS = ",".join([DEFAULT, *LEFT_OUT.values()])
+Part = dict[str, Any]  # what one call measured
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", required=True, type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--teacher", help="the file of the teacher's weights")
+    parser.add_argument("--only", type=numbers, help="levers by number, as 2,5-8")
+    parser.add_argument("--list", action="store_true", help="the levers by number, and no more")
     options = parser.parse_args()
+    levers = list(LEFT_OUT.items())
+    if options.list:
+        print("\n".join(f"{n}: {what}: {name}" for n, (what, name) in enumerate(levers, 1)))
+        return 0
+    if options.out is None:
+        parser.error("--out: the study's folder")
+    chosen = [levers[number - 1][1] for number in options.only or range(1, len(levers) + 1)]
     changed = [f"teacher.checkpoint={options.teacher}"] if options.teacher else []
     result = study(
         RECIPE,
         options.out,
-        methods=METHODS,
+        methods=",".join([DEFAULT, *chosen]),
         seeds=options.seeds,
         set=changed,
         workers=options.workers,
     )
     write_report(options.out, study_page(result))
     scores = validation(options.out)
-    figures = {
-        "recipe": RECIPE,
+    new: Part = {
         "measured": time.strftime("%Y-%m-%d"),
         "result": without_paths(result).model_dump(mode="json"),
-        "validation": scores,
+        "validation": {name: scores[name] for name in result.variants},
         "environment": environment().model_dump(mode="json"),
     }
-    (RESULTS / "ablation.json").write_text(json.dumps(figures, indent=1) + "\n")
-    text = markdown(result, scores)
+    file = RESULTS / "ablation.json"
+    kept = json.loads(file.read_text())["parts"] if file.exists() else []
+    parts = merged(kept, new)
+    file.write_text(json.dumps({"recipe": RECIPE, "parts": parts}, indent=1) + "\n")
+    text = markdown(parts)
     (RESULTS / "ablation.md").write_text(text)
     print(text)
     return 0
+
+
+def merged(kept: Sequence[Part], new: Part) -> list[Part]:
+    """`kept` without what `new` has measured again, and `new`."""
+    parts = []
+    for part in kept:
+        names = part["result"]["variants"]
+        left = [n for n in names if n == DEFAULT or n not in new["result"]["variants"]]
+        if left != [DEFAULT]:
+            parts.append({**part, "result": {**part["result"], "variants": left}})
+    return [*parts, new]
 
 
 def validation(study: Path) -> dict[str, list[float]]:
@@ -94,24 +127,29 @@ def validation(study: Path) -> dict[str, list[float]]:
     return found
 
 
-def markdown(result: StudyResult, scores: dict[str, list[float]]) -> str:
-    """A row for each lever, over all tasks and seeds."""
+def markdown(parts: Sequence[Part]) -> str:
+    """A row for each lever, over all tasks and seeds, below the default's own of its part."""
     lines = [
-        f"# Each lever alone left out, {RECIPE}, {len(result.seeds)} seeds",
+        f"# Each lever alone left out, {RECIPE}",
         "",
         "Means over all tasks and seeds: AUC on validation images, by which is chosen, and AUC and "
         "accuracy on the test images, with 95 % intervals over images and seeds of the default "
-        f"minus what is left out. {result.created[:10]}, {software(result)}; "
-        "`benchmarks/ablation.py`.",
+        "minus what is left out. The default was trained again wherever a part of the table was "
+        "measured: differences are from the nearest *nothing* above. `benchmarks/ablation.py`.",
         "",
         "| left out | validation AUC | AUC | default minus it | | accuracy | default minus it | |",
         "|---|---|---|---|---|---|---|---|",
-        row("nothing", DEFAULT, result, scores),
     ]
-    known = (LEFT_OUT | GONE).items()
-    lines += [row(what, name, result, scores) for what, name in known if name in result.variants]
-    lines += [f"\nFailed: {folder}: {why}" for folder, why in result.failed.items()]
-    return "\n".join(lines) + "\n"
+    failed = []
+    for part in parts:
+        result = StudyResult.model_validate(part["result"])
+        when = f"{part['measured']}, {part['environment']['cpu']}, {len(result.seeds)} seeds"
+        scores = part["validation"]
+        lines.append(row(f"nothing ({when}; {software(result)})", DEFAULT, result, scores))
+        known = (LEFT_OUT | GONE).items()
+        lines += [row(what, n, result, scores) for what, n in known if n in result.variants]
+        failed += [f"\nFailed: {folder}: {why}" for folder, why in result.failed.items()]
+    return "\n".join([*lines, *failed]) + "\n"
 
 
 def row(what: str, name: str, result: StudyResult, scores: dict[str, list[float]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from benchmarks import ablation
@@ -88,10 +90,35 @@ def test_the_ablation_leaves_out_what_is_the_default() -> None:
         assert {key.rpartition(".")[2] for key in differ} == asked, name
 
 
+def part_of_ablation(*variants: str) -> dict[str, Any]:
+    """As if one call had measured `variants`."""
+    result = made(1).model_copy(update={"variants": variants})
+    return {
+        "measured": "2026-11-28",
+        "result": result.model_dump(mode="json"),
+        "validation": {name: [0.87] for name in variants},
+        "environment": {"cpu": "a CPU"},
+    }
+
+
 def test_the_ablation_shows_what_was_measured_while_it_was_offered() -> None:
-    result = made(1)
     (gone,) = ablation.GONE.values()
-    assert gone in result.variants and gone not in ablation.METHODS
-    value = result.comparison.figure(gone, None, "auc").estimate.value
-    shown = ablation.markdown(result, {gone: [0.87]})
+    assert gone not in ablation.METHODS
+    value = made(1).comparison.figure(gone, None, "auc").estimate.value
+    shown = ablation.markdown([part_of_ablation("experts", gone)])
     assert f"| shared norms: one per task | 0.870 | {value:.3f} |" in shown
+
+
+def test_the_ablation_is_made_in_parts() -> None:
+    (gone,) = ablation.GONE.values()
+    first = part_of_ablation("experts", "mtl-kd", gone)
+    parts = ablation.merged([first], part_of_ablation("experts", "mtl-kd"))
+    measured = [list(part["result"]["variants"]) for part in parts]
+    assert measured == [["experts", gone], ["experts", "mtl-kd"]]
+    rows = [line.split(" |")[0] for line in ablation.markdown(parts).splitlines()]
+    told = [row for row in rows if row.startswith(("| nothing", "| shared", "| the experts"))]
+    default = "| nothing (2026-11-28, a CPU, 1 seeds; "
+    assert [row.startswith(default) for row in told] == [True, False, True, False]
+    assert told[1::2] == ["| shared norms: one per task", "| the experts, at the same cost"]
+    again = ablation.merged(parts, part_of_ablation("experts", gone))
+    assert len(again) == 2
