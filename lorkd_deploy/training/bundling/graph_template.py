@@ -114,6 +114,7 @@ def _fold_norms(program: ExportedProgram) -> list[FoldEntry]:
         program.graph.erase_node(norm)
         folds.append(fold)
     program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
     return folds
 
 
