@@ -74,9 +74,11 @@ def expected(run: Path, artifact: Artifact, images: Any) -> Answer:
 
 
 def same(found: Answer, wanted: Answer) -> bool:
-    """Whether every figure is the same to the bit."""
+    """Whether every figure is the same, but for its last bits: the server has another NumPy, whose
+    exp and log round differently where the CPU has AVX-512."""
     return all(
-        found[name].dtype == wanted[name].dtype and found[name].tobytes() == wanted[name].tobytes()
+        found[name].dtype == wanted[name].dtype
+        and np.allclose(found[name], wanted[name], rtol=1e-6, atol=1e-7)
         for name in ("probabilities", "guard")
     )
 
@@ -230,7 +232,8 @@ def test_a_department_is_exchanged_under_load_without_a_wrong_or_lost_answer(
 )
 def test_an_engine_of_another_target_is_answered_by_too(served: Served) -> None:
     layout = served.server.layout
-    (engine,) = export(served.run, "openvino", task=["lung"], layout=layout)
+    # In half precision, so that its answers are not those of the engine that was there.
+    (engine,) = export(served.run, "openvino", precision="fp16", task=["lung"], layout=layout)
     assert engine.target == "openvino"
     served.server.reload("lung")
     wanted = expected(served.run, engine, served.images)
