@@ -140,15 +140,12 @@ def markdown(parts: Sequence[Part]) -> str:
         "| left out | validation AUC | AUC | default minus it | | accuracy | default minus it | |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    failed, last = [], ""
+    failed = []
     for part in parts:
         result = StudyResult.model_validate(part["result"])
         when = f"{part['measured']}, {part['environment']['cpu']}, {len(result.seeds)} seeds"
         scores = part["validation"]
-        default = row(f"nothing ({when}; {software(result)})", DEFAULT, result, scores)
-        if default != last:  # parts from one folder share the default's trainings
-            lines.append(default)
-        last = default
+        lines.append(row(f"nothing ({when}; {software(result)})", DEFAULT, result, scores))
         known = (LEFT_OUT | GONE).items()
         lines += [row(what, n, result, scores) for what, n in known if n in result.variants]
         failed += [f"\nFailed: {folder}: {why}" for folder, why in result.failed.items()]
