@@ -27,6 +27,7 @@ from lorkd_deploy.data.source import (
     TaskData,
     data_folders,
     image_sha256,
+    locate,
 )
 from lorkd_deploy.errors import DataError, LorkdError
 from lorkd_deploy.progress import Progress, bar
@@ -40,6 +41,7 @@ __all__ = [
     "TaskData",
     "data_folders",
     "image_sha256",
+    "locate",
     "open_data",
     "open_every",
 ]

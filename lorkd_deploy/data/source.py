@@ -155,15 +155,18 @@ def data_folders(given: str | Path | None = None) -> list[Path]:
     return list(dict.fromkeys(Path(place) for place in places if not place.startswith("~")))
 
 
-def locate(path: str, folders: Sequence[Path]) -> Path:
-    """The file or folder that `path` names; a relative one in `folders`, then where we are."""
+def locate(path: str, folders: Sequence[Path], what: str = "data") -> Path:
+    """The file or folder of `what` that `path` names; in `folders`, then the working directory.
+
+    Raises `DataError` where it is in none of them.
+    """
     wanted = Path(os.path.expanduser(path))  # noqa: PTH111
     places = [wanted] if wanted.is_absolute() else [f / wanted for f in (*folders, Path())]
     for place in places:
         if place.exists():
             return place
     raise DataError(
-        f"there is no data at {path!r}",
+        f"there is no {what} at {path!r}",
         where="looked at " + ", ".join(str(place) for place in places),
         fix="put it there, or name its folder by data_folder in the recipe or by LORKD_DATA",
     )

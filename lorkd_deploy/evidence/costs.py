@@ -149,7 +149,7 @@ def _built(kind: Network, setup: Setup) -> TaskNetwork:
         return build_factorised(setup).eval()
     if kind == "student":
         return build_student(setup).eval()
-    backbone = build_backbone(setup.recipe.teacher)
+    backbone = build_backbone(setup.recipe, setup.recipe.teacher)
     features = models.feature_dim(backbone, setup.for_teacher().preprocess.size)
     return TeacherNetwork(backbone, features, setup.classes).eval()
 

@@ -29,7 +29,7 @@ from lorkd_deploy.training.fitting.probe import fit_heads
 from lorkd_deploy.training.fitting.tensorboard import check_tensorboard
 from lorkd_deploy.training.networks.network import TeacherNetwork, place
 from lorkd_deploy.training.networks.restore import Teacher
-from lorkd_deploy.training.networks.student import build_backbone, build_student
+from lorkd_deploy.training.networks.student import build_backbone, build_student, checkpoint_of
 from lorkd_deploy.training.processes import joined
 from lorkd_deploy.training.ranks.auto_rank import check_budget
 
@@ -128,29 +128,30 @@ def build_teacher(setup: Setup, *, allow_missing: bool) -> tuple[TeacherNetwork,
     chance or on what else is in the batch.
     """
     torch.manual_seed(setup.recipe.seed)
-    backbone = build_backbone(setup.recipe.teacher)
+    spec = setup.recipe.teacher
+    backbone, checkpoint = build_backbone(setup.recipe, spec), checkpoint_of(setup.recipe, spec)
     features = models.feature_dim(backbone, setup.preprocess.size)
     check_answers(backbone, probe_images(setup.preprocess.size))
     model = TeacherNetwork(backbone, features, setup.classes)
-    report = _import_checkpoint(model, setup.recipe.teacher, allow_missing)
-    _compare_preprocessing(setup)
+    report = _import_checkpoint(model, spec, checkpoint, allow_missing)
+    _compare_preprocessing(setup, checkpoint)
     return model, report
 
 
-def _compare_preprocessing(setup: Setup) -> None:
+def _compare_preprocessing(setup: Setup, checkpoint: Path | None) -> None:
     """Warn where a hub's folder says that its network was trained on other inputs."""
-    spec = setup.recipe.teacher
-    if spec.checkpoint is None or not Path(spec.checkpoint).is_dir():
+    if checkpoint is None or not checkpoint.is_dir():
         return
-    section = "preprocess" if spec.preprocess is None else "teacher.preprocess"
-    for said in models.contradictions(Path(spec.checkpoint), setup.preprocess):
-        log.warning("%s of the recipe gives %s %s", section, spec.checkpoint, said)
+    own = setup.recipe.teacher.preprocess
+    section = "preprocess" if own is None else "teacher.preprocess"
+    for said in models.contradictions(checkpoint, setup.preprocess):
+        log.warning("%s of the recipe gives %s %s", section, checkpoint, said)
 
 
 def _import_checkpoint(
-    model: TeacherNetwork, spec: TeacherSpec, allow_missing: bool
+    model: TeacherNetwork, spec: TeacherSpec, checkpoint: Path | None, allow_missing: bool
 ) -> models.LoadReport:
-    if spec.checkpoint is None:
+    if checkpoint is None:
         if spec.fit != "all":
             raise ModelError(
                 f"teacher.fit is {spec.fit!r} but there is no teacher.checkpoint",
@@ -158,21 +159,21 @@ def _import_checkpoint(
             )
         return models.LoadReport((), ())
     ready = spec.fit == "none"
-    if ready and Path(spec.checkpoint).is_dir():
+    if ready and checkpoint.is_dir():
         raise ModelError(
             "a model hub's folder has no heads of the recipe's tasks, as teacher.fit 'none' needs",
-            where=spec.checkpoint,
+            where=checkpoint,
             fix="let the heads be trained: teacher.fit 'heads'",
         )
     part = model if ready else model.backbone
-    report = models.load_checkpoint(part, Path(spec.checkpoint), spec.prefix, spec.pattern)
+    report = models.load_checkpoint(part, checkpoint, spec.prefix, spec.pattern)
     trained = {name for name, _ in part.named_parameters()}
     random = [n for n in report.missing if n in trained or n.endswith(_STATISTICS)]
     if spec.fit != "all" and random and not allow_missing:
         raise ModelError(
             f"the checkpoint lacks {len(random)} weights, {random[0]!r} first, which teacher.fit "
             f"{spec.fit!r} would leave random",
-            where=spec.checkpoint,
+            where=checkpoint,
             fix=_COMPLETE
             if ready
             else "map its key prefixes to the network's by teacher.prefix, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from lorkd_deploy.errors import DataError, LorkdError, ModelError, UsageError
 from lorkd_deploy.preprocess import Preprocess
 from lorkd_deploy.recipe import load_recipe
 from lorkd_deploy.training.batches.setup import open_setup
+from lorkd_deploy.training.networks.student import build_student
+from lorkd_deploy.training.teacher import build_teacher
 from tests import hub
 
 
@@ -163,6 +166,26 @@ def test_a_checkpoint_of_another_architecture_is_refused(recipe: Path, tmp_path:
     with pytest.raises(ModelError, match="not one of"):
         teacher(recipe, tmp_path / "run", set=[f"teacher.checkpoint={tmp_path / 'other.pt'}"])
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_checkpoint_is_looked_for_where_the_data_is(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the shipped recipes name theirs: by the file alone."""
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setenv("LORKD_DATA", str(tmp_path / "weights"))
+    changes = ["teacher.fit=heads", "student.checkpoint=net.pt"]
+    setup = open_setup(load_recipe(recipe, [*changes, "teacher.checkpoint=net.pt"]))
+    for build in (build_student, partial(build_teacher, allow_missing=False)):
+        with pytest.raises(DataError, match=r"no checkpoint at 'net\.pt'") as caught:
+            build(setup)
+        assert str(tmp_path / "weights") in str(caught.value.where)
+        assert "LORKD_DATA" in str(caught.value.fix)
+    state = backbone().state_dict()
+    torch.save(state, tmp_path / "weights" / "net.pt")
+    model, _ = build_teacher(setup.for_teacher(), allow_missing=False)
+    for built in (model.backbone, build_student(setup).backbone.dense(0)):
+        assert torch.equal(built.state_dict()["0.weight"], state["0.weight"])
 
 
 def _classes(recipe: Path, tmp_path: Path) -> list[object]:

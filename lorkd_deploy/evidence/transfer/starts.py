@@ -156,7 +156,7 @@ def _trained(folder: Path) -> ExpertClassifier:
     recipe = parse_recipe(read_record(folder).training.recipe, where=folder)
     tensors = read_tensors(folder / WEIGHTS)
     heads = [tensors[f"heads.tasks.{number}.weight"] for number in range(len(recipe.tasks))]
-    experts = with_experts(build_backbone(recipe.student), recipe)
+    experts = with_experts(build_backbone(recipe, recipe.student), recipe)
     network = ExpertClassifier(experts, heads[0].shape[1], [len(head) for head in heads])
     network.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
     return network

@@ -201,7 +201,7 @@ def _fit_head(trial: Trial, origin: Origin, job: Job) -> tuple[TaskNetwork, Setu
         known = restored_teacher(load_bundle(origin.teacher), setup, heads=False)
         setup = replace(setup, own_preprocess=known.preprocess)
     else:
-        backbone = build_backbone(setup.recipe.student)
+        backbone = build_backbone(setup.recipe, setup.recipe.student)
         backbone.load_state_dict(origin.state(trial.start, trial.seed))
         features = models.feature_dim(backbone, setup.preprocess.size)
         network = TeacherNetwork(backbone, features, setup.classes).eval().requires_grad_(False)

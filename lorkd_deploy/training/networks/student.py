@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lorkd_deploy import models
+from lorkd_deploy.data import data_folders, locate
 from lorkd_deploy.experts import ExpertClassifier, ExpertModel, add_experts
 from lorkd_deploy.experts.probe import check_answers, probe_images
 from lorkd_deploy.experts.ranks import Rank
@@ -20,9 +21,23 @@ from lorkd_deploy.training.batches.setup import Setup
 log = logging.getLogger(__name__)
 
 
-def build_backbone(spec: TeacherSpec | StudentSpec) -> nn.Module:
-    """The network that a recipe names, with random weights; raises as `models.build` does."""
-    return models.build(spec.architecture, models.read_config(spec.architecture, spec.checkpoint))
+def checkpoint_of(recipe: Recipe, spec: TeacherSpec | StudentSpec) -> Path | None:
+    """Where a network's checkpoint is, if it has one: looked for where data is.
+
+    Raises `DataError` where it is nowhere.
+    """
+    if spec.checkpoint is None:
+        return None
+    return locate(spec.checkpoint, data_folders(recipe.data_folder), "checkpoint")
+
+
+def build_backbone(recipe: Recipe, spec: TeacherSpec | StudentSpec) -> nn.Module:
+    """The network that a recipe names, with random weights.
+
+    Raises as `models.build` and `checkpoint_of` do.
+    """
+    found = checkpoint_of(recipe, spec) if models.needs_folder(spec.architecture) else None
+    return models.build(spec.architecture, models.read_config(spec.architecture, found))
 
 
 def build_student(setup: Setup, norm: NormKind = "shared") -> ExpertClassifier:
@@ -32,11 +47,10 @@ def build_student(setup: Setup, norm: NormKind = "shared") -> ExpertClassifier:
     depends on chance or on what else is in the batch.
     """
     recipe = setup.recipe
-    backbone = build_backbone(recipe.student)
-    if recipe.student.checkpoint is not None:
-        report = models.load_checkpoint(
-            backbone, Path(recipe.student.checkpoint), recipe.student.prefix, recipe.student.pattern
-        )
+    spec = recipe.student
+    backbone = build_backbone(recipe, spec)
+    if (file := checkpoint_of(recipe, spec)) is not None:
+        report = models.load_checkpoint(backbone, file, spec.prefix, spec.pattern)
         if report.missing:
             log.warning("the student's checkpoint lacks %s", ", ".join(report.missing))
         if report.unexpected:
