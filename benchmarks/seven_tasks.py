@@ -1,9 +1,9 @@
 """How long the default takes on real images: `lorkd decompose seven-tasks`, its teacher included.
 
-    LORKD_DATA=FOLDERS python benchmarks/seven_tasks.py --out RUN [--teacher FILE]
+    LORKD_DATA=FOLDERS python benchmarks/seven_tasks.py --out RUN
 
-On all cores that this process may use, from nothing to the bundle: RUN must not be there yet. The
-weights of the teacher lie where `--teacher` says. Parts are timed as `fixed_costs.py` does. Writes
+On all cores that this process may use, from nothing to the bundle: RUN must not be there yet.
+FOLDERS have the weights of the teacher too. Parts are timed as `fixed_costs.py` does. Writes
 benchmarks/results/seven_tasks.json and .md, and ends with 1 where the whole is above its bound.
 """
 
@@ -27,7 +27,6 @@ RECIPE, LIMIT = "seven-tasks", 45.0  # minutes on two cores, on a machine with n
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, type=Path, help="the run's folder, a new one")
-    parser.add_argument("--teacher", help="the file of the teacher's weights")
     given = parser.parse_args()
     if given.out.exists():
         parser.error(f"{given.out} is there already: what it has done would not be timed")
@@ -38,8 +37,7 @@ def main() -> int:
         module, _, function = name.partition(".")
         there = importlib.import_module(f"lorkd_deploy.training.{module}")
         setattr(there, function, timed(name, getattr(there, function), parts))
-    changed = [f"teacher.checkpoint={given.teacher}"] if given.teacher else []
-    result = decompose.decompose(RECIPE, given.out, set=changed)
+    result = decompose.decompose(RECIPE, given.out)
     document = {
         "recipe": RECIPE,
         "limit_minutes": LIMIT,

@@ -45,8 +45,11 @@ DRAWN = [
         for index, name in enumerate(("cells", "xray", "fundus", "tissue"))
     ),
     "departments.0.tasks.0.finding=null",  # the recipe's is a class of its own images
-    *(f"teacher.{key}" for key in ("checkpoint=null", "fit=all", "preprocess=null")),
-    *(f"teacher.{key}={{}}" for key in ("prefix", "pattern")),
+    "teacher.checkpoint=null",
+    "teacher.fit=all",
+    "teacher.preprocess=null",
+    "teacher.prefix={}",
+    "teacher.pattern={}",
 ]
 TINY = [
     "preprocess.size=32",

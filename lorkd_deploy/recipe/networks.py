@@ -63,7 +63,7 @@ class TeacherSpec(Part):
     checkpoint: str | None = Field(
         default=None,
         description="safetensors, a torch file that loads with weights_only=True, or a model hub's "
-        "folder with configuration and weights",
+        "folder with configuration and weights; looked for where the data is",
     )
     prefix: dict[str, str] = Field(
         default_factory=dict, description="key prefixes to replace, e.g. {'module.': ''}"
