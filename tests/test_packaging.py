@@ -158,7 +158,10 @@ def test_an_air_gapped_install_as_the_readme_says(checkout: Path) -> None:
         "PIP_INDEX_URL": "http://127.0.0.1:9/",
         "PIP_EXTRA_INDEX_URL": "",
     }
-    lazy = {"PIP_COMPILE": "0"}  # a module is compiled when it is imported, most never are
+    lazy = {
+        "PIP_COMPILE": "0",  # a module is compiled when it is imported, most never are
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+    }
     for comment, environment in (("wheelhouse", lazy), ("air-gapped", {**offline, **lazy})):
         for line in block("bash", comment):
             done = subprocess.run(

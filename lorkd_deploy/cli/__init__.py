@@ -49,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         fault = _usage(exc)
     except (KeyboardInterrupt, typer.Abort):
         return _stopped(arguments)
-    except BrokenPipeError:
-        # The reader has gone (`lorkd … | head`); Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has gone: `lorkd … | head`
+        _give_up_stdout()
         return 1
     except ModuleNotFoundError as exc:
         fault = missing_package(exc)
@@ -61,9 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         fault = system_fault(exc)
     except (MemoryError, RuntimeError) as exc:
         fault = out_of_memory(exc)
-    if not fault.reported:
-        render.error(fault, as_json=as_json)
+    try:
+        if not fault.reported:
+            render.error(fault, as_json=as_json)
+        sys.stdout.flush()
+    except OSError:  # of a full disk under stdout, which has been told on stderr
+        _give_up_stdout()
     return fault.exit_code
+
+
+def _give_up_stdout() -> None:
+    """Let go of a stdout that takes nothing: Python would fail when it flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(exc: Exception) -> UsageError:

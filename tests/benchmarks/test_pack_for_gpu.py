@@ -41,7 +41,8 @@ def test_the_parts_give_back_data_and_wheels(tmp_path: Path) -> None:
     with tarfile.open(whole) as archive:
         names = archive.getnames()
         assert names == ["data/images.npz", "data/weights.pth", "wheels/some-1-py3-none-any.whl"]
-        archive.extractall(tmp_path / "there", filter="data")
+    (tmp_path / "there").mkdir()
+    subprocess.run(["tar", "-xf", whole, "-C", tmp_path / "there"], check=True)
     assert (tmp_path / "there" / "data" / "images.npz").read_bytes() == big
     assert "on_gpu.py --data DIR/data --wheels DIR/wheels" in (out / "README").read_text()
     again = pack("-d", data, "-W", wheels, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,14 +102,22 @@ def test_a_system_fault_without_a_number_keeps_its_words() -> None:
     assert system_fault(OSError("the host is not reachable")).what == "the host is not reachable"
 
 
-def test_a_full_disk_under_stdout_is_explained() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the first is how Python runs by itself
+@pytest.mark.parametrize("options", [[], ["--json"]])  # whose errors go to stdout too
+def test_a_full_disk_under_stdout_is_explained(options: list[str], unbuffered: str) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
-            [*LORKD, "recipe", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [*LORKD, "recipe", "list", *options],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     assert done.returncode == 1
     assert done.stderr.startswith("error: the disk is full\n")
     assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
