@@ -144,7 +144,7 @@ def add_score(row: dict[str, Any], given: TaskAnswers, built: Built) -> None:
         lost = difference(given, artifact.name, exact.name)
         found["accuracy_difference"] = lost.accuracy.model_dump()
         found["auc_difference"] = lost.auc and lost.auc.model_dump()
-    row["scores"][given.task.name] = found
+    row["scores"][given.task] = found
 
 
 def lines(document: dict[str, Any]) -> list[str]:
