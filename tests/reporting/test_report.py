@@ -432,7 +432,7 @@ def test_without_a_profile_gaps_are_said_and_sizes_are_known(tmp_path: Path) -> 
     files = report(build_run(tmp_path / "run", profile=False))
     text = files.markdown.read_text()
     assert text.startswith("# Four departments, not benchmarked yet")
-    assert "run `lorkd benchmark`" in text
+    assert "not measured here. Run `lorkd benchmark`, then `lorkd report` again." in text
     row = next(line for line in text.splitlines() if line.startswith("| breast"))
     assert row.count("not measured here") == 2  # the answers and the speed-up
     assert "not compared here" in row and "measuring: `lorkd benchmark`" in row
@@ -440,6 +440,20 @@ def test_without_a_profile_gaps_are_said_and_sizes_are_known(tmp_path: Path) -> 
     assert "| 87.2 % | 0.907 |" in text  # what training wrote down is still there
     assert 'class="plot"' not in files.html.read_text()
     assert "Latency, throughput and memory: not measured here." in files.model_cards[0].read_text()
+
+
+def test_an_engine_that_the_profile_lacks_is_named(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", tasks=TASKS[:2])
+    file = run / "profile" / PROFILE
+    content = json.loads(file.read_text())
+    kept = content["engines"][:-1]
+    assert content["engines"][-1]["kind"] == "expert"
+    names = [engine["engine"] for engine in kept]
+    content["engines"] = kept
+    content["comparisons"] = [c for c in content["comparisons"] if c["engine"] in names]
+    file.write_bytes(document_bytes(content))
+    text = report(run).markdown.read_text()
+    assert "Not measured here: xray onnx fp32. Run `lorkd benchmark`, then" in text
 
 
 def test_without_the_teacher_nothing_is_compared(tmp_path: Path) -> None:

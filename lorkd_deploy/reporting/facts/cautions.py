@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from lorkd_deploy.datacheck.result import DataCheck
 from lorkd_deploy.reporting.facts.sources import Pair, Sources
 
+_MEASURE = "Run `lorkd benchmark`, then `lorkd report` again."
+
 
 def warnings(sources: Sources) -> list[str]:
     """What a reader has to know: gaps, disturbances, experts that are below the teacher, and models
@@ -15,16 +17,16 @@ def warnings(sources: Sources) -> list[str]:
     pairs = sources.pairs()
     if not sources.profile:
         found.append(
-            "Latency, memory and accuracy through the engines were not measured here: run "
-            "`lorkd benchmark`, then `lorkd report` again."
+            f"Latency, memory and accuracy through the engines were not measured here. {_MEASURE}"
         )
     elif not sources.teachers():
         found.append(
             "The foundation model was not measured beside the experts, so nothing here says how "
             "they compare: run `lorkd export --teacher`, then `lorkd benchmark`."
         )
-    if sources.profile and (absent := [p.task.name for p in pairs if p.expert is None]):
-        found.append(f"Not measured here: {', '.join(absent)}.")
+    if sources.profile and (absent := [p for p in pairs if p.expert is None]):
+        names = ", ".join(f"{pair.task.name} {pair.target}".rstrip() for pair in absent)
+        found.append(f"Not measured here: {names}. {_MEASURE}")
     if unskilled := no_better(pairs):
         found.append(
             "No more accurate than always giving the commonest class of the test images: "
