@@ -5,7 +5,7 @@
 Measures RUN (with `--measured` what RUN/profile holds is taken), writes its report, and keeps
 below benchmarks/results: NAME.md (the report as Markdown), NAME.json (the profile, and LoadGen's
 scenarios where there are any) and, where Chromium is installed, NAME-light.png, NAME-dark.png and
-NAME-360px.png, the report's first screen, which the README shows. NAME is `profile-` and the
+NAME-360px.png, the report's first screen, which docs/results.md shows. NAME is `profile-` and the
 recipe's name.
 """
 

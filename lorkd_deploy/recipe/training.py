@@ -107,7 +107,8 @@ class TrainSpec(Part):
         "GPUs without bf16; auto: bf16 where the GPU or CPU has its arithmetic, else fp32",
     )
     channels_last: bool = Field(
-        default=True, description="keep images as NHWC in memory: faster wherever it was tried"
+        default=True,
+        description="keep images as NHWC in memory: faster in most cases that were tried",
     )
     compile: bool = Field(
         default=False,
