@@ -3,12 +3,12 @@
     LORKD_DATA=FOLDERS python benchmarks/ablation.py --out STUDY --workers 2 [--only 2,5-8]
     python benchmarks/ablation.py --list
 
-The recipe is `seven-tasks`, as the main study has it; the weights of its teacher lie where
-`--teacher` says. STUDY may be the main study's own folder: its trainings of the experts and the
-teacher's features are then used again, and `lorkd study` with its own methods makes its own result
-anew. What is stopped goes on by the same call. Writes benchmarks/results/ablation.json and
-ablation.md, of AUC and accuracy on the test images; differences are the default minus what is left
-out, by the statistics of `lorkd study`.
+The recipe is `seven-tasks`, as the main study has it; FOLDERS have the weights of its teacher too.
+STUDY may be the main study's own folder: its trainings of the experts and the teacher's features
+are then used again, and `lorkd study` with its own methods makes its own result anew. What is
+stopped goes on by the same call. Writes benchmarks/results/ablation.json and ablation.md, of AUC
+and accuracy on the test images; differences are the default minus what is left out, by the
+statistics of `lorkd study`.
 
 The table can be made in parts, on whatever day and machine: `--only` measures those levers of
 `--list`, and what was measured of the others is kept. Each part has trainings of the default of its
@@ -69,7 +69,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--teacher", help="the file of the teacher's weights")
     parser.add_argument("--only", type=numbers, help="levers by number, as 2,5-8")
     parser.add_argument("--list", action="store_true", help="the levers by number, and no more")
     options = parser.parse_args()
@@ -80,13 +79,11 @@ def main() -> int:
     if options.out is None:
         parser.error("--out: the study's folder")
     chosen = [levers[number - 1][1] for number in options.only or range(1, len(levers) + 1)]
-    changed = [f"teacher.checkpoint={options.teacher}"] if options.teacher else []
     result = study(
         RECIPE,
         options.out,
         methods=",".join([DEFAULT, *chosen]),
         seeds=options.seeds,
-        set=changed,
         workers=options.workers,
     )
     write_report(options.out, study_page(result))
